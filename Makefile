@@ -1,0 +1,27 @@
+# `make demo` and `make test` set up a virtual environment of their own and need nothing else.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench clean
+
+demo: $(STAMP)
+	HF_HUB_OFFLINE=1 $(VENV)/bin/focus-rag demo
+
+test: check
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -q
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+# torch is pinned here because an unpinned install pulls gigabytes of CUDA libraries on Linux.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet -e '.[langchain,llama-index,eval,test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)

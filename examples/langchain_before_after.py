@@ -1,0 +1,83 @@
+"""One existing LangChain chain, before and after: only the line of the language model changes. Runs offline.
+
+    python examples/langchain_before_after.py
+
+The chain below is what people have: a vector store of LangChain's, its retriever, a prompt. "Before" is the bare model (alpha 0
+leaves it exactly as it is); with a model of your own that line would read `ChatHuggingFace(...)`. "After" is the same model with
+focus: nothing tells it about the retriever, it finds the passages of each call by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_focus_rag import ChatFocus
+
+from focus_rag import FocusGenerator
+from focus_rag.embedded.demo_documents import write_demo
+from focus_rag.embedders import TfidfEmbedder
+
+PROMPT = ChatPromptTemplate.from_template(
+    "Answer the question from the passages. If they do not hold the answer, say: not stated.\n"
+    "Question: {question}\n\n{context}\n\nQuestion: {question}"
+)
+
+
+class LocalEmbeddings(Embeddings):
+    """TF-IDF vectors, so that nothing is downloaded."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._embedder = TfidfEmbedder()
+        self._embedder.fit(texts)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._embedder.embed(texts).tolist()
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def existing_chain(texts: list[str], llm: Any) -> Any:
+    store = InMemoryVectorStore(LocalEmbeddings(texts))
+    store.add_texts(texts)
+    retriever = store.as_retriever(search_kwargs={"k": 12})
+
+    def join(documents: list[Document]) -> str:
+        return "\n\n".join(f"[{i}] {document.page_content}" for i, document in enumerate(documents, start=1))
+
+    return {"context": retriever | join, "question": RunnablePassthrough()} | PROMPT | llm | StrOutputParser()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_demo(Path(folder))
+        texts = [p.read_text("utf-8").partition("\n\n")[2].strip() for p in sorted(Path(folder).glob("*.md"))]
+        asked = [json.loads(line) for line in (Path(folder) / "questions.jsonl").read_text("utf-8").splitlines()]
+
+    generator = FocusGenerator.from_pretrained()
+    before = existing_chain(texts, ChatFocus(generator=generator, alpha=0.0, max_tokens=40))
+    after = existing_chain(texts, ChatFocus(generator=generator, max_tokens=40))
+
+    questions = [row["question"] for row in asked]
+    right = {"before": 0, "after": 0}
+    for row, first, second in zip(asked, before.batch(questions), after.batch(questions), strict=True):
+        for name, text in (("before", first), ("after", second)):
+            right[name] += any(answer.lower() in text.lower() for answer in row["answers"])
+        if first != second:
+            print(
+                f"{row['question']}\n  before: {first.strip()}\n  after:  {second.strip()}\n  right:  {row['answers'][0]}"
+            )
+    print(f"\n{len(asked)} questions; right before: {right['before']}, after: {right['after']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Focus directions for retrieval-augmented generation: make a local language model attend to what matters.
+
+Names are resolved on first use, so that importing the package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AlphaPolicy": "focus_rag.alpha",
+    "Answer": "focus_rag.answers",
+    "AnswerStream": "focus_rag.streams",
+    "AsyncAnswerStream": "focus_rag.streams",
+    "CapturedPassages": "focus_rag.passage_registry",
+    "FittedAlpha": "focus_rag.alpha",
+    "FixedAlpha": "focus_rag.alpha",
+    "FocusGenerator": "focus_rag.generator",
+    "FocusHandle": "focus_rag.steering",
+    "FocusProfile": "focus_rag.profile",
+    "FocusRagError": "focus_rag.errors",
+    "GenerationSettings": "focus_rag.answers",
+    "InvalidInputError": "focus_rag.errors",
+    "ModelLayout": "focus_rag.model_layout",
+    "Passage": "focus_rag.passages",
+    "PassageRegistry": "focus_rag.passage_registry",
+    "PassageUse": "focus_rag.answers",
+    "PromptLayout": "focus_rag.prompting",
+    "Request": "focus_rag.answers",
+    "RetrievalAlpha": "focus_rag.alpha",
+    "RetrievalSignal": "focus_rag.passages",
+    "RetrievedText": "focus_rag.passage_registry",
+    "SpanMeter": "focus_rag.measuring",
+    "estimate_noise": "focus_rag.noise",
+    "focus": "focus_rag.steering",
+    "locate_passages": "focus_rag.locating",
+    "split_softmax": "focus_rag.split_softmax",
+}
+
+__all__ = [
+    "AlphaPolicy",
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "CapturedPassages",
+    "FittedAlpha",
+    "FixedAlpha",
+    "FocusGenerator",
+    "FocusHandle",
+    "FocusProfile",
+    "FocusRagError",
+    "GenerationSettings",
+    "InvalidInputError",
+    "ModelLayout",
+    "Passage",
+    "PassageRegistry",
+    "PassageUse",
+    "PromptLayout",
+    "Request",
+    "RetrievalAlpha",
+    "RetrievalSignal",
+    "RetrievedText",
+    "SpanMeter",
+    "estimate_noise",
+    "focus",
+    "locate_passages",
+    "split_softmax",
+]
+
+if TYPE_CHECKING:
+    from focus_rag.alpha import AlphaPolicy, FittedAlpha, FixedAlpha, RetrievalAlpha
+    from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request
+    from focus_rag.errors import FocusRagError, InvalidInputError
+    from focus_rag.generator import FocusGenerator
+    from focus_rag.locating import locate_passages
+    from focus_rag.measuring import SpanMeter
+    from focus_rag.model_layout import ModelLayout
+    from focus_rag.noise import estimate_noise
+    from focus_rag.passage_registry import CapturedPassages, PassageRegistry, RetrievedText
+    from focus_rag.passages import Passage, RetrievalSignal
+    from focus_rag.profile import FocusProfile
+    from focus_rag.prompting import PromptLayout
+    from focus_rag.split_softmax import split_softmax
+    from focus_rag.steering import FocusHandle, focus
+    from focus_rag.streams import AnswerStream, AsyncAnswerStream
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'focus_rag' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,171 @@
+"""What goes into a generator and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from focus_rag.alpha import AlphaPolicy
+from focus_rag.errors import InvalidInputError
+from focus_rag.noise import ScoreKind
+from focus_rag.passages import Passage
+
+AlphaSetting = float | Literal["auto"] | AlphaPolicy
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class GenerationSettings(BaseModel):
+    """How text is generated.
+
+    Attributes:
+        max_new_tokens: Upper limit of the answer, in tokens.
+        temperature: 0 decodes greedily; above 0 samples.
+        top_p: Sample from the smallest set of tokens that holds this probability mass.
+        top_k: Sample from the k most probable tokens; 0 for all.
+        seed: Makes sampling repeatable. A row of a batch draws from its own seed, whatever stands beside it.
+        stop: Generation ends before the first of these strings, which is not part of the answer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        return (value,) if isinstance(value, str) else tuple(text for text in value if text)
+
+    def changed(self, changes: Mapping[str, Any]) -> GenerationSettings:
+        """A validated copy; changes of None are ignored.
+
+        Raises:
+            InvalidInputError: A setting is unknown or out of range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        if not given:
+            return self
+        try:
+            return GenerationSettings(**{**self.model_dump(), **given})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise InvalidInputError(
+                f"Generation setting {'.'.join(map(str, first['loc']))!r}: {first['msg']}."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing to generate. Exactly one of `question`, `messages` and `prompt` is given.
+
+    Attributes:
+        question: Laid out together with the passages by this library.
+        messages: A conversation, rendered by the chat template; its passages are located in it.
+        prompt: Raw text, tokenised as it is; its passages are located in it.
+        passages: What was retrieved, in retrieval order.
+        alpha: A number, `"auto"` (the profile's policy), a policy, or None for the generator's own setting.
+        higher_is_better: Orientation of the scores, where known.
+        score_kind: What the scores are, where known.
+        noise: Expected share of irrelevant passages, where known; it wins over the scores.
+        settings: Generation settings, or None for the generator's own.
+    """
+
+    question: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+    prompt: str | None = None
+    passages: Sequence[Passage] = ()
+    alpha: AlphaSetting | None = None
+    higher_is_better: bool | None = None
+    score_kind: ScoreKind | None = None
+    noise: float | None = None
+    settings: GenerationSettings | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("question", "messages", "prompt") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidInputError(
+                f"A request needs exactly one of question, messages and prompt; got {' and '.join(given) or 'none'}."
+            )
+        for name in ("question", "prompt"):
+            text = getattr(self, name)
+            if text is not None and (not isinstance(text, str) or not text.strip()):
+                raise InvalidInputError(f"{name} must be a string that is not empty; got {text!r:.80}.")
+        wrong = [passage for passage in self.passages if not isinstance(passage, Passage)]
+        if wrong:
+            raise InvalidInputError(
+                f"passages must be Passage objects; got {type(wrong[0]).__name__}. Wrap texts: Passage(text, score=...)."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PassageUse:
+    """What became of one passage.
+
+    Attributes:
+        passage: The passage as it was given.
+        attention: Its share of the attention that the contextual heads paid to passages while answering; shares add up to 1 over
+            the passages in the prompt. None where nothing was measured.
+        used: Whether it was in the prompt.
+        dropped_reason: Why not, if it was not.
+    """
+
+    passage: Passage
+    attention: float | None
+    used: bool
+    dropped_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the prompt and of the answer (its end-of-sequence token included)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated answer and how it came about.
+
+    Attributes:
+        text: The answer.
+        alpha: Intervention factor in force.
+        noise: Expected share of irrelevant passages that alpha was chosen by.
+        reason: Why this alpha, for people.
+        passages: What became of every passage, in the order given.
+        usage: Token counts.
+        finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
+    """
+
+    text: str
+    alpha: float
+    noise: float
+    reason: str
+    passages: tuple[PassageUse, ...]
+    usage: Usage
+    finish_reason: FinishReason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain = asdict(self)
+        plain["passages"] = list(plain["passages"])
+        return plain
+
+    def to_html(self, question: str | None = None) -> str:
+        """One HTML page that loads nothing: the answer, its passages shaded by attention, alpha and noise in words."""
+        from focus_rag.answer_report import answer_to_html
+
+        return answer_to_html(self, question=question)

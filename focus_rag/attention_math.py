@@ -1,0 +1,310 @@
+"""Pure tensor mathematics of focusing: query shifts, span mass and split softmax.
+
+Nothing here knows transformers; everything works on the tensors an attention function receives, queries and keys
+after RoPE and after any query or key normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+QueryFormat = Literal["flat", "tokens_heads", "heads_tokens", "fused_flat", "fused_interleaved"]
+"""How a module lays out queries: `(batch, tokens, query_heads * head_dim)`, `(batch, tokens, query_heads, head_dim)`,
+`(batch, query_heads, tokens, head_dim)`, queries first in a fused projection, or `(query_heads, 3, head_dim)` fused."""
+
+
+def rows_of(per_request: Tensor, batch: int) -> Tensor | None:
+    """Spread a tensor with one row per request over the rows of a forward pass.
+
+    Beam search, several return sequences and the like repeat every request's row in place.
+
+    Args:
+        per_request: `(requests, ...)`; one request serves any batch.
+        batch: Rows in this forward pass.
+
+    Returns:
+        `(batch, ...)` or `(1, ...)`, or None where the rows cannot be told apart.
+    """
+    requests = per_request.shape[0]
+    if requests in (1, batch):
+        return per_request
+    if batch % requests:
+        return None
+    return per_request.repeat_interleave(batch // requests, dim=0)
+
+
+def laid_out(shift: Tensor, query_format: QueryFormat, width: int) -> Tensor:
+    """Bring a query shift into the layout of a module's output, ready to be added.
+
+    Args:
+        shift: `(requests, query_heads, head_dim)`, before RoPE.
+        query_format: Layout of the module's output.
+        width: Size of the module's last axis, which for fused projections also holds keys and values.
+
+    Returns:
+        A tensor that broadcasts against the module's output.
+    """
+    requests, heads, head_dim = shift.shape
+    if query_format == "flat":
+        return shift.reshape(requests, 1, heads * head_dim)
+    if query_format == "tokens_heads":
+        return shift[:, None]
+    if query_format == "heads_tokens":
+        return shift[:, :, None]
+    if query_format == "fused_flat":
+        whole = shift.new_zeros(requests, 1, width)
+        whole[..., : heads * head_dim] = shift.reshape(requests, 1, heads * head_dim)
+        return whole
+    interleaved = shift.new_zeros(requests, 1, heads, 3, head_dim)
+    interleaved[:, :, :, 0] = shift[:, None]
+    return interleaved.reshape(requests, 1, width)
+
+
+def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: int) -> Tensor:
+    """Read the queries out of a module's output.
+
+    Returns:
+        `(batch, query_heads, tokens, head_dim)`, before RoPE.
+    """
+    if query_format == "heads_tokens":
+        return output
+    if query_format == "tokens_heads":
+        return output.transpose(1, 2)
+    batch, tokens = output.shape[:2]
+    if query_format == "fused_interleaved":
+        return output.view(batch, tokens, heads, 3, head_dim)[:, :, :, 0].transpose(1, 2)
+    return output[..., : heads * head_dim].reshape(batch, tokens, heads, head_dim).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one layer's attention function was called with.
+
+    Attributes:
+        query: `(batch, query_heads, tokens, head_dim)`, after RoPE.
+        key: `(batch, key_heads, keys, head_dim)`, after RoPE, cached keys included.
+        value: `(batch, key_heads, keys, value_dim)`.
+        mask: None (causal), boolean or additive `(batch or 1, query_heads or 1, tokens, keys)`, `(batch, keys)` padding, or
+            the block mask of flex attention.
+        scaling: Factor on the logits.
+        softcap: Logits are squashed to `softcap * tanh(logits / softcap)`, if given.
+        window: Sliding window in tokens, if the layer has one.
+        sinks: `(query_heads,)` extra logits that take part in the softmax and hold no value, if the layer has them.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | BlockMask | None
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None
+    sinks: Tensor | None = None
+
+
+def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """Attention weights of chosen heads and rows, one group of heads that share keys at a time.
+
+    Keys are never copied per query head, and nothing larger than `(batch, group, rows, keys)` exists at once.
+
+    Args:
+        call: The attention call.
+        heads: Query heads, in any order.
+        rows: `(rows,)` indices into the token axis of `call.query`.
+
+    Yields:
+        The heads of the group and their weights `(batch, len(group), rows, keys)`: probability mass in float32.
+    """
+    tokens, keys = call.query.shape[2], call.key.shape[2]
+    group_size = call.query.shape[1] // call.key.shape[1]
+    if call.mask is None and tokens > 1 and keys > tokens:
+        keys = tokens  # a static cache's empty tail: sdpa cuts it off in exactly this case
+    visible = visible_keys(call, rows, tokens, keys)
+    for key_head in sorted({head // group_size for head in heads}):
+        group = [head for head in heads if head // group_size == key_head]
+        query = call.query[:, group][:, :, rows].float()
+        logits = (query @ call.key[:, key_head, :keys].float().unsqueeze(1).transpose(2, 3)) * call.scaling
+        if call.softcap:
+            logits = call.softcap * torch.tanh(logits / call.softcap)
+        if visible is not None:
+            logits = _apply_mask(logits, visible, group)
+        if call.sinks is not None:
+            sink = call.sinks[group].float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+            yield group, torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
+        else:
+            yield group, logits.softmax(dim=-1)
+
+
+def visible_keys(call: AttentionCall, rows: Tensor, tokens: int, keys: int) -> Tensor | None:
+    """Where a row may look: boolean (True is visible) or additive, `(batch or 1, heads or 1, rows, keys)`; None is everywhere."""
+    mask = call.mask
+    if mask is not None and not isinstance(mask, Tensor):
+        return _block_mask_rows(mask, call, rows, keys)
+    if mask is not None and mask.dim() == 4:
+        return mask[:, :, rows, :keys]
+    if mask is None and tokens == 1 and call.window is None:
+        return None
+    row = rows[:, None] + (keys - tokens)
+    key = torch.arange(keys, device=call.key.device)[None, :]
+    visible = key <= row
+    if call.window is not None:
+        visible = visible & (key > row - call.window)
+    visible = visible[None, None]
+    return visible if mask is None else visible & mask[:, None, None, :keys].bool()
+
+
+def _block_mask_rows(mask: BlockMask, call: AttentionCall, rows: Tensor, keys: int) -> Tensor:
+    """Rows of flex attention's mask, boolean `(batch, 1, rows, keys)`: asked of its function, never of all rows at once."""
+    batch = torch.arange(call.query.shape[0], device=call.query.device)[:, None, None]
+    key = torch.arange(keys, device=call.query.device)[None, None, :]
+    visible = mask.mask_mod(batch, torch.zeros_like(batch), rows[None, :, None], key)
+    return visible.expand(call.query.shape[0], len(rows), keys)[:, None]
+
+
+def last_position(call: AttentionCall) -> int:
+    """Position among the keys of the last query, told from the mask where the cache may have an empty tail."""
+    tokens, keys = call.query.shape[2], call.key.shape[2]
+    if call.mask is None:
+        # sdpa gets no mask where there is nothing to hide: one token after a full cache, or the start of an empty one.
+        return keys - 1 if tokens == 1 else tokens - 1
+    if isinstance(call.mask, Tensor) and call.mask.dim() == 2:
+        return keys - 1
+    last_row = torch.tensor([tokens - 1], device=call.query.device)
+    visible = visible_keys(call, last_row, tokens, keys)
+    if visible is None:
+        return keys - 1
+    if visible.dtype != torch.bool:
+        visible = visible > torch.finfo(visible.dtype).min / 2
+    seen = visible.flatten(0, 2).any(dim=0).nonzero()
+    return int(seen[-1]) if len(seen) else keys - 1
+
+
+def _apply_mask(logits: Tensor, visible: Tensor, group: list[int]) -> Tensor:
+    if visible.shape[1] > 1:
+        visible = visible[:, group]
+    if visible.dtype == torch.bool:
+        return logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    return logits + visible.float()
+
+
+def span_membership(spans: Sequence[Sequence[tuple[int, int]]], length: int, device: torch.device) -> Tensor:
+    """Indicator of token spans.
+
+    Args:
+        spans: For every request its spans `[start, end)` in (padded) token positions; requests may have different counts.
+        length: Number of positions covered.
+        device: Where the result lives.
+
+    Returns:
+        `(requests, length, most spans of a request)` float32, 1 where the position belongs to the span.
+    """
+    most = max((len(of_request) for of_request in spans), default=0)
+    member = torch.zeros(len(spans), length, most, device=device)
+    for request, of_request in enumerate(spans):
+        for index, (start, end) in enumerate(of_request):
+            member[request, start:end, index] = 1.0
+    return member
+
+
+def aligned_membership(member: Tensor, keys: int, seen: int) -> Tensor:
+    """Cut or extend a membership over prompt positions to the keys of one attention call.
+
+    Args:
+        member: `(requests, prompt positions, spans)`.
+        keys: Keys in the call.
+        seen: Positions seen so far, this call's included. A rolling cache holds only the last `keys` of them.
+
+    Returns:
+        `(requests, keys, spans)`.
+    """
+    requests, _, spans = member.shape
+    first = max(seen - keys, 0)
+    kept = member[:, first : first + keys]
+    if kept.shape[1] == keys:
+        return kept
+    return torch.cat([kept, member.new_zeros(requests, keys - kept.shape[1], spans)], dim=1)
+
+
+def span_mass(call: AttentionCall, heads: Sequence[int], rows: Tensor, member: Tensor) -> Tensor:
+    """Attention mass that chosen heads and rows put on each span (the paper's contextual scoring, per row).
+
+    Args:
+        call: The attention call.
+        heads: Query heads.
+        rows: `(rows,)` indices into the token axis.
+        member: `(batch or 1, keys, spans)` indicator.
+
+    Returns:
+        `(batch, len(heads), rows, spans)` probability mass in float32, heads in the order given.
+    """
+    parts: dict[int, Tensor] = {}
+    for group, weights in head_weights(call, heads, rows):
+        mass = weights @ member[:, None, : weights.shape[-1]]
+        parts.update({head: mass[:, index] for index, head in enumerate(group)})
+    return torch.stack([parts[head] for head in heads], dim=1)
+
+
+def split_softmax(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
+    """Split softmax written out on attention weights: the span gets mass `p ** tau` (the paper's oracle form).
+
+    Args:
+        weights: `(..., keys)` probability mass.
+        in_span: `(..., keys)` boolean, broadcastable.
+        tau: Exponent in (0, 1]; 1 changes nothing.
+
+    Returns:
+        Weights of the same shape. Rows with no mass on the span, or all of it, are unchanged.
+    """
+    mass = (weights * in_span).sum(dim=-1, keepdim=True)
+    raised = mass.clamp_min(torch.finfo(weights.dtype).tiny) ** tau
+    inside = raised / mass
+    outside = (1 - raised) / (1 - mass)
+    split = torch.where(in_span, weights * inside, weights * outside)
+    # Below the smallest normal number p**tau / p overflows; such a span has no mass to speak of.
+    return torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1), split, weights)
+
+
+def split_softmax_output(
+    call: AttentionCall, output: Tensor, heads: Sequence[int], rows: Tensor, in_span: Tensor, tau: float, chosen: Tensor
+) -> Tensor:
+    """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
+
+    With p the span's mass and O_S the part of the output that comes from the span, the new output is
+    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`.
+
+    Args:
+        call: The attention call.
+        output: `(batch, tokens, query_heads, value_dim)` of the kernel; changed in place for the chosen heads and rows.
+        heads: Query heads.
+        rows: `(rows,)` indices into the token axis.
+        in_span: `(batch or 1, keys)` indicator.
+        tau: Exponent in (0, 1].
+        chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch.
+
+    Returns:
+        `output`.
+    """
+    group_size = call.query.shape[1] // call.key.shape[1]
+    for group, weights in head_weights(call, heads, rows):
+        keys = weights.shape[-1]
+        of_span = weights * in_span[:, None, None, :keys]
+        mass = of_span.sum(dim=-1, keepdim=True)
+        from_span = of_span @ call.value[:, group[0] // group_size, :keys].float().unsqueeze(1)
+        before = output[:, rows][:, :, group].float().transpose(1, 2)
+        raised = mass.clamp_min(torch.finfo(mass.dtype).tiny) ** tau
+        # Mass is a sum in float32 and may pass 1 by a rounding; such a row has nothing outside the span.
+        inside, outside = raised / mass, (1 - raised) / (1 - mass)
+        after = inside * from_span + outside * (before - from_span)
+        after = torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1) & chosen[:, None, :, None], after, before)
+        row_index = rows[:, None].expand(-1, len(group))
+        head_index = torch.tensor(group, device=output.device)[None, :].expand(len(rows), -1)
+        output[:, row_index, head_index] = after.transpose(1, 2).to(output.dtype)
+    return output

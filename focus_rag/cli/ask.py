@@ -1,0 +1,153 @@
+"""`focus-rag ask`: a question to a folder of documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focus_rag.cli.loading import AlphaOption, JsonOption, ModelOption, ProfileOption, load_generator, parse_alpha
+from focus_rag.cli.output import note, one_line, progress, shorten, write_json, write_table
+
+if TYPE_CHECKING:
+    from focus_rag.answers import Answer
+    from focus_rag.generator import FocusGenerator
+    from focus_rag.passages import Passage
+    from focus_rag.retrieval import PassageIndex
+
+_TEXT_WIDTH = 60
+
+
+def command(
+    question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    docs: Annotated[Path, typer.Option("--docs", help="Folder with .txt, .md, .html or .pdf files, or one such file.")],
+    model: ModelOption = None,
+    profile: ProfileOption = None,
+    alpha: AlphaOption = "auto",
+    top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embedder", help="A sentence-transformers model to search with; default: TF-IDF reduced by SVD."
+        ),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep the index of the documents for the next call.")
+    ] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Also write the answer as an HTML page, its passages shaded by attention."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from documents and name the sources.
+
+    Example: focus-rag ask "When was the mill built?" --docs ./reports
+    """
+    from focus_rag.errors import InvalidInputError
+
+    factor = parse_alpha(alpha)
+    if not question.strip():
+        raise InvalidInputError("The question is empty: ask something in words.")
+    if top_k < 1:
+        raise InvalidInputError(f"--top-k must be at least 1, got {top_k}.")
+    if model is not None and profile is None and factor not in ("auto", 0.0):
+        raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
+    index = _index(docs, embedder, cache)
+    for line in index.left_out:
+        note(f"left out: {line}")
+    passages = index.search(question, top_k)
+    generator = load_generator(model, profile)
+    with progress() as bar:
+        bar.add_task("answering", total=None)
+        options = {"alpha": factor, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
+        answer = (
+            generator.answer(question, passages, **options)
+            if report is None
+            else _reported(generator, question, passages, options, report)
+        )
+    if as_json:
+        write_json(_record(question, answer, generator.model_name, index.left_out))
+    else:
+        _show(answer)
+
+
+def _reported(
+    generator: FocusGenerator, question: str, passages: list[Passage], options: dict[str, Any], file: Path
+) -> Answer:
+    from focus_rag.answer_report import answer_to_html, trace_answer
+    from focus_rag.errors import InvalidInputError
+
+    if not file.parent.is_dir():
+        raise InvalidInputError(f"--report: there is no folder {file.parent}.")
+    trace = trace_answer(generator, question, passages, **options)
+    file.write_text(answer_to_html(trace, question=question), encoding="utf-8")
+    return trace.answer
+
+
+def _index(docs: Path, embedder: str | None, cache: bool) -> PassageIndex:
+    with progress() as bar:
+        bar.add_task("reading and indexing the documents", total=None)
+        from focus_rag.embedders import SentenceTransformerEmbedder
+        from focus_rag.retrieval import PassageIndex, RetrievalSettings
+
+        return PassageIndex.from_folder(
+            docs,
+            settings=RetrievalSettings(use_cache=cache),
+            embedder=SentenceTransformerEmbedder(embedder) if embedder else None,
+        )
+
+
+def _record(question: str, answer: Answer, model: str, left_out: list[str]) -> dict[str, Any]:
+    return {
+        "question": question,
+        "answer": answer.text,
+        "model": model,
+        "alpha": answer.alpha,
+        "noise": answer.noise,
+        "reason": answer.reason,
+        "finish_reason": answer.finish_reason,
+        "usage": {
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        },
+        "sources": [
+            {
+                "id": use.passage.id,
+                "title": use.passage.title,
+                "text": use.passage.text,
+                "score": use.passage.score,
+                "attention": use.attention,
+                "used": use.used,
+                "dropped_reason": use.dropped_reason,
+            }
+            for use in answer.passages
+        ],
+        "left_out": left_out,
+    }
+
+
+def _show(answer: Answer) -> None:
+    typer.echo(one_line(answer.text) or "(the model answered with nothing)")
+    typer.echo()
+    typer.echo(f"alpha {answer.alpha:.3g}, noise {answer.noise:.2f}: {one_line(answer.reason)}")
+    write_table(
+        ["", "score", "attention", "source", "text"],
+        [
+            [
+                str(number),
+                "" if use.passage.score is None else f"{use.passage.score:.3f}",
+                _share(use.attention) if use.used else "dropped",
+                use.passage.id or "",
+                shorten(use.passage.content, _TEXT_WIDTH) if use.used else f"not read: {use.dropped_reason}",
+            ]
+            for number, use in enumerate(answer.passages, 1)
+        ],
+        numbers=["", "score", "attention"],
+    )
+
+
+def _share(attention: float | None) -> str:
+    return "" if attention is None else f"{attention:.1%}"

@@ -1,0 +1,144 @@
+"""`focus-rag eval`: how much focusing helps on one's own questions, against every rival."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focus_rag.cli.loading import JsonOption, ModelOption, ProfileOption, load_generator
+from focus_rag.cli.output import note, progress, write_json, write_table
+
+if TYPE_CHECKING:
+    from focus_rag.evaluation.cases import CaseSource
+    from focus_rag.evaluation.results import Evaluation
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the answers and the report.")],
+    model: ModelOption = None,
+    profile: ProfileOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Questions: JSONL, a lost-in-the-middle, HELMET or ALCE file, a BEIR folder, a CSV; default: generated ones.",
+        ),
+    ] = None,
+    dev: Annotated[Path | None, typer.Option("--dev", help="Questions to choose tuned methods by.")] = None,
+    docs: Annotated[
+        Path | None, typer.Option("--docs", help="Documents that the questions of a CSV are about.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Names with semicolons between them; default: all.")
+    ] = None,
+    counts: Annotated[
+        str, typer.Option("--counts", help="Passages per question; 'all' leaves them as they come.")
+    ] = "1,5,10,20",
+    noise: Annotated[
+        str | None, typer.Option("--noise", help="Shares of hard distractors, e.g. 0,0.5,1; default: as they come.")
+    ] = None,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Also with the gold first, in the middle and last.")
+    ] = False,
+    gold_missing: Annotated[bool, typer.Option("--gold-missing", help="Also without the gold passage.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Questions in each cell.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Questions in one forward pass.")] = 16,
+    workers: Annotated[int, typer.Option("--workers", help="Batches that run at the same time.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare focusing with the bare model and every rival; an interrupted run goes on when it is run again.
+
+    Example: focus-rag eval --model Qwen/Qwen2.5-7B-Instruct --profile ./profile --data questions.jsonl --out ./evidence
+    """
+    from focus_rag.errors import InvalidInputError
+    from focus_rag.evaluation.runner import EvalSettings, evaluate
+
+    if limit < 1 or max_new_tokens < 1 or batch_size < 1 or workers < 1:
+        raise InvalidInputError("--limit, --max-new-tokens, --batch-size and --workers must be at least 1.")
+    chosen: dict[str, Any] = {} if methods is None else {"methods": tuple(methods.split(";"))}
+    settings = EvalSettings(
+        **chosen,
+        counts=_counts(counts),
+        noises=(None,) if noise is None else _noises(noise),
+        positions=("first", "middle", "last") if positions else (),
+        gold_missing=gold_missing,
+        limit=limit,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    source, for_dev = _source(data, docs, seed), None if dev is None else _source(dev, docs, seed)
+    for reason, count in getattr(source, "skipped", {}).items():
+        note(f"left out: {reason} ({count})")
+    generator = load_generator(model, profile)
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+
+        def report(label: str, done: int, total: int) -> None:
+            bar.update(task, description=label, completed=done, total=total)
+
+        evaluation = evaluate(generator, source, out, settings, dev=for_dev, workers=workers, progress=report)
+    from focus_rag.evaluation.report import write_report
+
+    page = write_report(evaluation, out)
+    if as_json:
+        write_json(evaluation.summary())
+    else:
+        _show(evaluation)
+        typer.echo(f"{page} has all cells, pictures and what each method does")
+
+
+def _source(data: Path | None, docs: Path | None, seed: int) -> CaseSource:
+    from focus_rag.evaluation.cases import EmbeddedCases
+    from focus_rag.evaluation.datasets import load_cases
+
+    return EmbeddedCases() if data is None else load_cases(data, documents=docs, seed=seed)
+
+
+def _counts(text: str) -> tuple[int | None, ...]:
+    from focus_rag.errors import InvalidInputError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part == "all" or (part.isdigit() and int(part) > 0) for part in parts):
+        raise InvalidInputError(
+            f"--counts takes whole numbers above 0 with commas between them, or 'all'; got {text!r}."
+        )
+    return tuple(None if part == "all" else int(part) for part in parts)
+
+
+def _noises(text: str) -> tuple[float, ...]:
+    from focus_rag.errors import InvalidInputError
+
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0.0 <= one <= 1.0 for one in found):
+        raise InvalidInputError(f"--noise takes numbers from 0 to 1 with commas between them; got {text!r}.")
+    return found
+
+
+def _show(evaluation: Evaluation) -> None:
+    from focus_rag.evaluation.results import BARE
+
+    cell = evaluation.main_cell
+    rows = []
+    for method in evaluation.reported_methods:
+        interval = evaluation.interval(cell, method)
+        if interval.n:
+            difference = evaluation.difference(cell, method, BARE)
+            rows.append(
+                [
+                    f"{method} *" if method in evaluation.oracles else method,
+                    f"{interval.mean:.1%}",
+                    f"{interval.low:.1%} to {interval.high:.1%}",
+                    f"{100 * difference.mean:+.1f}",
+                    f"{difference.p:.3f}",
+                ]
+            )
+    typer.echo(f"{cell}, {evaluation.interval(cell, BARE).n} questions (* is told which passages are gold)")
+    write_table(["method", "quality", "95%", "against bare", "p"], rows, numbers=["quality", "against bare", "p"])

@@ -1,0 +1,114 @@
+"""`focus-rag fit`: a focus profile for a model of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from focus_rag.cli.loading import JsonOption, ModelOption
+from focus_rag.cli.output import note, progress, write_json, write_table
+
+if TYPE_CHECKING:
+    from focus_rag.examples import ExampleSet
+    from focus_rag.fit_settings import FitSettings
+    from focus_rag.profile import FocusProfile
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the profile and its report to.")],
+    model: ModelOption = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option("--examples", help="Labelled questions, one JSON object per line (.jsonl or .jsonl.gz)."),
+    ] = None,
+    from_documents: Annotated[
+        Path | None,
+        typer.Option("--from-documents", help="Folder of documents to make questions from, where none are labelled."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A first look with fewer questions.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find a model's contextual heads, train their focus directions and fit alpha.
+
+    An interrupted fit goes on where it stopped when it is run again.
+
+    Example: focus-rag fit --model Qwen/Qwen2.5-1.5B-Instruct --examples questions.jsonl --out ./profile
+    """
+    from focus_rag.fit_settings import FitSettings
+
+    settings = FitSettings(seed=seed)
+    settings = settings.quick() if quick else settings
+    given = _examples(examples, from_documents, seed)
+    for reason, count in given.skipped.items():
+        note(f"left out: {reason} ({count})")
+    given.require(settings.min_examples)
+    profile = _fit(model, given, out, settings)
+    if as_json:
+        write_json({"profile": str(out), "heads": len(profile.heads), "site": profile.site, "report": profile.report})
+    else:
+        _show(profile, out)
+
+
+def _examples(examples: Path | None, from_documents: Path | None, seed: int) -> ExampleSet:
+    from focus_rag.errors import InvalidInputError
+
+    if (examples is None) == (from_documents is None):
+        raise InvalidInputError("Give either --examples FILE or --from-documents FOLDER.")
+    if examples is not None:
+        from focus_rag.examples import load_examples
+
+        return load_examples(examples)
+    from focus_rag.cloze_examples import examples_from_documents
+
+    return examples_from_documents(str(from_documents), seed=seed)
+
+
+def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings) -> FocusProfile:
+    with progress() as bar:
+        loading = bar.add_task("loading the model", total=None)
+        from focus_rag.cli.output import quiet_libraries
+        from focus_rag.fitting import fit_profile
+        from focus_rag.generator import FocusGenerator
+
+        quiet_libraries()
+        bare = FocusGenerator.from_pretrained(model or _embedded_model())
+        bar.remove_task(loading)
+        tasks: dict[str, Any] = {}
+
+        def report(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+
+        return fit_profile(
+            bare.model, bare.tokenizer, given, out, settings, model_id=model or bare.model_name, progress=report
+        )
+
+
+def _embedded_model() -> Path:
+    from focus_rag.embedded import embedded_model_folder
+
+    return embedded_model_folder()
+
+
+def _show(profile: FocusProfile, out: Path) -> None:
+    cells = profile.report["cells"]
+    write_table(
+        ["passages", "questions", "bare", "auto", "gold only", "alpha"],
+        [
+            [
+                str(cell["count"]),
+                str(cell["questions"]),
+                *(f"{cell[name]['mean']:.1%}" for name in ("bare", "auto", "gold_only")),
+                f"{cell['alpha']:g}",
+            ]
+            for cell in cells
+        ],
+        numbers=["passages", "questions", "bare", "auto", "gold only", "alpha"],
+    )
+    typer.echo(
+        f"{out}: {len(profile.heads)} contextual heads, site {profile.site}; {out / 'report.md'} says how it was found"
+    )

@@ -1,0 +1,56 @@
+"""Options that several commands share, and the generator they load."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from focus_rag.cli.output import progress, quiet_libraries
+from focus_rag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from focus_rag.generator import FocusGenerator
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Hub id or folder of the model; default: the one that comes with focus-rag."),
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", help="Focus profile of the model: folder or Hub id; the default model has its own."),
+]
+AlphaOption = Annotated[str, typer.Option("--alpha", help="How hard to focus: a number, or auto for by retrieval.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+
+
+def parse_alpha(text: str) -> float | Literal["auto"]:
+    """The value of `--alpha`.
+
+    Raises:
+        InvalidInputError: Neither a finite number nor `auto`.
+    """
+    if text.strip().lower() == "auto":
+        return "auto"
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = math.nan
+    if not math.isfinite(alpha):
+        raise InvalidInputError(f"--alpha is a number or auto; got {text!r}.")
+    return alpha
+
+
+def load_generator(model: str | None, profile: str | None) -> FocusGenerator:
+    """Load model and profile with a sign of life on stderr.
+
+    Raises:
+        FocusRagError: Either cannot be loaded, or they do not match.
+    """
+    with progress() as bar:
+        bar.add_task("loading the model", total=None)
+        from focus_rag.generator import FocusGenerator
+
+        quiet_libraries()
+        return FocusGenerator.from_pretrained(model, profile=profile)

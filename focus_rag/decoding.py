@@ -1,0 +1,177 @@
+"""Choosing tokens and turning them into text, one row at a time, inside transformers' own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from focus_rag.answers import FinishReason, GenerationSettings
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class RowSampler(LogitsProcessor):
+    """Samples each row by its own settings and seed, and leaves only the sampled token for greedy search to take.
+
+    So a row draws the same tokens alone and in any batch, and no random state outside is touched.
+    """
+
+    def __init__(self, settings: Sequence[GenerationSettings]) -> None:
+        self._rows = [(_warpers(row), _generator(row.seed)) if row.temperature > 0 else None for row in settings]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any row samples."""
+        return any(row is not None for row in self._rows)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        chosen = scores.clone()
+        for index, row in enumerate(self._rows):
+            if row is None:
+                continue
+            warpers, generator = row
+            probabilities = (
+                warpers(input_ids[index : index + 1], scores[index : index + 1].float()).softmax(dim=-1).cpu()
+            )
+            token = int(torch.multinomial(probabilities[0], 1, generator=generator))
+            chosen[index] = -float("inf")
+            chosen[index, token] = 0.0
+        return chosen
+
+
+def _warpers(settings: GenerationSettings) -> LogitsProcessorList:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    if settings.top_k:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    return warpers
+
+
+def _generator(seed: int | None) -> torch.Generator:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+class RowText:
+    """The text of one row as its tokens arrive, ended by an end-of-sequence token, a stop string or the length.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        settings: Length and stop strings.
+        end_tokens: Ids that end a sequence.
+        on_text: Called with every piece of text that is final; a piece that may yet become a stop string waits.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: GenerationSettings,
+        end_tokens: frozenset[int],
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._end_tokens = end_tokens
+        self._on_text = on_text
+        self._emitted = 0
+        self._settled_tokens = 0
+        self._settled_text = ""
+        self._text = ""
+        self.ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, token: int) -> bool:
+        """Take a token; True once the row is finished."""
+        if self.finish_reason is not None:
+            return True
+        self.ids.append(token)
+        if token in self._end_tokens:
+            self.finish("stop")
+            return True
+        if self._settings.stop or self._on_text is not None:
+            self._decode()
+            if self._cut_at_stop():
+                self.finish("stop")
+                return True
+            self._emit(self._safe_length())
+        if len(self.ids) >= self._settings.max_new_tokens:
+            self.finish("length")
+            return True
+        return False
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the row for a reason; what was held back is text after all."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self._decode()
+            self._cut_at_stop()
+            self._emit(len(self._text))
+
+    @property
+    def text(self) -> str:
+        """The finished text."""
+        return self._text
+
+    def _decode(self) -> None:
+        """Decode what is new. Decoding restarts a few tokens back, since how a token reads depends on its neighbours."""
+        ids = [token for token in self.ids if token not in self._end_tokens]
+        fresh = self._tokenizer.decode(ids[self._settled_tokens :], skip_special_tokens=True)
+        self._text = self._settled_text + fresh
+        if len(ids) - self._settled_tokens > 48 and not fresh.endswith(_REPLACEMENT):
+            keep = len(ids) - 16
+            tail = self._tokenizer.decode(ids[keep:], skip_special_tokens=True)
+            # Only where both halves read as they do together is it safe to forget the first one's tokens.
+            if fresh.endswith(tail) and not tail.startswith(_REPLACEMENT):
+                self._settled_text = self._text[: len(self._text) - len(tail)]
+                self._settled_tokens = keep
+
+    def _cut_at_stop(self) -> bool:
+        found = [start for stop in self._settings.stop if (start := self._text.find(stop)) >= 0]
+        if not found:
+            return False
+        self._text = self._text[: min(found)]
+        return True
+
+    def _safe_length(self) -> int:
+        """How much of the text no later token can change."""
+        settled = self._text.rstrip(_REPLACEMENT)
+        beginnings = (stop[:size] for stop in self._settings.stop for size in range(1, len(stop)))
+        # Every stop string that may be under way counts, not only the one that began last.
+        return len(settled) - max((len(begun) for begun in beginnings if settled.endswith(begun)), default=0)
+
+    def _emit(self, length: int) -> None:
+        if self._on_text is not None and length > self._emitted:
+            self._on_text(self._text[self._emitted : length])
+            self._emitted = length
+
+
+class RowStopping(StoppingCriteria):
+    """Feeds new tokens to the rows' texts and ends the rows that are finished, or all of them when cancelled."""
+
+    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool]) -> None:
+        self._rows = rows
+        self._is_cancelled = is_cancelled
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+        done = [row.push(token) for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True)]
+        if self._is_cancelled():
+            for row in self._rows:
+                row.finish("cancelled")
+            done = [True] * len(done)
+        return torch.tensor(done, device=input_ids.device)

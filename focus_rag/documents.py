@@ -1,0 +1,297 @@
+"""Documents on disk -> passages: read .txt, .md, .html and .pdf, cut at sentence ends to about the same
+number of words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focus_rag.errors import DocumentError, MissingDependencyError
+from focus_rag.passages import Passage
+
+SUFFIXES: Final = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
+
+_HEADING_CHARACTERS: Final = 100
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])")
+_MARKDOWN_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+
+
+class DocumentSettings(BaseModel):
+    """What is read and how it is cut.
+
+    Attributes:
+        chunk_words: Words a passage aims at; it ends with a sentence, so it may hold fewer, never more.
+        max_file_bytes: A larger file is refused.
+        max_files: A folder with more readable files is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chunk_words: int = Field(default=100, ge=5)
+    max_file_bytes: int = Field(default=50_000_000, ge=1)
+    max_files: int = Field(default=10_000, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document as plain text.
+
+    Attributes:
+        name: Path below the folder it came from, with forward slashes.
+        title: Its first heading, or the file's stem.
+        text: Paragraphs separated by blank lines, the heading left out.
+    """
+
+    name: str
+    title: str
+    text: str
+
+
+def list_files(folder: str | Path, settings: DocumentSettings | None = None) -> list[Path]:
+    """Readable files below a folder, hidden ones left out, sorted by path; a single file stands for itself.
+
+    Raises:
+        DocumentError: Nothing is there, nothing of a known kind is, or too much is.
+    """
+    settings = settings or DocumentSettings()
+    root = Path(folder).expanduser()
+    kinds = ", ".join(SUFFIXES)
+    if not root.exists():
+        raise DocumentError(f"No such folder: {root}. Give a folder that holds documents ({kinds}).")
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise DocumentError(f"Cannot read {root}: its kind is not one of {kinds}.")
+        return [root]
+    files: list[Path] = []
+    for path in root.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        files.append(path)
+        if len(files) > settings.max_files:
+            raise DocumentError(
+                f"{root} holds more than {settings.max_files} documents: give a smaller folder or raise max_files."
+            )
+    if not files:
+        raise DocumentError(f"No documents in {root}: looked for {kinds} in it and the folders below.")
+    return sorted(files)
+
+
+def read_document(path: str | Path, *, name: str | None = None, settings: DocumentSettings | None = None) -> Document:
+    """One file as plain text.
+
+    Args:
+        path: A file of a kind in `SUFFIXES`.
+        name: `Document.name`; the file's name by default.
+        settings: Limits.
+
+    Raises:
+        DocumentError: The file cannot be read, is too large, is not what its name says, or holds no text.
+        MissingDependencyError: A PDF without pypdf installed.
+    """
+    settings = settings or DocumentSettings()
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > settings.max_file_bytes:
+            raise DocumentError(
+                f"{path} has {size} bytes, more than the limit of {settings.max_file_bytes}: "
+                "split it or raise max_file_bytes."
+            )
+        kind = path.suffix.lower()
+        if kind == ".pdf":
+            title, text = "", _pdf_text(path)
+        elif kind in (".html", ".htm"):
+            title, text = _html_text(_decode(path))
+        elif kind in SUFFIXES:
+            title, text = _headed_text(_decode(path), markdown=kind != ".txt")
+        else:
+            raise DocumentError(f"Cannot read {path}: its kind is not one of {', '.join(SUFFIXES)}.")
+    except OSError as error:
+        raise DocumentError(f"Cannot read {path}: {error.strerror or error}.") from error
+    text = _tidy(text)
+    if not text:
+        raise DocumentError(f"{path} holds no text (a scanned PDF needs OCR first).")
+    return Document(name or path.name, " ".join(title.split()) or path.stem, text)
+
+
+def read_folder(
+    folder: str | Path, settings: DocumentSettings | None = None
+) -> tuple[list[Document], list[DocumentError]]:
+    """Every document below a folder, and one error for each that was left out because it could not be read.
+
+    Raises:
+        DocumentError: See `list_files`; or not one document could be read, with the first reason.
+    """
+    root = Path(folder).expanduser()
+    documents: list[Document] = []
+    left_out: list[DocumentError] = []
+    for path in list_files(root, settings):
+        name = path.name if root.is_file() else path.relative_to(root).as_posix()
+        try:
+            documents.append(read_document(path, name=name, settings=settings))
+        except DocumentError as error:
+            left_out.append(error)
+    if not documents:
+        others = f" ({len(left_out) - 1} more could not be read either)" if len(left_out) > 1 else ""
+        raise DocumentError(f"{left_out[0]}{others}")
+    return documents, left_out
+
+
+def split_document(document: Document, settings: DocumentSettings | None = None) -> list[Passage]:
+    """The document as passages of about `chunk_words` words, each with the document's title and the id
+    `name#number`.
+    """
+    limit = (settings or DocumentSettings()).chunk_words
+    chunks: list[list[str]] = []
+    room = 0
+    for piece in _pieces(document.text, limit):
+        words = len(piece.split())
+        if words > room:
+            chunks.append([])
+            room = limit
+        chunks[-1].append(piece)
+        room -= words
+    return [
+        Passage(" ".join(chunk), title=document.title, id=f"{document.name}#{i}") for i, chunk in enumerate(chunks, 1)
+    ]
+
+
+def _pieces(text: str, limit: int) -> Iterator[str]:
+    """Sentences; those longer than `limit` words are cut."""
+    for paragraph in text.split("\n\n"):
+        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
+            words = sentence.split()
+            for start in range(0, len(words), limit):
+                yield " ".join(words[start : start + limit])
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data:
+        raise DocumentError(f"{path} is not a text file: it holds zero bytes. Save it as UTF-8 text.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _headed_text(text: str, *, markdown: bool) -> tuple[str, str]:
+    """Title and the rest: the first Markdown heading, or a short first line that stands alone."""
+    text = text.replace("\r\n", "\n").lstrip()
+    if markdown:
+        heading = _MARKDOWN_HEADING.search(text)
+        if heading is None:
+            return "", text
+        rest = text[: heading.start()] + text[heading.end() :]
+        return heading.group(1), _MARKDOWN_HEADING.sub(r"\n\1\n", rest)
+    first, _, rest = text.partition("\n")
+    first = first.strip()
+    alone = rest.strip() and not rest.split("\n", 1)[0].strip()
+    if alone and len(first) <= _HEADING_CHARACTERS and not first.endswith((".", "!", "?", ":", ",", ";")):
+        return first, rest
+    return "", text
+
+
+def _tidy(text: str) -> str:
+    paragraphs = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.replace("\x00", " ")))
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+class _HtmlText(HTMLParser):
+    """Visible text of a page; block elements end a paragraph."""
+
+    _INVISIBLE = frozenset({"script", "style", "noscript", "template", "svg"})
+    _INLINE = frozenset(
+        [
+            "a",
+            "abbr",
+            "b",
+            "bdi",
+            "bdo",
+            "cite",
+            "code",
+            "data",
+            "em",
+            "i",
+            "kbd",
+            "mark",
+            "q",
+            "s",
+            "samp",
+            "small",
+            "span",
+            "strong",
+            "sub",
+            "sup",
+            "time",
+            "u",
+            "var",
+            "wbr",
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.text: list[str] = []
+        self.title: list[str] = []
+        self.heading: list[str] = []
+        self._hidden: str | None = None
+        self._into: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._hidden is None and tag in self._INVISIBLE:
+            self._hidden = tag
+        elif tag == "title":
+            self._into = self.title
+        elif tag == "h1" and not self.heading:
+            self._into = self.heading
+        elif tag not in self._INLINE:
+            self.text.append("\n\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._hidden:
+            self._hidden = None
+        elif tag in ("title", "h1"):
+            self._into = None
+        elif tag not in self._INLINE:
+            self.text.append("\n\n")
+
+    def handle_data(self, data: str) -> None:
+        if self._hidden is None:
+            (self.text if self._into is None else self._into).append(data if data.strip() else " ")
+
+
+def _html_text(page: str) -> tuple[str, str]:
+    parser = _HtmlText()
+    parser.feed(page)
+    parser.close()
+    return "".join(parser.heading).strip() or "".join(parser.title).strip(), "".join(parser.text)
+
+
+def _pdf_text(path: Path) -> str:
+    try:
+        from pypdf import PdfReader
+    except ImportError as error:
+        raise MissingDependencyError(f"Reading {path} needs pypdf: pip install pypdf.") from error
+    # pypdf raises many kinds of errors on damaged files, plain ValueError and KeyError among them.
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DocumentError(f"{path} is protected by a password: save a copy without one.")
+        return "\n\n".join(page.extract_text() for page in reader.pages)
+    except DocumentError:
+        raise
+    except Exception as error:
+        raise DocumentError(
+            f"{path} cannot be read as a PDF ({type(error).__name__}: {error}). Open and re-save it."
+        ) from error

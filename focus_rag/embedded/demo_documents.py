@@ -1,0 +1,57 @@
+"""Write the demo documents: `python -m focus_rag.embedded.demo_documents DIR`.
+
+They are about entities of the test split, of which the embedded model has seen none, in the plain register that it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from focus_rag.embedded import world
+from focus_rag.embedded.plain import plain_passage, plain_question
+
+_SEED = 20
+_KINDS = ("organisation", "product", "person", "incident", "policy", "release", "place")
+
+
+def write_demo(folder: Path) -> int:
+    """Write a small corpus of confusable documents and one question for most of them.
+
+    Args:
+        folder: Gets `NN-name.md` files (a heading, then the text) and `questions.jsonl` with `question`, `answers` and
+            `document`.
+
+    Returns:
+        The number of documents.
+    """
+    rng = random.Random(_SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = []
+    number = 0
+    for kind in _KINDS:
+        head = world.new_entity(rng, "test", kind)
+        for entity in (head, *(world.sibling(rng, "test", head) for _ in range(3))):
+            keys = rng.sample(list(entity.facts), 4)
+            told = [keys[:2], keys[2:]] if entity is head else [keys[:3]]
+            for part in told:
+                number += 1
+                name = f"{number:02d}-{entity.name.lower().replace(' ', '-').replace('.', '-')}.md"
+                (folder / name).write_text(f"# {entity.name}\n\n{plain_passage(entity, part)}\n", encoding="utf-8")
+                asked = rng.choice(part)
+                questions.append(
+                    {
+                        "question": plain_question(entity, asked),
+                        "answers": [entity.facts[asked]],
+                        "document": name,
+                    }
+                )
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions)
+    (folder / "questions.jsonl").write_text(lines, encoding="utf-8")
+    return number
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{write_demo(Path(sys.argv[1]))} documents written to {sys.argv[1]}\n")

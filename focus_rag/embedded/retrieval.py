@@ -1,0 +1,183 @@
+"""Examples for fitting and evaluation: a generated corpus, a BM25 retriever over it, and questions with what it returns."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from focus_rag.embedded import world
+from focus_rag.embedded.batches import NOT_STATED
+from focus_rag.embedded.names import Split
+from focus_rag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_WORD = re.compile(r"\w+")
+_STOP_WORDS = frozenset(
+    ["a", "an", "and", "are", "at", "by", "did", "do", "does", "for", "from", "has", "have", "how", "in", "is", "it", "of", "on", "the", "to", "was", "were", "what", "when", "where", "which", "who", "with"]
+)  # fmt: skip
+
+
+class BM25:
+    """Okapi BM25 over a fixed list of texts, dense in words and quick for some thousand texts.
+
+    Args:
+        texts: The corpus.
+        k1: Saturation of repeated words.
+        b: Weight of the length of a text.
+    """
+
+    def __init__(self, texts: list[str], k1: float = 0.9, b: float = 0.4) -> None:
+        import numpy as np
+
+        counts = [Counter(self._words(text)) for text in texts]
+        lengths = np.array([sum(count.values()) for count in counts], dtype=np.float64)
+        saturation = k1 * (1 - b + b * lengths / lengths.mean())
+        postings: dict[str, list[int]] = {}
+        for i, count in enumerate(counts):
+            for word in count:
+                postings.setdefault(word, []).append(i)
+        self._n = len(texts)
+        self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for word, found in postings.items():
+            rows = np.array(found)
+            idf = np.log(1 + (self._n - len(found) + 0.5) / (len(found) + 0.5))
+            frequency = np.array([counts[i][word] for i in found], dtype=np.float64)
+            self._weights[word] = rows, idf * frequency * (k1 + 1) / (frequency + saturation[rows])
+
+    @staticmethod
+    def _words(text: str) -> list[str]:
+        return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+
+    def scores(self, query: str) -> np.ndarray:
+        """One score for each text of the corpus; higher is better."""
+        import numpy as np
+
+        total = np.zeros(self._n)
+        for word in self._words(query):
+            if word in self._weights:
+                rows, weights = self._weights[word]
+                total[rows] += weights
+        return total
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Entities, the passages about them, and for each question the passage that answers it."""
+
+    passages: tuple[world.WorldPassage, ...]
+    askable: tuple[tuple[world.Entity, str, int], ...]
+    retriever: BM25
+
+
+@lru_cache(maxsize=4)
+def corpus(split: Split, seed: int = 0, families: int = 250, telling: world.Telling | None = None) -> Corpus:
+    """A corpus of entity families.
+
+    A family is one entity, entities of similar name, and all passages about them: every fact stands in one
+    passage, and what has changed stands with its former value in another.
+
+    Args:
+        split: Whose names and sentence forms to use.
+        seed: Another seed gives another corpus.
+        families: Number of families; each brings some 25 passages.
+        telling: How richly passages are told; two to four sentences if left out.
+    """
+    rng = random.Random(f"corpus {split} {seed}")
+    telling = telling or world.Telling(sentences=(2, 4))
+    passages: list[world.WorldPassage] = []
+    askable: list[tuple[world.Entity, str, int]] = []
+    for _ in range(families):
+        head = world.new_entity(rng, split)
+        members = {head.name: head}
+        for _ in range(rng.randint(3, 9)):
+            other = world.sibling(rng, split, head)
+            members.setdefault(other.name, other)
+        for entity in members.values():
+            keys = list(entity.facts)
+            rng.shuffle(keys)
+            while keys:
+                size = rng.randint(1, 3)
+                part, keys = keys[:size], keys[size:]
+                askable += [(entity, key, len(passages)) for key in part]
+                passages.append(world.passage(rng, split, entity, part, telling))
+            for key in entity.facts:
+                if world.attribute_of(split, entity, key).past and rng.random() < 0.5:
+                    passages.append(world.outdated_only(rng, split, entity, key, telling))
+    return Corpus(tuple(passages), tuple(askable), BM25([passage.content for passage in passages]))
+
+
+def evaluation_examples(
+    split: Split,
+    n: int,
+    n_passages: int,
+    noise: float = 1.0,
+    seed: int = 0,
+    *,
+    with_gold: bool = True,
+    shuffled: bool = False,
+) -> list[dict[str, Any]]:
+    """Questions with passages from a real retriever over a generated corpus.
+
+    The gold passage stands among `n_passages - 1` others: a share `noise` of them are the passages that BM25 ranks
+    highest for the question (they are about the same or a similar entity), the rest are drawn from what it ranks
+    low. Every passage keeps its BM25 score; they come in retrieval order, the best score first.
+
+    Args:
+        split: "train", "dev" or "test"; names, sentence forms and corpora of the splits are disjoint.
+        n: Number of questions.
+        n_passages: Passages of each.
+        noise: Share of the other passages that are hard distractors, in [0, 1].
+        seed: Another seed gives other questions over the same corpus.
+        with_gold: False puts one more distractor in the place of the gold passage; the answer is then "not stated".
+        shuffled: True puts the passages in random order instead.
+
+    Returns:
+        Dicts with `id`, `question`, `answers` and `passages`; a passage has `text`, `title`, `score` and `is_gold`.
+
+    Raises:
+        InvalidInputError: A number out of range.
+    """
+    if split not in ("train", "dev", "test"):
+        raise InvalidInputError(f"split must be train, dev or test, got {split!r}.")
+    if n_passages < 1 or not 0.0 <= noise <= 1.0:
+        raise InvalidInputError(f"n_passages must be at least 1 and noise in [0, 1], got {n_passages} and {noise}.")
+    rng = random.Random(f"examples {split} {n_passages} {noise} {seed} {with_gold}")
+    source = corpus(split)
+    questions = random.Random(f"questions {split} {seed}")
+    examples = []
+    for number in range(n):
+        entity, key, gold = questions.choice(source.askable)
+        question = world.question(questions, split, entity, key)
+        scores = source.retriever.scores(question)
+        ranked = [int(i) for i in (-scores).argsort(kind="stable") if i != gold]
+        n_others = n_passages - 1 if with_gold else n_passages
+        n_hard = round(noise * n_others)
+        chosen = ranked[:n_hard] + rng.sample(ranked[len(ranked) // 3 :], n_others - n_hard)
+        if with_gold:
+            chosen.append(gold)
+        rng.shuffle(chosen)
+        if not shuffled:
+            chosen.sort(key=lambda i: -scores[i])
+        examples.append(
+            {
+                "id": f"world-{split}-{seed}-{number}",
+                "question": question,
+                "answers": [entity.facts[key] if with_gold else NOT_STATED],
+                "passages": [
+                    {
+                        "text": source.passages[i].text,
+                        "title": source.passages[i].title,
+                        "score": round(float(scores[i]), 4),
+                        "is_gold": i == gold,
+                    }
+                    for i in chosen
+                ],
+            }
+        )
+    return examples

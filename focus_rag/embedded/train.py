@@ -1,0 +1,402 @@
+"""Train the embedded reader: `python -m focus_rag.embedded.train --out DIR --minutes 90`.
+
+The curriculum starts with copying, goes on to look-ups over few short passages, and then widens one thing at a time
+(`curriculum`). Stages end when they are mastered or their steps are used up; the last one goes on until the budget is
+spent, the learning rate falling to zero over the last part of it. On one machine's CPU a run with `--steps` and one
+seed gives the same weights each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focus_rag.embedded import names, world
+from focus_rag.embedded.batches import BatchStream, Row, Stage
+from focus_rag.embedded.real_text import RealText, load_real_text
+from focus_rag.embedded.short_attention import register_attention
+from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
+from focus_rag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+class ModelShape(BaseModel):
+    """Size of the reader."""
+
+    model_config = ConfigDict(frozen=True)
+
+    vocab_size: int = 6144
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    layers: int = 5
+    heads: int = 4
+    key_heads: int = 2
+    head_dim: int = 64
+    rope_theta: float = 10_000.0
+    max_position_embeddings: int = 4096
+
+
+class TrainSettings(BaseModel):
+    """How to train.
+
+    Attributes:
+        shape: Size of the model.
+        seed: Of the weights and the data.
+        matrix_lr: Learning rate of Muon, for the matrices inside the layers.
+        lr: Learning rate of AdamW, for embeddings and norms.
+        weight_decay: Of the matrices.
+        warmup: Steps until the full learning rate.
+        decay_from: Share of the budget after which the learning rate falls.
+        bf16: Autocast to bfloat16.
+        tokenizer_texts: World texts for the tokenizer, as many paragraphs of real text at most.
+        snapshot_minutes: Minutes between checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: ModelShape = ModelShape()
+    seed: int = 0
+    matrix_lr: float = 0.01
+    lr: float = 0.002
+    weight_decay: float = 0.01
+    warmup: int = 50
+    decay_from: float = Field(default=0.6, ge=0.0, lt=1.0)
+    bf16: bool = True
+    tokenizer_texts: int = 30_000
+    snapshot_minutes: float = 2.0
+
+
+def curriculum() -> tuple[Stage, ...]:
+    """The stages of the training, in order."""
+    return (
+        Stage("copying few tokens", copying=1.0, copy_tokens=256, plain=0.0, until=0.9, steps=1000, lr=2.0),
+        Stage("copying all tokens", copying=1.0, plain=0.0, until=0.85, steps=400, lr=2.0),
+        Stage("pairs", pairs=0.95, random_pairs=1.0, copying=0.05, plain=0.0, until=0.85, steps=400, lr=2.0),
+        Stage("plain, few passages", plain_register=0.93, passages=(1, 4), follow_ups=(3, 6), copying=0.05, plain=0.02, until=0.9, steps=3000),
+        Stage("plain register", plain_register=0.95, passages=(1, 8), follow_ups=(1, 5), copying=0.02, plain=0.03, tokens=4096),
+    )  # fmt: skip
+
+
+def new_tokenizer(settings: TrainSettings, real: RealText | None) -> PreTrainedTokenizerFast:
+    """A tokenizer learnt on training text of the world and, if there is any, on real text."""
+    rng = random.Random(settings.seed)
+    telling = world.Telling(sentences=(2, 4))
+
+    def texts() -> list[str]:
+        made = []
+        for _ in range(settings.tokenizer_texts):
+            entity = world.new_entity(rng, "train")
+            keys = world.some_keys(rng, entity, telling)
+            asked = world.question(rng, "train", entity, keys[0])
+            made.append(f"{asked}\n{world.passage(rng, 'train', entity, keys, telling).content}")
+        return made
+
+    # So often that every proper word is merged into one token (see `names`).
+    found = texts() + [" ".join(names.PROPER_WORDS)] * 1500
+    if real is not None:
+        found += islice(real.paragraphs, settings.tokenizer_texts // 3)
+    return train_tokenizer(found, settings.shape.vocab_size)
+
+
+def new_model(shape: ModelShape, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A freshly initialised reader."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_position_embeddings,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        attention_bias=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=register_attention(),
+    )
+    model = LlamaForCausalLM(config)
+    _start_for_copying(model)
+    return model
+
+
+def _start_for_copying(model: LlamaForCausalLM) -> None:
+    """Initial weights from which copying is found in tens of steps rather than hundreds.
+
+    Token identities start well above what the layers add to them, so that attending to a token is enough to predict it.
+    In the first two layers, biases of queries and keys make heads look back by a distance: one, two, and some three and some
+    seven tokens, for a bias vector turned by RoPE is a function of distance alone. The near ones are what copying
+    needs, the wide ones gather the words of a name. It is a start, not a constraint: everything is trained.
+    """
+    import torch
+
+    config = model.config
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0.0, 0.08)
+        for layer in model.model.layers:
+            for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                matrix.mul_((2 * config.num_hidden_layers) ** -0.5)
+        half, size = config.head_dim // 2, config.head_dim
+        frequencies = float(config.rope_parameters["rope_theta"]) ** (-torch.arange(half) / half)
+        heads_per_key = config.num_attention_heads // config.num_key_value_heads
+        near, wide = slice(0, half // 2), slice(3 * half // 32, 9 * half // 32 + 1)
+        for layer in model.model.layers[:2]:
+            attention = layer.self_attn
+            for group in range(config.num_key_value_heads):
+                chosen, strength, distances = ((near, 5.0, (1, 2)), (wide, 2.3, (3, 7)))[group % 2]
+                attention.k_proj.bias[group * size : group * size + half][chosen] = strength
+                for i, distance in enumerate(distances[:heads_per_key]):
+                    bias = attention.q_proj.bias[(group * heads_per_key + i) * size : (group * heads_per_key + i + 1) * size]
+                    # The angle between the rotated query at m and the rotated key at n is then zero where m - n is the distance.
+                    angles = -distance * frequencies[chosen]
+                    bias[:half][chosen] = strength * torch.cos(angles)
+                    bias[half:][chosen] = strength * torch.sin(angles)
+
+
+class _Optimizers:
+    """Muon for the matrices inside the layers, AdamW for the rest, one shared learning rate factor."""
+
+    def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
+        import torch
+
+        inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
+        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(inner, lr=settings.matrix_lr, weight_decay=settings.weight_decay, adjust_lr_fn="original"),
+            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self._full = [settings.matrix_lr, settings.lr]
+
+    def step(self, factor: float) -> None:
+        for part, full in zip(self.parts, self._full, strict=True):
+            for group in part.param_groups:
+                group["lr"] = full * factor
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+
+def batch_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids `(batch, sequence)` and loss weights of the same shape, padded on the right.
+
+    With causal attention nothing looks at padding on the right, so no mask is needed.
+    """
+    import torch
+
+    length = max(len(row.tokens) for row in rows)
+    ids = torch.tensor([row.tokens + [pad] * (length - len(row.tokens)) for row in rows])
+    weights = torch.tensor([row.weights + [0.0] * (length - len(row.weights)) for row in rows])
+    return ids, weights
+
+
+def forward(
+    model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, bf16: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted cross-entropy, and which tokens of `ids` were predicted right `(batch, sequence)`; logits only where there is a weight."""
+    import torch
+
+    where = weights[:, 1:] > 0
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        hidden = model.model(ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][where]).float()
+    targets = ids[:, 1:][where]
+    per_token = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    scale = weights[:, 1:][where]
+    right = torch.ones_like(weights, dtype=torch.bool)
+    right[:, 1:][where] = logits.argmax(-1) == targets
+    return (per_token * scale).sum() / scale.sum(), right
+
+
+def first_answers_exact(rows: list[Row], right: torch.Tensor) -> list[bool]:
+    """Whether each row's first answer, end token included, was predicted right throughout."""
+    return [
+        bool(right[i, row.first_answer[0] : row.first_answer[1]].all())
+        for i, row in enumerate(rows)
+        if row.first_answer is not None
+    ]
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write model (bfloat16) and tokenizer as transformers loads them."""
+    import copy
+
+    import torch
+
+    half = copy.deepcopy(model).to(torch.bfloat16).cpu()
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class Trainer:
+    """One training run with its checkpoints in `out`.
+
+    Args:
+        out: Folder of the run: `state.pt`, `tokenizer.json`, `metrics.jsonl`, `model/`.
+        settings: How to train.
+        stages: The curriculum.
+        real: Real text to mix in, if any.
+        device: Where to train.
+        resume: Go on from `out/state.pt`.
+
+    Raises:
+        InvalidInputError: `resume` without a checkpoint in `out`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: TrainSettings,
+        stages: tuple[Stage, ...],
+        real: RealText | None = None,
+        device: str = "cpu",
+        resume: bool = False,
+    ) -> None:
+        import torch
+
+        self.out, self.settings, self.stages, self.device = out, settings, stages, device
+        out.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] | None = None
+        if resume:
+            if not (out / "state.pt").exists():
+                raise InvalidInputError(f"There is nothing to resume in {out}: start without --resume.")
+            state = torch.load(out / "state.pt", weights_only=True, map_location=device)
+            self.tokenizer = load_tokenizer(out)
+        else:
+            self.tokenizer = new_tokenizer(settings, real)
+            self.tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+        self.model = new_model(settings.shape, self.tokenizer, settings.seed).to(device)
+        self.optimizers = _Optimizers(self.model, settings)
+        self.step = self.stage = self.stage_step = 0
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            for part, saved in zip(self.optimizers.parts, state["optimizers"], strict=True):
+                part.load_state_dict(saved)
+            self.step, self.stage, self.stage_step = state["step"], min(state["stage"], len(stages) - 1), state["stage_step"]
+        self._first_step = self.step
+        self.stream = BatchStream(
+            self.tokenizer, real, seed=settings.seed + 7919 * self.step, longest=settings.shape.max_position_embeddings
+        )
+        self._running = 0.0
+
+    def checkpoint(self) -> None:
+        """Write everything needed to go on, and the model as it would be shipped."""
+        import torch
+
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [part.state_dict() for part in self.optimizers.parts],
+            "step": self.step,
+            "stage": self.stage,
+            "stage_step": self.stage_step,
+        }
+        torch.save(state, self.out / "state.tmp")
+        (self.out / "state.tmp").replace(self.out / "state.pt")
+        save(self.model, self.tokenizer, self.out / "model")
+
+    def train_step(self, factor: float) -> dict[str, Any]:
+        """One optimizer step at `factor` times the learning rate; returns its metrics."""
+        import torch
+
+        stage = self.stages[self.stage]
+        rows = self.stream.next(stage)
+        ids, weights = batch_tensors(rows, self.tokenizer.pad_token_id)
+        ids, weights = ids.to(self.device), weights.to(self.device)
+        loss, right = forward(self.model, ids, weights, self.settings.bf16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizers.step(factor)
+        exact = first_answers_exact([row if row.source == "question" else Row([], []) for row in rows], right)
+        if stage.copying + stage.pairs < 1.0:
+            measured = sum(exact) / len(exact) if exact else None
+        else:
+            measured = float(right[weights == weights.max()].float().mean())
+        if measured is not None:
+            self._running += 0.1 * (measured - self._running)
+        self.step += 1
+        self.stage_step += 1
+        metrics = {
+            "step": self.step, "stage": stage.name, "loss": round(float(loss.detach()), 4), "running": round(self._running, 4),
+            "exact": measured, "tokens": int(ids.numel()), "length": int(ids.shape[1]),
+        }  # fmt: skip
+        mastered = self._running >= stage.until or (stage.steps and self.stage_step >= stage.steps)
+        if mastered and self.stage + 1 < len(self.stages):
+            self.stage, self.stage_step, self._running = self.stage + 1, 0, 0.0
+        return metrics
+
+    def run(self, *, steps: int | None = None, minutes: float | None = None) -> None:
+        """Train for `steps` or for `minutes`, whichever is given (both: what ends first)."""
+        began = saved = time.monotonic()
+        warmup = self.settings.warmup
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"settings": self.settings.model_dump(), "stages": [asdict(stage) for stage in self.stages]}) + "\n")
+            while True:
+                done = (self.step - self._first_step) / steps if steps else 0.0
+                if minutes:
+                    done = max(done, (time.monotonic() - began) / (60 * minutes))
+                if done >= 1.0:
+                    break
+                decay_from = self.settings.decay_from
+                factor = min(1.0, (self.step - self._first_step + 1) / warmup, (1.0 - done) / (1.0 - decay_from))
+                metrics = self.train_step(factor * self.stages[self.stage].lr)
+                metrics["seconds"] = round(time.monotonic() - began, 2)
+                log.write(json.dumps(metrics) + "\n")
+                log.flush()
+                if time.monotonic() - saved > 60 * self.settings.snapshot_minutes:
+                    self.checkpoint()
+                    saved = time.monotonic()
+        self.checkpoint()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of the training."""
+    parser = argparse.ArgumentParser(
+        prog="python -m focus_rag.embedded.train",
+        description="Train the embedded reader.",
+        epilog="Example: python -m focus_rag.embedded.train --out runs/reader --minutes 90 --threads 2",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--minutes", type=float, help="budget in minutes")
+    parser.add_argument("--steps", type=int, help="budget in steps")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--stage", type=int, help="with --resume: go on in this stage of the curriculum (from 0)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--real-text", type=Path, help="file in SQuAD format whose paragraphs are mixed in")
+    parser.add_argument("--seed", type=int, default=TrainSettings().seed)
+    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    options = parser.parse_args(arguments)
+    if options.minutes is None and options.steps is None:
+        parser.error("give a budget: --minutes or --steps")
+
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    real = load_real_text(options.real_text) if options.real_text else None
+    settings = TrainSettings(seed=options.seed)
+    try:
+        trainer = Trainer(options.out, settings, curriculum(), real, options.device, options.resume)
+    except InvalidInputError as error:
+        parser.error(str(error))
+    if options.stage is not None:
+        trainer.stage, trainer.stage_step = options.stage, 0
+    trainer.run(steps=options.steps, minutes=options.minutes)
+
+
+if __name__ == "__main__":
+    main()

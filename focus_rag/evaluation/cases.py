@@ -1,0 +1,276 @@
+"""Questions to evaluate on, and the axes along which their passages are arranged: count, gold position, noise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.examples import Example, examples_from_rows, holds_answer, normalised
+from focus_rag.noise import worst_first
+from focus_rag.passages import Passage
+
+POSITIONS = ("first", "middle", "last")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question to answer.
+
+    Attributes:
+        id: Unique within its source.
+        example: Question, accepted answers, passages in the order shown, and which of them are gold.
+        wrong_answers: Answers that misleading passages support.
+    """
+
+    id: str
+    example: Example
+    wrong_answers: tuple[str, ...] = ()
+
+    @property
+    def abstain(self) -> bool:
+        """Whether no passage holds the answer, so that saying so is right."""
+        return not self.example.gold
+
+    def with_passages(self, indices: Sequence[int]) -> Case:
+        """The same question with these passages, in this order."""
+        example = self.example
+        gold = frozenset(place for place, index in enumerate(indices) if index in example.gold)
+        shown = tuple(example.passages[index] for index in indices)
+        return replace(self, example=replace(example, passages=shown, gold=gold))
+
+
+class Cell(BaseModel):
+    """One point of the axes.
+
+    Attributes:
+        count: Passages per question; None leaves them as they come.
+        noise: Share of the passages beside the gold that are hard distractors (the best scored ones); the others are
+            taken from other questions. None leaves them as they come.
+        position: Where the gold passage stands: `first`, `middle`, `last`; None leaves it where retrieval put it.
+        gold_missing: Whether the gold passages are taken away.
+        shuffled_scores: Whether the scores are dealt out anew among the passages, so that they say nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int | None = Field(default=None, ge=1)
+    noise: float | None = Field(default=None, ge=0.0, le=1.0)
+    position: str | None = Field(default=None, pattern="^(first|middle|last)$")
+    gold_missing: bool = False
+    shuffled_scores: bool = False
+
+    @property
+    def key(self) -> str:
+        """Short name in files and tables."""
+        parts = ["as given" if self.count is None else f"n={self.count}"]
+        parts += [] if self.noise is None else [f"noise={self.noise:g}"]
+        parts += [] if self.position is None else [f"gold {self.position}"]
+        parts += ["gold missing"] if self.gold_missing else []
+        parts += ["scores shuffled"] if self.shuffled_scores else []
+        return ", ".join(parts)
+
+
+class CaseSource(Protocol):
+    """Where cases come from."""
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+
+    def cases(self, cell: Cell, limit: int | None, seed: int) -> tuple[Case, ...]:
+        """The questions of one cell, the same for the same seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileCases:
+    """Cases read from files, arranged for each cell.
+
+    Attributes:
+        name: For reports.
+        all: Every usable case, in file order.
+        skipped: Number of rows left out, by reason.
+    """
+
+    name: str
+    all: tuple[Case, ...]
+    skipped: Mapping[str, int]
+
+    def cases(self, cell: Cell, limit: int | None, seed: int) -> tuple[Case, ...]:
+        """The first `limit` cases of a seeded order, arranged; those that cannot be arranged so are left out."""
+        order = list(self.all)
+        random.Random(f"order {seed}").shuffle(order)
+        pool = [passage for case in self.all for passage in case.example.passages]
+        found: list[Case] = []
+        for case in order:
+            if limit is not None and len(found) >= limit:
+                break
+            arranged = arrange(case, cell, pool, seed)
+            if arranged is not None:
+                found.append(arranged)
+        return tuple(found)
+
+
+class EmbeddedCases:
+    """Questions of the generated world that comes with the package, over a BM25 retriever.
+
+    Args:
+        split: "dev" to choose by, "test" to report.
+    """
+
+    def __init__(self, split: Literal["train", "dev", "test"] = "test") -> None:
+        self.split = split
+
+    @property
+    def name(self) -> str:
+        return f"generated world, {self.split} split"
+
+    def cases(self, cell: Cell, limit: int | None, seed: int) -> tuple[Case, ...]:
+        """Questions with `count` passages (20 if not given) at a noise (1 if not given)."""
+        from focus_rag.embedded.retrieval import evaluation_examples
+
+        count = cell.count or 20
+        noise = 1.0 if cell.noise is None else cell.noise
+        rows = evaluation_examples(
+            self.split,
+            limit or 300,
+            count,
+            noise,
+            seed,
+            with_gold=not cell.gold_missing,
+        )
+        rest = cell.model_copy(update={"count": None, "noise": None, "gold_missing": False})
+        cases = (case for row in rows if isinstance(case := case_of(row), Case))
+        return tuple(done for case in cases if (done := arrange(case, rest, (), seed)) is not None)
+
+
+def case_of(row: Mapping[str, Any]) -> Case | str:
+    """The case of a row of the JSONL schema, or why there is none.
+
+    Unlike fitting, evaluation also takes questions without a gold passage (the right answer is then to say so) and
+    with nothing but gold.
+    """
+    if not isinstance(row.get("passages"), list) or not row["passages"]:
+        return "no passages"
+    has_gold = any(isinstance(one, Mapping) and one.get("is_gold") is True for one in row["passages"])
+    probe = dict(row)
+    if not has_gold and isinstance(row.get("answers"), list):
+        # The schema check asks for a gold passage with the answer in it and one without: lend it both.
+        lent = {"text": " ".join(str(one) for one in row["answers"]), "is_gold": True}
+        probe["passages"] = [*row["passages"], lent]
+    elif has_gold and all(one.get("is_gold") is True for one in row["passages"] if isinstance(one, Mapping)):
+        probe["passages"] = [*row["passages"], {"text": "-", "is_gold": False}]
+    checked = examples_from_rows([probe])
+    if not checked.examples:
+        return next(iter(checked.skipped))
+    example = checked.examples[0]
+    n = len(row["passages"])
+    ids = [one.get("id") for one in row["passages"]]
+    passages = tuple(
+        replace(passage, id=str(own)) if own is not None else passage
+        for passage, own in zip(example.passages[:n], ids, strict=True)
+    )
+    gold = frozenset(index for index in example.gold if index < n)
+    wrong = tuple(one for one in row.get("wrong_answers") or () if isinstance(one, str) and normalised(one))
+    return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages, gold=gold), wrong)
+
+
+def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case | None:
+    """Put the passages of a case as a cell wants them; None where it cannot be done.
+
+    Args:
+        case: The case as it came.
+        cell: The point of the axes.
+        pool: Passages of all questions, the source of easy distractors.
+        seed: With the case's id it decides everything that is drawn.
+
+    Raises:
+        InvalidInputError: The cell asks for noise below 1 and there is no pool.
+    """
+    rng = random.Random(f"{case.id} {cell.key} {seed}")
+    if cell.gold_missing:
+        if not case.example.gold:
+            return None
+        case = case.with_passages(
+            [index for index in range(len(case.example.passages)) if index not in case.example.gold]
+        )
+    if cell.count is not None or cell.noise is not None:
+        counted = _counted(case, cell, pool, rng)
+        if counted is None:
+            return None
+        case = counted
+    if cell.position is not None:
+        if not case.example.gold:
+            return None
+        case = _positioned(case, cell.position)
+    if cell.shuffled_scores:
+        scores = [passage.score for passage in case.example.passages]
+        rng.shuffle(scores)
+        dealt = tuple(replace(one, score=score) for one, score in zip(case.example.passages, scores, strict=True))
+        case = replace(case, example=replace(case.example, passages=dealt))
+    return case
+
+
+def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random) -> Case | None:
+    example = case.example
+    count = cell.count or len(example.passages)
+    gold = sorted(example.gold)[:count]
+    others = [index for index in reversed(worst_first(example.passages)) if index not in example.gold]
+    wanted = count - len(gold)
+    if cell.gold_missing:
+        # A row of exactly `count` passages has fewer without its gold: that is still the row without its gold.
+        wanted = min(wanted, len(others))
+    n_hard = wanted if cell.noise is None else round(cell.noise * wanted)
+    if n_hard > len(others):
+        return None
+    hard = others[:n_hard]
+    easy: list[Passage] = []
+    if wanted > n_hard:
+        if not pool:
+            raise InvalidInputError("Noise below 1 needs passages of other questions, and this source has none.")
+        own = {passage.text for passage in example.passages}
+        # They were not retrieved for this question: the worst score that was, whatever the scale, is the nearest true word.
+        worst = example.passages[worst_first(example.passages)[0]].score if example.passages else None
+        for candidate in rng.sample(pool, min(len(pool), 10 * wanted + 20)):
+            if len(easy) == wanted - n_hard:
+                break
+            if candidate.text not in own and not holds_answer(candidate.content, example.answers):
+                easy.append(replace(candidate, score=worst))
+                own.add(candidate.text)
+        if len(easy) < wanted - n_hard:
+            return None
+    case = case.with_passages(sorted([*gold, *hard]))
+    passages = list(case.example.passages) + easy
+    gold_now = case.example.gold
+    return replace(case, example=replace(case.example, passages=tuple(passages), gold=gold_now))
+
+
+def _positioned(case: Case, position: str) -> Case:
+    n, gold = len(case.example.passages), sorted(case.example.gold)
+    others = [index for index in range(n) if index not in case.example.gold]
+    at = {"first": 0, "middle": len(others) // 2, "last": len(others)}[position]
+    return case.with_passages([*others[:at], *gold, *others[at:]])
+
+
+def cells_of(
+    counts: Iterable[int | None],
+    noises: Iterable[float | None] = (None,),
+    positions: Iterable[str | None] = (None,),
+    *,
+    gold_missing: bool = False,
+    shuffled_scores: bool = False,
+) -> tuple[Cell, ...]:
+    """The cells of a run: counts by noises, then positions at the largest count, then the kinds of noise there."""
+    counts, noises = list(counts), list(noises)
+    cells = [Cell(count=count, noise=noise) for count in counts for noise in noises]
+    largest = max((count for count in counts if count is not None), default=None)
+    cells += [Cell(count=largest, noise=noises[0], position=position) for position in positions if position is not None]
+    if gold_missing:
+        cells.append(Cell(count=largest, noise=noises[0], gold_missing=True))
+    if shuffled_scores:
+        cells.append(Cell(count=largest, noise=noises[0], shuffled_scores=True))
+    return tuple(dict.fromkeys(cells))

@@ -1,0 +1,38 @@
+"""JSON lines and JSON lists, gzip or not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from focus_rag.errors import InvalidInputError
+
+
+def json_rows(file: Path) -> Iterator[object]:
+    """Rows of a file; a line that is no JSON comes as None.
+
+    A file that is one JSON list, or an object with its rows under `data`, is read whole.
+
+    Raises:
+        InvalidInputError: It cannot be read as UTF-8 text.
+    """
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            if file.name.endswith((".json", ".json.gz")):
+                whole = json.load(lines)
+                yield from whole if isinstance(whole, list) else whole.get("data", [whole])
+                return
+            for line in lines:
+                if line.strip():
+                    yield _parsed(line)
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInputError(f"{file} cannot be read as JSON in UTF-8 ({error}).") from error
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

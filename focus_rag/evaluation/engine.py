@@ -1,0 +1,286 @@
+"""What every method answers with: one model, one prompt layout, one decoder, one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from focus_rag.answers import AlphaSetting, GenerationSettings, Request
+from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation.cases import Case
+from focus_rag.generator import FocusGenerator
+from focus_rag.measuring import SpanMeter
+from focus_rag.model_layout import ModelLayout
+from focus_rag.noise import worst_first
+from focus_rag.profile import FocusProfile
+from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cases with their prompts, left-padded to one length.
+
+    Attributes:
+        cases: The cases.
+        prompts: Their prompts.
+        length: Length of the longest prompt in tokens, to which the others are padded.
+    """
+
+    cases: tuple[Case, ...]
+    prompts: tuple[BuiltPrompt, ...]
+    length: int
+
+    def start(self, row: int) -> int:
+        """Position of a row's first token that is not padding: the attention sink."""
+        return self.length - len(self.prompts[row].input_ids)
+
+    def passage_spans(self, row: int) -> list[TokenSpan | None]:
+        """Token span of every passage of a row in padded positions, None where it is not in the prompt."""
+        shift = self.start(row)
+        return [None if span is None else (span[0] + shift, span[1] + shift) for span in self.prompts[row].spans]
+
+    def spans_of(self, choose: Callable[[Case], Sequence[int]]) -> list[list[TokenSpan]]:
+        """For every row the spans of chosen passages, as taps want them.
+
+        Args:
+            choose: From a case to indices of its passages.
+        """
+        found = []
+        for row, case in enumerate(self.cases):
+            spans = self.passage_spans(row)
+            found.append([span for index in choose(case) if (span := spans[index]) is not None])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer and what was measured while it was given.
+
+    Attributes:
+        case: The case as the method showed it to the model.
+        text: The answer.
+        alpha: Intervention factor.
+        prompt_tokens: Tokens of the prompt.
+        answer_tokens: Tokens of the answer.
+        shares: Share of the contextual heads' passage attention for each passage; empty where not measured.
+        gold_mass: Mass of the contextual heads on gold passages while answering; None where not measured.
+        sink_mass: Their mass on the first token.
+    """
+
+    case: Case
+    text: str
+    alpha: float
+    prompt_tokens: int
+    answer_tokens: int
+    shares: tuple[float, ...] = ()
+    gold_mass: float | None = None
+    sink_mass: float | None = None
+
+
+class Engine:
+    """Answers batches of cases; methods differ only in what they ask of it.
+
+    Args:
+        generator: Model, tokenizer and profile.
+        max_new_tokens: Longest answer, in tokens.
+        layout: How question and passages are laid out.
+    """
+
+    def __init__(
+        self, generator: FocusGenerator, *, max_new_tokens: int = 32, layout: PromptLayout | None = None
+    ) -> None:
+        self.model: Any = generator.model
+        self.tokenizer: Any = generator.tokenizer
+        self.profile = generator.profile
+        self.settings = GenerationSettings(max_new_tokens=max_new_tokens)
+        self._layout = layout
+        self._window = generator.context_window
+        self._prompts = PromptBuilder(self.tokenizer, layout)
+        self._generators: dict[int, FocusGenerator] = {}
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The contextual heads as `(layer, head)` pairs.
+
+        Raises:
+            InvalidInputError: There is no profile.
+        """
+        if self.profile is None:
+            raise InvalidInputError("This method works on the contextual heads and needs a profile.")
+        return [(entry.layer, entry.head) for entry in self.profile.heads]
+
+    @property
+    def every_head(self) -> list[tuple[int, int]]:
+        """All heads of the model as `(layer, head)` pairs."""
+        layout = ModelLayout.of(self.model)
+        return [(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)]
+
+    def batch(self, cases: Sequence[Case]) -> Batch:
+        """Build the prompts of some cases."""
+        room = self._window - self.settings.max_new_tokens
+        prompts = tuple(
+            self._prompts.from_question(
+                case.example.question,
+                case.example.passages,
+                max_tokens=room,
+                drop_order=worst_first(case.example.passages),
+            )
+            for case in cases
+        )
+        return Batch(tuple(cases), prompts, max(len(prompt.input_ids) for prompt in prompts))
+
+    def answer(
+        self,
+        cases: Sequence[Case],
+        *,
+        alpha: AlphaSetting = 0.0,
+        intervene: Callable[[Batch], AbstractContextManager[Any]] | None = None,
+        profile: FocusProfile | None = None,
+        edits_weights: bool = False,
+    ) -> list[Answered]:
+        """Answer one batch through `FocusGenerator`, with something attached around it.
+
+        Args:
+            cases: The cases.
+            alpha: As for a request; 0 is the bare model.
+            intervene: From the batch to a context that is open while answering.
+            profile: Another profile than the engine's.
+            edits_weights: Whether the intervention works on attention weights, which the meter, reading queries and keys,
+                would not see; masses are then not reported.
+        """
+        batch = self.batch(cases)
+        requests = [
+            Request(question=case.example.question, passages=case.example.passages, alpha=alpha, settings=self.settings)
+            for case in cases
+        ]
+        meter = None if self.profile is None or edits_weights else self._meter(batch)
+        with ExitStack() as stack:
+            if intervene is not None:
+                stack.enter_context(intervene(batch))
+            if meter is not None:
+                stack.enter_context(meter)
+            answers = self._generator(profile or self.profile).answer_batch(requests)
+        steps = [] if meter is None else meter.steps
+        return [
+            _answered(batch, row, answer.text, answer.alpha, answer.usage.completion_tokens, steps)
+            for row, answer in enumerate(answers)
+        ]
+
+    def decode(self, batch: Batch, processors: Sequence[LogitsProcessor]) -> list[Answered]:
+        """Answer one batch greedily with logits processors, for methods that mix in a second model's opinion."""
+        end = sorted(self._end_tokens)
+        config = GenerationConfig(
+            max_new_tokens=self.settings.max_new_tokens,
+            do_sample=False,
+            eos_token_id=end or None,
+            pad_token_id=self.pad_token,
+        )
+        ids, mask = self.padded([prompt.input_ids for prompt in batch.prompts])
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(processors),
+            )
+        found = []
+        for row, tokens in enumerate(output[:, ids.shape[1] :].tolist()):
+            length = next((place for place, token in enumerate(tokens) if token in end), len(tokens))
+            text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+            found.append(_answered(batch, row, text, 0.0, min(length + 1, len(tokens)), []))
+        return found
+
+    def rank_by_attention(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Passages by the attention of the contextual heads at the end of the prompt, most attended first.
+
+        Passages that are not in the prompt come last, in their order.
+        """
+        batch = self.batch(cases)
+        ids, mask = self.padded([prompt.input_ids for prompt in batch.prompts])
+        meter = self._meter(batch)
+        with torch.inference_mode(), meter:
+            self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        mass = meter.steps[0].mean(dim=(1, 2))[:, 1:]
+        orders = []
+        for row, case in enumerate(cases):
+            spans = batch.passage_spans(row)
+            values = [float(mass[row, index]) if span is not None else -1.0 for index, span in enumerate(spans)]
+            orders.append(sorted(range(len(case.example.passages)), key=lambda index: -values[index]))
+        return orders
+
+    def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both `(batch, tokens)`, left-padded, on the model's device."""
+        device = self.model.get_input_embeddings().weight.device
+        length = max(len(row) for row in rows)
+        ids = torch.full((len(rows), length), self.pad_token, dtype=torch.long, device=device)
+        mask = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+        for index, row in enumerate(rows):
+            ids[index, length - len(row) :] = torch.tensor(row, device=device)
+            mask[index, length - len(row) :] = 1
+        return ids, mask
+
+    @property
+    def pad_token(self) -> int:
+        """Token that fills the left of short rows; the mask hides it."""
+        candidates = (self.tokenizer.pad_token_id, *sorted(self._end_tokens), 0)
+        return int(next(token for token in candidates if token is not None))
+
+    @property
+    def _end_tokens(self) -> frozenset[int]:
+        own = self.model.generation_config.eos_token_id
+        many = own if isinstance(own, (list, tuple)) else [own]
+        return frozenset(int(token) for token in [*many, self.tokenizer.eos_token_id] if token is not None)
+
+    def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
+        # Measuring is done here, for all methods alike, and not twice.
+        if id(profile) not in self._generators:
+            self._generators[id(profile)] = FocusGenerator(
+                self.model,
+                self.tokenizer,
+                profile,
+                settings=self.settings,
+                layout=self._layout,
+                measure=False,
+                max_batch=1024,
+            )
+        return self._generators[id(profile)]
+
+    def _meter(self, batch: Batch) -> SpanMeter:
+        """Meter of the sink (span 0) and of every passage (spans 1 and on; empty where it is not in the prompt)."""
+        spans = []
+        for row in range(len(batch.cases)):
+            start = batch.start(row)
+            spans.append([(start, start + 1), *((span or (0, 0)) for span in batch.passage_spans(row))])
+        return SpanMeter(self.model, self.heads, spans, batch.length)
+
+
+def _answered(batch: Batch, row: int, text: str, alpha: float, answer_tokens: int, steps: Sequence[Tensor]) -> Answered:
+    case, prompt_tokens = batch.cases[row], len(batch.prompts[row].input_ids)
+    if not steps or answer_tokens == 0:
+        return Answered(case, text, alpha, prompt_tokens, answer_tokens)
+    mass = torch.stack([step[row, :, 0] for step in steps[:answer_tokens]]).mean(dim=(0, 1))
+    n = len(case.example.passages)
+    on_passages = [float(value) for value in mass[1 : n + 1]]
+    total = sum(on_passages)
+    return Answered(
+        case,
+        text,
+        alpha,
+        prompt_tokens,
+        answer_tokens,
+        tuple(value / total for value in on_passages) if total > 0 else (),
+        sum(on_passages[index] for index in case.example.gold) if case.example.gold else None,
+        float(mass[0]),
+    )

@@ -1,0 +1,87 @@
+"""The methods that are compared, each a page or less behind one protocol (`Method`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation.methods.attention_rerank import AttentionRerank
+from focus_rag.evaluation.methods.context_aware import ContextAware
+from focus_rag.evaluation.methods.focusing import Auto, Fixed, RandomHeads
+from focus_rag.evaluation.methods.method import Method, Tuned
+from focus_rag.evaluation.methods.oracle_split import OracleSplit
+from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
+from focus_rag.evaluation.methods.retrieval_rules import Reorder, ScoreCutOff, TopM
+from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
+from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpanChoice, SpotLight
+
+__all__ = ["ALPHAS", "Method", "Tuned", "every_name", "methods_named"]
+
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""The published script's positive intervention factors but one (0.4)."""
+
+NEGATIVE_ALPHA = -0.5
+_BOOSTS = (2.0, 5.0, 10.0, 20.0)
+_SINK_BIASES = (1.0, 2.0, 4.0, 8.0)
+_TEMPERATURES = (1.1, 1.25, 1.5, 2.0)
+_LOG_SLOPES = (0.05, 0.1, 0.2, 0.4)
+_SPANS: tuple[SpanChoice, ...] = ("top 1", "all", "gold")
+
+
+def _boost(which: SpanChoice) -> Tuned:
+    return Tuned(f"InstABoost, {which}", tuple(InstABoost(which, factor) for factor in _BOOSTS))
+
+
+_METHODS: dict[str, Callable[[], Method | Tuned]] = {
+    "bare": Bare,
+    "gold only": GoldOnly,
+    "closed book": ClosedBook,
+    "auto": Auto,
+    "best fixed alpha": lambda: Tuned("best fixed alpha", tuple(Fixed(alpha) for alpha in ALPHAS)),
+    **{f"alpha={alpha:g}": partial(Fixed, alpha) for alpha in (NEGATIVE_ALPHA, *ALPHAS)},
+    "random heads": RandomHeads,
+    "split softmax, gold": OracleSplit,
+    "score cut-off": ScoreCutOff,
+    "top 3 only": TopM,
+    "long-context reorder": Reorder,
+    "attention rerank": AttentionRerank,
+    **{f"PASTA, {which}": partial(Pasta, which) for which in _SPANS},
+    **{f"InstABoost, {which}": partial(_boost, which) for which in _SPANS},
+    **{f"SpotLight, {which}": partial(SpotLight, which) for which in _SPANS},
+    "context-aware decoding": ContextAware,
+    "sink bias": lambda: Tuned("sink bias", tuple(SinkBias(bias) for bias in _SINK_BIASES)),
+    "query temperature": lambda: Tuned("query temperature", tuple(QueryTemperature(value) for value in _TEMPERATURES)),
+    "query temperature, log n": lambda: Tuned(
+        "query temperature, log n", tuple(QueryTemperature(value, by_log_count=True) for value in _LOG_SLOPES)
+    ),
+}
+
+
+def every_name() -> tuple[str, ...]:
+    """Names of all methods, in the order of the tables."""
+    return tuple(_METHODS)
+
+
+def methods_named(names: Sequence[str]) -> list[Method | Tuned]:
+    """The methods of these names; `alpha=NUMBER` is one for any number.
+
+    Raises:
+        InvalidInputError: No such method; the message lists them.
+    """
+    found: list[Method | Tuned] = []
+    for name in dict.fromkeys(one.strip() for one in names):
+        if name in _METHODS:
+            found.append(_METHODS[name]())
+        elif name.startswith("alpha=") and _is_number(name[6:]):
+            found.append(Fixed(float(name[6:])))
+        else:
+            raise InvalidInputError(f"No method {name!r}. There are: {'; '.join(_METHODS)}; alpha=NUMBER.")
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False

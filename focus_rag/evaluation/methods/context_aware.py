@@ -1,0 +1,60 @@
+"""Context-aware decoding (Shi et al., arXiv 2305.14739): what the passages change in the next token is amplified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from focus_rag.attention_tap import undisturbed
+from focus_rag.evaluation.cases import Case
+from focus_rag.evaluation.engine import Answered, Engine
+
+
+@dataclass(frozen=True, slots=True)
+class ContextAware:
+    """Logits `(1 + weight) * with passages - weight * without`, greedily."""
+
+    weight: float = 0.5
+    name: str = "context-aware decoding"
+    note: str = (
+        "Logits (1 + 0.5) * with passages - 0.5 * without, greedily: two models' worth of decoding (CAD, Shi et al., "
+        "arXiv 2305.14739, its weight for question answering)."
+    )
+    needs_profile: bool = False
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        without = engine.batch([case.with_passages([]) for case in cases])
+        ids, mask = engine.padded([prompt.input_ids for prompt in without.prompts])
+        return engine.decode(engine.batch(cases), [_Contrast(engine.model, ids, mask, self.weight)])
+
+
+class _Contrast(LogitsProcessor):
+    """Runs the prompt without passages beside the one with them, token by token."""
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, weight: float) -> None:
+        self._model, self._ids, self._mask, self._weight = model, ids, mask, weight
+        self._cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._cache is not None:
+            self._ids = input_ids[:, -1:]
+            self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=-1)
+        positions = (self._mask.cumsum(-1) - 1).clamp_min(0)[:, -self._ids.shape[1] :]
+        with undisturbed():
+            output = self._model(
+                input_ids=self._ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._cache = output.past_key_values
+        without: Tensor = output.logits[:, -1].to(scores.dtype)
+        return (1 + self._weight) * scores - self._weight * without

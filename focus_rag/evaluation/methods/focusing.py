@@ -1,0 +1,87 @@
+"""Focus directions (Zhu et al., arXiv 2503.23306) at a fixed alpha, at alpha by retrieval, and on random heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from focus_rag.evaluation.cases import Case
+from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.profile import FocusProfile, HeadEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The same alpha for every question; below 0 it distracts."""
+
+    alpha: float
+    needs_profile: bool = True
+    oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"alpha={self.alpha:g}"
+
+    @property
+    def note(self) -> str:
+        return f"Focus directions at alpha {self.alpha:g} for every question (Zhu et al., arXiv 2503.23306)."
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer(cases, alpha=self.alpha)
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Alpha by the profile's policy, from the number of passages and their scores."""
+
+    name: str = "auto"
+    note: str = "Focus directions with alpha set for each question from its retrieval, by the profile's policy."
+    needs_profile: bool = True
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer(cases, alpha="auto")
+
+
+@dataclass(frozen=True, slots=True)
+class RandomHeads:
+    """Control: as many heads, the same lengths of the vectors, no meaning."""
+
+    seed: int = 0
+    name: str = "random heads"
+    note: str = (
+        "Control: as many heads drawn at random outside the profile (where there are enough), each with a random direction "
+        "as long as the trained one, alpha by the profile's policy."
+    )
+    needs_profile: bool = True
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer(cases, alpha="auto", profile=_random_profile(engine, self.seed))
+
+
+_PROFILES: dict[tuple[int, int], tuple[FocusProfile, FocusProfile]] = {}
+
+
+def _random_profile(engine: Engine, seed: int) -> FocusProfile:
+    profile = engine.profile
+    if profile is None:
+        raise ValueError("random heads need a profile to be compared with")
+    # The engine keeps one generator for each profile object, so the control is made once.
+    known = _PROFILES.get((id(profile), seed))
+    if known is not None and known[0] is profile:
+        return known[1]
+    generator = torch.Generator().manual_seed(seed)
+    own, every = set(engine.heads), engine.every_head
+    outside = [pair for pair in every if pair not in own]
+    candidates = outside if len(outside) >= len(own) else every
+    picked = [candidates[i] for i in torch.randperm(len(candidates), generator=generator)[: len(own)].tolist()]
+    drawn = torch.randn(profile.directions.shape, generator=generator)
+    drawn *= profile.directions.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
+    control = profile.replace(
+        heads=[HeadEntry(layer=layer, head=head) for layer, head in picked], directions=drawn, key_directions=None
+    )
+    _PROFILES[id(profile), seed] = (profile, control)
+    return control

@@ -1,0 +1,84 @@
+"""What a user can do without touching the model: drop passages by score, or put them in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focus_rag.evaluation.cases import Case
+from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.noise import worst_first
+
+
+def best_first(case: Case) -> list[int]:
+    """Indices of a case's passages, the best score first."""
+    return list(reversed(worst_first(case.example.passages)))
+
+
+@dataclass(frozen=True, slots=True)
+class TopM:
+    """Only the m best scored passages."""
+
+    m: int = 3
+    name: str = "top 3 only"
+    note: str = "The bare model with the 3 best scored passages."
+    needs_profile: bool = False
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([case.with_passages(sorted(best_first(case)[: self.m])) for case in cases])
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCutOff:
+    """Only passages whose score lies in the upper part of the question's own range.
+
+    LlamaIndex's SimilarityPostprocessor has no default cut-off, and scores of different retrievers share no scale, so
+    the cut is relative: half way between the worst and the best score.
+    """
+
+    share: float = 0.5
+    name: str = "score cut-off"
+    note: str = (
+        "The bare model with the passages that score above half way between a question's worst and best (the idea of "
+        "LlamaIndex's SimilarityPostprocessor, whose fixed cut-off has no default)."
+    )
+    needs_profile: bool = False
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([self._cut(case) for case in cases])
+
+    def _cut(self, case: Case) -> Case:
+        order = best_first(case)
+        scores = [case.example.passages[index].score for index in order]
+        if not scores or scores[0] is None or scores[-1] is None:
+            return case
+        best, worst = scores[0], scores[-1]
+        sign = 1.0 if best >= worst else -1.0
+        limit = sign * (worst + self.share * (best - worst))
+        kept = [
+            index for index, score in zip(order, scores, strict=True) if score is not None and sign * score >= limit
+        ]
+        return case.with_passages(sorted(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Reorder:
+    """Best passages at both ends, worst in the middle."""
+
+    name: str = "long-context reorder"
+    note: str = (
+        "The bare model with the best scored passages at both ends and the worst in the middle (LongContextReorder of "
+        "LangChain and LlamaIndex, after Liu et al., arXiv 2307.03172)."
+    )
+    needs_profile: bool = False
+    oracle: bool = False
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([case.with_passages(ends_first(best_first(case))) for case in cases])
+
+
+def ends_first(order: Sequence[int]) -> list[int]:
+    """From best-first to best at the ends: ranks 1, 3, 5, ... forwards, then ..., 6, 4, 2."""
+    return [*order[0::2], *reversed(order[1::2])]

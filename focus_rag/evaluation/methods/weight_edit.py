@@ -1,0 +1,93 @@
+"""Replace the attention weights of chosen heads by an edit of them: the ground of the rivals that need a marked span."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from focus_rag.attention_math import AttentionCall, aligned_membership, head_weights, rows_of, span_membership
+from focus_rag.attention_tap import AttentionTap
+from focus_rag.errors import AttachError
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""From weights `(batch, heads, rows, keys)` and an indicator `(batch, 1, 1, keys)` to new weights."""
+
+_ROWS_AT_ONCE = 128
+
+
+def key_bias(bias: float) -> Edit:
+    """Add a constant to the logits of the marked keys, which multiplies their weights before they are renormalised."""
+    factor = math.exp(bias)
+
+    def edit(weights: Tensor, marked: Tensor) -> Tensor:
+        scaled = weights * (1 + (factor - 1) * marked)
+        return scaled / scaled.sum(dim=-1, keepdim=True)
+
+    return edit
+
+
+def target_share(share: float) -> Edit:
+    """Where the marked keys have less than a share of the mass, add `log(share / mass)` to their logits."""
+
+    def edit(weights: Tensor, marked: Tensor) -> Tensor:
+        mass = (weights * marked).sum(dim=-1, keepdim=True)
+        factor = torch.where((mass > 0) & (mass < share), share / mass.clamp_min(1e-30), torch.ones_like(mass))
+        scaled = weights * (1 + (factor - 1) * marked)
+        return scaled / scaled.sum(dim=-1, keepdim=True)
+
+    return edit
+
+
+class WeightEditTap(AttentionTap):
+    """Recomputes the output of chosen heads from edited weights, in every row from the first one on.
+
+    Args:
+        model: The model.
+        heads: `(layer, head)` pairs.
+        spans: For every request the spans to mark, in positions of the left-padded prompt.
+        prompt_length: Length of the padded prompt in tokens.
+        edit: The edit.
+        first_row: First query position to edit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Sequence[tuple[int, int]],
+        spans: Spans,
+        prompt_length: int,
+        edit: Edit,
+        *,
+        first_row: int = 0,
+    ) -> None:
+        self._grouped = heads_by_layer(heads)
+        super().__init__(tapped_layers(model, self._grouped))
+        member = span_membership(spans, prompt_length, torch.device("cpu"))
+        self._member = member.amax(dim=-1, keepdim=True) if member.shape[-1] else member.new_zeros(*member.shape[:2], 1)
+        self._edit = edit
+        self._first_row = first_row
+        self._counter = KeyCounter()
+
+    def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
+        seen = self._counter.update(layer, call)
+        tokens, keys = call.query.shape[2], call.key.shape[2]
+        self._member = self._member.to(output.device)
+        member = rows_of(self._member, call.query.shape[0])
+        if member is None:
+            raise AttachError("The rows of this forward pass cannot be told apart; give one list of spans per row.")
+        marked = aligned_membership(member, keys, seen)[:, None, None, :, 0]
+        group_size = call.query.shape[1] // call.key.shape[1]
+        output = output.clone()
+        for start in range(max(self._first_row - (seen - tokens), 0), tokens, _ROWS_AT_ONCE):
+            rows = torch.arange(start, min(start + _ROWS_AT_ONCE, tokens), device=output.device)
+            for group, weights in head_weights(call, self._grouped[layer], rows):
+                width = weights.shape[-1]
+                value = call.value[:, group[0] // group_size, :width].float().unsqueeze(1)
+                changed = self._edit(weights, marked[..., :width]) @ value
+                chosen = torch.tensor(group, device=output.device)
+                output[:, rows[:, None], chosen[None, :]] = changed.transpose(1, 2).to(output.dtype)
+        return output

@@ -1,0 +1,219 @@
+"""The report of an evaluation: `report.md`, `report.html` (one file that loads nothing), `summary.json` and PNG pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from focus_rag.evaluation.pictures import pictures
+from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, Evaluation
+from focus_rag.evaluation.statistics import Difference
+
+Table = tuple[list[str], list[list[str]]]
+
+_RIVALS_OF_AUTO = (
+    BARE, "best fixed alpha", "random heads", "SpotLight, top 1", "SpotLight, all", "PASTA, top 1", "InstABoost, top 1",
+    "sink bias", "query temperature", "query temperature, log n", "context-aware decoding", "score cut-off", "top 3 only",
+    "long-context reorder", "attention rerank",
+)  # fmt: skip
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
+img{max-width:100%;height:auto;background:#fff;border-radius:4px}
+dt{font-weight:600}dd{margin:0 0 .5rem 0}
+"""
+
+
+def write_report(evaluation: Evaluation, out: str | Path) -> Path:
+    """Write all files of the report and return the HTML one."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = pictures(evaluation)
+    names = {title: f"{re.sub(r'[^a-z0-9]+', '_', title.lower())}.png" for title in drawn}
+    for title, picture in drawn.items():
+        (folder / names[title]).write_bytes(picture)
+    summary = json.dumps(_finite(evaluation.summary()), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (folder / "summary.json").write_text(summary, encoding="utf-8")
+    sections = _sections(evaluation)
+    (folder / "report.md").write_text(_markdown(evaluation, sections, names), encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(_html(evaluation, sections, drawn), encoding="utf-8")
+    return page
+
+
+def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
+    """Title, a sentence, and a table for each section."""
+    main = evaluation.main_cell
+    found = [
+        (
+            f"Main cell: {main}",
+            "Quality is the lost-in-the-middle substring match, and where no passage holds the answer, saying so. Brackets are "
+            "95% bootstrap intervals; differences are paired on the same questions. Methods marked * are told which passages "
+            "are gold. Recovered is the share of the gap from bare to gold-only.",
+            _main_table(evaluation, main),
+        ),
+        ("Auto alpha against the others", f"Quality of auto minus the other's, {main}.", _against(evaluation, main)),
+        ("Quality in every cell", "Means; the intervals are in summary.json.", _cells_table(evaluation)),
+    ]
+    if evaluation.choices:
+        rows = [
+            [name, made["chosen"], ", ".join(f"{one}: {_share(mean)}" for one, mean in made["on_dev"].items())]
+            for name, made in evaluation.choices.items()
+        ]
+        found.append(("Chosen on dev questions", "", (["method", "chosen", "quality on dev"], rows)))
+    if evaluation.speed:
+        found.append(
+            (
+                "Speed, one question at a time",
+                "Medians; the span rivals recompute attention weights outside the fused kernel, which a tuned version need not.",
+                _speed_table(evaluation),
+            )
+        )
+    return [section for section in found if section[2][1]]
+
+
+def _main_table(evaluation: Evaluation, cell: str) -> Table:
+    columns = [
+        "method", "n", "quality", "against bare", "p", "recovered", "EM", "F1", "ROUGE-L", "abstained", "wrong", "source",
+        "gold mass", "sink mass", "alpha",
+    ]  # fmt: skip
+    names = (
+        "exact_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass", "sink_mass",
+    )  # fmt: skip
+    rows = []
+    for method in evaluation.reported_methods:
+        interval = evaluation.interval(cell, method)
+        if not interval.n:
+            continue
+        difference = evaluation.difference(cell, method, BARE)
+        recovered, alpha = evaluation.recovered(cell, method), evaluation.mean(cell, method, "alpha")
+        marked = method in evaluation.oracles or method == BEST_OF_ALPHAS
+        rows.append(
+            [
+                f"{method} *" if marked else method,
+                str(interval.n),
+                f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]",
+                "" if method == BARE else _difference(difference),
+                "" if method == BARE else _p(difference.p),
+                "" if recovered is None else f"{recovered:.0%}",
+                *(_share(evaluation.mean(cell, method, name)) for name in names),
+                f"{alpha:.2f}" if alpha else "",
+            ]
+        )
+    return columns, rows
+
+
+def _against(evaluation: Evaluation, cell: str) -> Table:
+    rows = []
+    for rival in _RIVALS_OF_AUTO:
+        difference = evaluation.difference(cell, AUTO, rival)
+        if difference.n:
+            verdict = "auto better" if difference.low > 0 else "auto worse" if difference.high < 0 else "not told apart"
+            rows.append([rival, _difference(difference), _p(difference.p), verdict])
+    return ["auto minus", "difference", "p", "at 95%"], rows
+
+
+def _cells_table(evaluation: Evaluation) -> Table:
+    rows = [
+        [method, *(_share(evaluation.interval(cell, method).mean) for cell in evaluation.cells)]
+        for method in evaluation.reported_methods
+    ]
+    counts = ["questions", *(str(evaluation.interval(cell, BARE).n) for cell in evaluation.cells)]
+    return ["method", *evaluation.cells], [counts, *rows]
+
+
+def _speed_table(evaluation: Evaluation) -> Table:
+    columns = ["method", "first token (s)", "tokens/s", "answer (s)", "peak memory so far (MiB)"]
+    names = ("first_token_seconds", "tokens_per_second", "seconds", "peak_memory_mib")
+    formats = ("{:.3f}", "{:.0f}", "{:.3f}", "{:.0f}")
+    rows = [
+        [method, *(f.format(values[name]) if name in values else "" for name, f in zip(names, formats, strict=True))]
+        for method, values in evaluation.speed.items()
+    ]
+    return columns, rows
+
+
+def _intro(evaluation: Evaluation) -> list[str]:
+    run = evaluation.run
+    profile = run.get("profile")
+    heads = f"{len(profile['heads'])} contextual heads, site {profile['site']}" if profile else "no profile"
+    lines = [
+        f"Model {run['model']} ({run['dtype']}), {heads}. Data: {run['data']}; tuned methods were chosen on {run['dev_data']}.",
+        f"Seed {run['settings']['seed']}; at most {run['settings']['max_new_tokens']} new tokens, greedy.",
+    ]
+    if run.get("left_out"):
+        lines.append("Left out: " + "; ".join(f"{reason} ({n})" for reason, n in run["left_out"].items()) + ".")
+    lines += [f"Not run: {name} ({why})." for name, why in evaluation.skipped.items()]
+    return lines
+
+
+def _markdown(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], names: dict[str, str]) -> str:
+    parts = ["# Evaluation", *_intro(evaluation)]
+    for title, text, (columns, rows) in sections:
+        lines = [_row(columns), _row(["---"] + ["---:"] * (len(columns) - 1)), *(_row(row) for row in rows)]
+        parts += [f"## {title}", *([text] if text else []), "\n".join(lines)]
+    parts += [f"## {title}\n\n![{title}]({name})" for title, name in names.items()]
+    parts += ["## Methods", "\n".join(f"- **{name}**: {note}" for name, note in evaluation.notes.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _html(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], drawn: dict[str, bytes]) -> str:
+    parts = ["<h1>Evaluation</h1>", *(f"<p>{html.escape(line)}</p>" for line in _intro(evaluation))]
+    for title, text, (columns, rows) in sections:
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        parts += [
+            f"<h2>{html.escape(title)}</h2>",
+            f"<p>{html.escape(text)}</p>" if text else "",
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+        ]
+    for title, picture in drawn.items():
+        data = base64.b64encode(picture).decode()
+        parts.append(
+            f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+        )
+    notes = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(note)}</dd>" for name, note in evaluation.notes.items()
+    )
+    parts.append(f"<h2>Methods</h2><dl>{notes}</dl>")
+    # An icon of its own: without one a browser asks the server for it.
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>focus_rag evaluation</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _difference(difference: Difference) -> str:
+    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

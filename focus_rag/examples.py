@@ -1,0 +1,198 @@
+"""Labelled questions to fit and evaluate on: reading, checking, counting what was left out, and splitting."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.noise import worst_first
+from focus_rag.passages import Passage
+
+_SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question, what answers it, and what was retrieved for it.
+
+    Attributes:
+        question: The question.
+        answers: Accepted answers; the first is the one to write.
+        passages: In retrieval order.
+        gold: Indices of the passages that hold the answer.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...]
+    gold: frozenset[int]
+
+    @property
+    def key(self) -> str:
+        """A hash of the question: the same wherever the example stands, so splits never depend on order."""
+        return hashlib.sha256(" ".join(self.question.split()).encode("utf-8", "replace")).hexdigest()
+
+    def at_count(self, count: int) -> Example:
+        """The same question with `count` passages: every gold one that fits and the best scored others, order kept."""
+        gold = sorted(self.gold)[:count]
+        best_first = reversed(worst_first(self.passages))
+        others = [index for index in best_first if index not in self.gold][: count - len(gold)]
+        return self._with(sorted([*gold, *others]))
+
+    def gold_only(self) -> Example:
+        """The same question with its gold passages alone."""
+        return self._with(sorted(self.gold))
+
+    def _with(self, kept: Sequence[int]) -> Example:
+        gold = frozenset(place for place, index in enumerate(kept) if index in self.gold)
+        return replace(self, passages=tuple(self.passages[index] for index in kept), gold=gold)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleSet:
+    """Usable examples, and why others are not.
+
+    Attributes:
+        examples: The usable ones, in the order they came.
+        skipped: Number left out by reason.
+        source: Where they are from, for messages and reports.
+    """
+
+    examples: tuple[Example, ...]
+    skipped: Mapping[str, int]
+    source: str
+
+    def require(self, minimum: int) -> tuple[Example, ...]:
+        """The examples, if there are enough.
+
+        Raises:
+            InvalidInputError: Fewer than `minimum`; the message counts the reasons.
+        """
+        if len(self.examples) < minimum:
+            reasons = "; ".join(f"{reason}: {count}" for reason, count in self.skipped.items()) or "none was left out"
+            raise InvalidInputError(
+                f"{self.source} has {len(self.examples)} usable examples and at least {minimum} are needed (left out: {reasons}). "
+                f"Each example is one JSON object per line: {_SCHEMA}, with the answer in a gold passage."
+            )
+        return self.examples
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for a report."""
+        return {"source": self.source, "usable": len(self.examples), "skipped": dict(self.skipped)}
+
+
+def load_examples(path: str | Path) -> ExampleSet:
+    """Read examples from a JSONL file, gzip or not.
+
+    Raises:
+        InvalidInputError: There is no such file, or it is not text.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidInputError(f"No examples at {file}: a JSONL file (.jsonl or .jsonl.gz) was expected.")
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+            rows = [_parsed(line) for line in lines if line.strip()]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{file} cannot be read as JSON lines in UTF-8 ({error}).") from error
+    return examples_from_rows(rows, source=file.name)
+
+
+def examples_from_rows(rows: Iterable[object], *, source: str = "the examples") -> ExampleSet:
+    """Check rows of the schema and keep those that can be learned from.
+
+    Left out, with their number: rows that do not follow the schema, without answers, without passages, without a gold
+    passage or with nothing else, whose answer stands in no gold passage, and repeated questions.
+    """
+    kept: list[Example] = []
+    skipped: Counter[str] = Counter()
+    seen: set[str] = set()
+    for row in rows:
+        found = _example_of(row)
+        if isinstance(found, Example) and found.key in seen:
+            found = "question repeated"
+        if isinstance(found, str):
+            skipped[found] += 1
+        else:
+            seen.add(found.key)
+            kept.append(found)
+    return ExampleSet(tuple(kept), dict(skipped), source)
+
+
+def split_examples(examples: Sequence[Example], *, dev_share: float) -> tuple[list[Example], list[Example]]:
+    """Split into (train, dev) by question hash: no order, seed or neighbour changes where a question falls."""
+    ranked = sorted(examples, key=lambda example: example.key)
+    n_dev = min(max(round(dev_share * len(ranked)), 1), len(ranked) - 1) if len(ranked) > 1 else 0
+    return ranked[n_dev:], ranked[:n_dev]
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, articles and doubled spaces: the usual normal form of short answers."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = "".join(" " if letter in string.punctuation else letter for letter in text)
+    words = text.split()
+    # An answer that is nothing but an article is a letter somebody asked for.
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+
+
+def holds_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in a text as whole words, after normalisation."""
+    padded = f" {normalised(text)} "
+    return any(f" {wanted} " in padded for answer in answers if (wanted := normalised(answer)))
+
+
+def exact_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text is one of the answers, after normalisation."""
+    return normalised(text) in {normalised(answer) for answer in answers}
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _example_of(row: object) -> Example | str:
+    """The example of a row, or why there is none."""
+    if not isinstance(row, Mapping):
+        return "not a JSON object"
+    question, answers, rows = row.get("question"), row.get("answers"), row.get("passages")
+    if not isinstance(question, str) or not question.strip():
+        return "no question"
+    if not isinstance(answers, list) or not [one for one in answers if isinstance(one, str) and normalised(one)]:
+        return "no answers"
+    if not isinstance(rows, list) or not rows:
+        return "no passages"
+    passages = list(_passages_of(rows))
+    if len(passages) != len(rows):
+        return "a passage without text"
+    gold = frozenset(index for index, one in enumerate(rows) if one.get("is_gold") is True)
+    if not gold:
+        return "no gold passage"
+    if len(gold) == len(passages):
+        return "only gold passages"
+    texts = tuple(one for one in answers if isinstance(one, str) and normalised(one))
+    present = [one for one in texts if any(holds_answer(passages[index].content, [one]) for index in gold)]
+    if not present:
+        return "answer in no gold passage"
+    return Example(question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold)
+
+
+def _passages_of(rows: Sequence[object]) -> Iterator[Passage]:
+    for row in rows:
+        if not isinstance(row, Mapping) or not isinstance(row.get("text"), str) or not row["text"].strip():
+            return
+        title = row.get("title")
+        yield Passage(
+            row["text"], score=row.get("score"), title=title if isinstance(title, str) and title.strip() else None
+        )

@@ -1,0 +1,250 @@
+"""The report of a fit: `report.md` for people, `report.json` for programs, and small PNGs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focus_rag.head_scoring import PARTS, HeadScores
+from focus_rag.passages import RetrievalSignal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from focus_rag.profile import FocusProfile
+
+_HEADS_SHOWN = 12
+_DPI = 80
+
+
+def write_report(folder: Path, profile: FocusProfile, figures: dict[str, Any]) -> None:
+    """Write the report of a fit into the profile's folder.
+
+    Args:
+        folder: The profile's folder; made if it is not there.
+        profile: The fitted profile.
+        figures: What was measured, in plain JSON types.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    scores = HeadScores.from_dict(figures["scores"])
+    present = [sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]
+    _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
+    _save(folder / "mass.png", lambda axes: _draw_activation(axes, figures["activation"]))
+    _save(folder / "alpha.png", lambda axes: _draw_sweeps(axes, present))
+    _save(folder / "quality.png", lambda axes: _draw_cells(axes, figures["cells"]))
+    _save(folder / "surface.png", lambda axes: _draw_surface(axes, profile))
+    (folder / "report.md").write_text(_text(profile, figures, scores), encoding="utf-8")
+
+
+def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) -> str:
+    examples = figures["examples"]
+    skipped = "; ".join(f"{reason}: {count}" for reason, count in examples["skipped"].items()) or "none"
+    heads = [tuple(head) for head in figures["heads"]]
+    parts = [
+        f"# Focus profile of {profile.fingerprint.model_id}",
+        f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`. "
+        f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
+        "Everything below is measured on dev questions, which loss, heads and alpha were chosen on: it is not a test. "
+        "Intervals are 95%; quality is the share of answers that hold an accepted answer.",
+        "## Quality",
+        "Alpha is chosen by the lower limit of the gain over the bare model; `auto` is the fitted policy, alpha for each question by "
+        "its retrieval; `best single` is the one alpha that serves all counts best on these questions.",
+        _table(
+            [
+                "passages",
+                "n",
+                "bare",
+                "auto",
+                "best single",
+                "gold only",
+                "alpha",
+                "gain at alpha",
+                "regret bare",
+                "regret at alpha",
+            ],
+            [
+                [
+                    cell["count"],
+                    cell["questions"],
+                    _share(cell["bare"]),
+                    _share(cell["auto"]),
+                    _share(cell["at_best_single"]),
+                    _share(cell["gold_only"]),
+                    f"{cell['alpha']:g}",
+                    _share(cell["gain"]),
+                    f"{cell['regret_bare']:.3f}",
+                    f"{cell['regret']:.3f}",
+                ]
+                for cell in figures["cells"]
+            ],
+        ),
+        _in_words(figures["cells"]),
+        f"Best single alpha: {figures['best_single']:g}. Regret is against each question's own best alpha, which nobody knows beforehand.",
+        "![quality](quality.png) ![alpha](alpha.png)",
+        "## What the retrieval tells",
+        "Quality of the policy on the same questions under other signals, read off the sweep between its alphas: scores as "
+        "retrieved, without scores, and scores shuffled among the passages; and each question's mean alpha.",
+        _table(
+            ["passages", *(f"{name}: {what}" for name in _signals(figures) for what in ("alpha", "quality"))],
+            [
+                [
+                    cell["count"],
+                    *(
+                        text
+                        for one in cell["signals"].values()
+                        for text in (f"{one['alpha']:.2f}", _share(one["quality"]))
+                    ),
+                ]
+                for cell in figures["cells"]
+            ],
+        ),
+        "## Quality against alpha",
+        _sweep_table([sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]),
+        "Gold passages taken away; the right answer is that it is not stated:",
+        _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
+        "## Choice of loss and heads",
+        f"{' and '.join(map(str, figures['choice']['passages']))} passages a question; bare {_share(figures['choice']['bare'])}. "
+        f"Chosen: `{figures['choice']['chosen']}`. `random` heads are a control.",
+        _table(
+            ["variant", "heads", "alpha", "quality", "gain"],
+            [
+                [row["variant"], row["heads"], f"{row['alpha']:g}", _share(row["quality"]), _share(row["gain"])]
+                for row in figures["choice"]["table"]
+            ],
+        ),
+        "## Heads",
+        f"Attention mass while answering, bare model, {scores.examples} examples.",
+        _table(
+            ["layer", "head", *PARTS, "chosen"],
+            [
+                [
+                    layer,
+                    head,
+                    *(f"{scores.of((layer, head), part):.3f}" for part in PARTS),
+                    "yes" if (layer, head) in heads else "",
+                ]
+                for layer, head in scores.ranking()[:_HEADS_SHOWN]
+            ],
+        ),
+        "![heads](heads.png)",
+        "## Directions",
+        _table(
+            ["loss", "gold mass bare", "at alpha 1", "mean norm"],
+            [
+                [loss, f"{one['mass_before']:.3f}", f"{one['mass_after']:.3f}", f"{one['norm']:.2f}"]
+                for loss, one in figures["trainings"].items()
+            ],
+        ),
+        "Held-out training examples, every trained head by itself on what the bare model wrote. All steered at once, dev examples:",
+        _table(
+            ["alpha", *PARTS],
+            [[f"{row['alpha']:g}", *(f"{row[part]:.3f}" for part in PARTS)] for row in figures["activation"]],
+        ),
+        "![mass](mass.png)",
+        "## Policy",
+        f"`{profile.policy.model_dump_json()}`",
+        "![alpha surface](surface.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _signals(figures: dict[str, Any]) -> list[str]:
+    return list(figures["cells"][0]["signals"])
+
+
+def _in_words(cells: Sequence[dict[str, Any]]) -> str:
+    if any(cell["alpha"] for cell in cells):
+        return "Alpha is above 0 at " + ", ".join(f"{cell['count']}" for cell in cells if cell["alpha"]) + " passages."
+    return (
+        "No gain over the bare model could be told from chance at any passage count, so the policy leaves the model as it is. "
+        "More dev questions narrow the intervals."
+    )
+
+
+def _sweep_table(sweeps: Sequence[dict[str, Any]]) -> str:
+    if not sweeps:
+        return "(not measured)"
+    alphas = sweeps[0]["alphas"]
+    rows = [[sweep["count"], sweep["quality"][0]["n"], *(_share(one) for one in sweep["quality"])] for sweep in sweeps]
+    return _table(["passages", "n", *(f"alpha {alpha:g}" for alpha in alphas)], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _share(estimate: dict[str, float]) -> str:
+    half = (estimate["high"] - estimate["low"]) / 2
+    return f"{100 * estimate['mean']:.1f} ± {100 * half:.1f}"
+
+
+def _save(file: Path, draw: Any) -> None:
+    # The object interface: pyplot would keep state and could pick a backend that wants a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.4), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    figure.savefig(file, metadata={"Software": None})
+
+
+def _draw_heads(axes: Axes, scores: HeadScores, heads: Sequence[Sequence[int]]) -> None:
+    image = axes.imshow(scores.gold.tolist(), aspect="auto", origin="lower", cmap="viridis", vmin=0)
+    axes.scatter(
+        [head for _, head in heads],
+        [layer for layer, _ in heads],
+        marker="o",
+        facecolors="none",
+        edgecolors="red",
+        s=40,
+    )
+    axes.set(xlabel="head", ylabel="layer", title="mass on gold (circled: steered)")
+    axes.figure.colorbar(image, ax=axes)
+
+
+def _draw_activation(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
+    alphas = [row["alpha"] for row in rows]
+    for part in PARTS:
+        axes.plot(alphas, [row[part] for row in rows], marker=".", label=part.replace("_", " "))
+    axes.set(xlabel="alpha", ylabel="attention mass", title="where the steered heads look")
+    axes.legend(fontsize=7)
+
+
+def _draw_sweeps(axes: Axes, sweeps: Sequence[dict[str, Any]]) -> None:
+    for sweep in sweeps:
+        means = [one["mean"] for one in sweep["quality"]]
+        halves = [(one["high"] - one["low"]) / 2 for one in sweep["quality"]]
+        axes.errorbar(sweep["alphas"], means, yerr=halves, capsize=2, marker=".", label=f"{sweep['count']} passages")
+    axes.set(xlabel="alpha", ylabel="quality", title="quality against alpha")
+    axes.legend(fontsize=7)
+
+
+def _draw_cells(axes: Axes, cells: Sequence[dict[str, Any]]) -> None:
+    counts = [cell["count"] for cell in cells]
+    for name, label in (
+        ("bare", "bare"),
+        ("auto", "auto alpha"),
+        ("at_best_single", "best single alpha"),
+        ("gold_only", "gold only"),
+    ):
+        means = [cell[name]["mean"] for cell in cells]
+        halves = [(cell[name]["high"] - cell[name]["low"]) / 2 for cell in cells]
+        axes.errorbar(counts, means, yerr=halves, capsize=2, marker=".", label=label)
+    axes.set(xlabel="passages", ylabel="quality", title="quality against passage count")
+    axes.legend(fontsize=7)
+
+
+def _draw_surface(axes: Axes, profile: FocusProfile) -> None:
+    counts, noises = list(range(1, 41)), [step / 20 for step in range(21)]
+    surface = [
+        [profile.policy.choose(RetrievalSignal(count, noise, "given", "plot")).alpha for count in counts]
+        for noise in noises
+    ]
+    image = axes.imshow(surface, aspect="auto", origin="lower", extent=(0.5, 40.5, -0.025, 1.025), cmap="magma", vmin=0)
+    axes.set(xlabel="passages", ylabel="noise", title="alpha of the policy")
+    axes.figure.colorbar(image, ax=axes)

@@ -1,0 +1,81 @@
+"""How much a fit measures: the only home of its defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focus_rag.direction_training import LossKind, TrainingSettings
+from focus_rag.model_layout import Site
+
+
+class FitSettings(BaseModel):
+    """What a fit measures and how much of it.
+
+    Attributes:
+        seed: Of everything drawn.
+        min_examples: Fewer usable examples than this are refused.
+        dev_share: Share of the examples kept for choices; the others train.
+        score_examples: Examples for contextual scoring.
+        train_examples: Examples to train directions on, the scored ones among them.
+        max_rows: Response tokens of an example that count.
+        sink_tokens: First tokens of the prompt that count as the sink.
+        response: Whose answer is taken for the response: the first accepted one, or what the bare model answers.
+        max_tokens: Longest teacher-forced sequence; at most the model's window.
+        head_counts: Numbers of contextual heads to compare; those above half of the model's heads are left out.
+        sites: Where the shift may enter, in order of preference; the first that the model allows is used.
+        losses: Training losses to compare.
+        training: How directions are trained; `loss` and `seed` are set from here.
+        choice_questions: Dev questions for the choice of loss and number of heads.
+        choice_counts: Passages per question in that choice; a question's grade is the mean over them.
+        choice_alphas: Alphas tried in that choice.
+        dev_questions: Dev questions for alpha.
+        counts: Passage counts at which alpha is fitted.
+        alphas: Grid of alphas, rising from above 0.
+        max_new_tokens: Longest answer.
+        min_answered: Share of dev questions the model must answer from their gold passages alone.
+        batch: Questions answered at a time.
+        keep_work: Keep intermediate results after the fit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    min_examples: int = Field(default=24, ge=2)
+    dev_share: float = Field(default=0.4, gt=0, lt=1)
+    score_examples: int = Field(default=96, ge=1)
+    train_examples: int = Field(default=192, ge=1)
+    max_rows: int = Field(default=16, ge=1)
+    sink_tokens: int = Field(default=4, ge=1)
+    response: Literal["gold", "model"] = "gold"
+    max_tokens: int = Field(default=4096, ge=64)
+    head_counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    sites: tuple[Site, ...] = ("normed", "post_rope")
+    losses: tuple[LossKind, ...] = ("log_mass", "mass")
+    training: TrainingSettings = TrainingSettings()
+    choice_questions: int = Field(default=48, ge=1)
+    choice_counts: tuple[int, ...] = Field(default=(8, 20), min_length=1)
+    choice_alphas: tuple[float, ...] = (0.5, 1.0)
+    dev_questions: int = Field(default=100, ge=1)
+    counts: tuple[int, ...] = (3, 8, 20)
+    alphas: tuple[float, ...] = (0.15, 0.3, 0.5, 0.75, 1.0)
+    max_new_tokens: int = Field(default=24, ge=1)
+    min_answered: float = Field(default=0.1, ge=0, le=1)
+    batch: int = Field(default=8, ge=1)
+    keep_work: bool = False
+
+    def quick(self) -> FitSettings:
+        """A first look: a fraction of the examples, of the questions and of the grid."""
+        return self.model_copy(
+            update={
+                "score_examples": min(self.score_examples, 24),
+                "train_examples": min(self.train_examples, 48),
+                "losses": self.losses[:1],
+                "head_counts": self.head_counts[1::2] or self.head_counts,
+                "choice_questions": min(self.choice_questions, 24),
+                "choice_alphas": self.choice_alphas[-1:],
+                "dev_questions": min(self.dev_questions, 32),
+                "alphas": self.alphas[1::2] or self.alphas,
+            }
+        )

@@ -1,0 +1,59 @@
+"""Results of the steps of a fit, stored one by one, so that a killed fit goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.examples import Example
+from focus_rag.fit_settings import FitSettings
+from focus_rag.profile import Fingerprint
+
+
+class FitSteps:
+    """Results of finished steps, one JSON file each, in a folder that belongs to one model, example set and settings."""
+
+    def __init__(self, out: Path, digest: str) -> None:
+        if out.is_file():
+            raise InvalidInputError(f"{out} is a file; a profile is a folder. Choose another place.")
+        self.folder = out / f".fit-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of a step: read if it is there, else computed and stored whole or not at all."""
+        file = self.folder / f"{name}.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        text = json.dumps(compute())
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)
+        return json.loads(text)
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder)
+
+
+def fit_digest(model: nn.Module, fingerprint: Fingerprint, examples: Sequence[Example], settings: FitSettings) -> str:
+    """Name of all that a fit depends on: weights (sampled), examples and settings."""
+    found = hashlib.sha256()
+    found.update(fingerprint.model_dump_json().encode())
+    found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
+    for example in sorted(examples, key=lambda one: one.key):
+        found.update(
+            repr((example.question, example.answers, example.passages, sorted(example.gold))).encode("utf-8", "replace")
+        )
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(flat.numel() // 256, 1)].float().cpu()
+        found.update(name.encode() + sample.numpy().tobytes())
+    return found.hexdigest()[:16]

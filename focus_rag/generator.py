@@ -1,0 +1,468 @@
+"""FocusGenerator: answers over noisy passages, with focus chosen for every request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from focus_rag.alpha import AlphaChoice, FixedAlpha
+from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, PassageUse, Request, Usage
+from focus_rag.decoding import RowSampler, RowStopping, RowText
+from focus_rag.errors import InvalidInputError
+from focus_rag.measuring import SpanMeter
+from focus_rag.noise import signal_of, worst_first
+from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.profile import FocusProfile
+from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
+from focus_rag.steering import focus
+from focus_rag.streams import AnswerStream, AsyncAnswerStream
+
+T = TypeVar("T")
+
+_REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
+_MAX_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request with its prompt built and its alpha chosen."""
+
+    request: Request
+    settings: GenerationSettings
+    prompt: BuiltPrompt
+    signal: RetrievalSignal
+    choice: AlphaChoice
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        return [span for span in self.prompt.spans if span is not None]
+
+
+class FocusGenerator:
+    """A local causal LM that answers from passages and pays more attention to the relevant ones.
+
+    One generation runs at a time; `answer_batch` is the way to throughput, with one alpha per row.
+
+    Args:
+        model: A Hugging Face causal LM.
+        tokenizer: Its fast tokenizer.
+        profile: Contextual heads, focus directions and alpha policy; None leaves the model bare.
+        alpha: `"auto"` (the profile's policy), a number, or a policy.
+        settings: Generation settings where a request gives none.
+        layout: How question and passages are laid out.
+        measure: Whether to measure which passages the contextual heads attend to.
+        max_batch: Most requests in one forward pass; larger batches run in parts.
+
+    Raises:
+        ProfileMismatchError: The profile belongs to another model.
+        InvalidInputError: alpha needs a profile, or the tokenizer is not a fast one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        profile: FocusProfile | None = None,
+        *,
+        alpha: AlphaSetting = "auto",
+        settings: GenerationSettings | None = None,
+        layout: PromptLayout | None = None,
+        measure: bool = True,
+        max_batch: int = _MAX_BATCH,
+    ) -> None:
+        if profile is not None:
+            profile.check(model, tokenizer)
+        if max_batch < 1:
+            raise InvalidInputError(f"max_batch must be at least 1; got {max_batch}.")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.profile = profile
+        self.alpha = alpha
+        self.settings = settings or GenerationSettings()
+        self.measure = measure
+        self.max_batch = max_batch
+        self._prompts = PromptBuilder(tokenizer, layout)
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
+        self._choose(alpha, RetrievalSignal(2, 0.5, "given", "a trial"))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        profile: str | Path | FocusProfile | None = None,
+        *,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        quantization_config: Any = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        alpha: AlphaSetting = "auto",
+        settings: GenerationSettings | None = None,
+        layout: PromptLayout | None = None,
+        measure: bool = True,
+        max_batch: int = _MAX_BATCH,
+        **model_kwargs: Any,
+    ) -> FocusGenerator:
+        """Load a model, its tokenizer and a profile.
+
+        Args:
+            model: Hub id or folder; None for the model that comes with the package, and its profile.
+            profile: A profile, its folder, or its Hub id; None leaves a model of your own bare.
+            dtype: As in transformers, which also takes the arguments that follow.
+            device_map: Where the weights go.
+            quantization_config: How the weights are quantised.
+            attn_implementation: `sdpa`, `eager`, `flash_attention_2`, `flex_attention`; any can be steered.
+            revision: Revision on the Hub.
+            trust_remote_code: Whether code that comes with the model may run. Off by default.
+            alpha: See the class, like the arguments that follow.
+            settings: Generation settings where a request gives none.
+            layout: How question and passages are laid out.
+            measure: Whether to measure which passages are attended to.
+            max_batch: Most requests in one forward pass.
+            **model_kwargs: Handed to `AutoModelForCausalLM.from_pretrained`.
+
+        Raises:
+            InvalidInputError: The model cannot be loaded.
+            ProfileError: The profile cannot be loaded.
+            ProfileMismatchError: The profile belongs to another model.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if model is None:
+            from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
+
+            model, profile = embedded_model_folder(), profile or embedded_profile_folder()
+        optional = {
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+            "attn_implementation": attn_implementation,
+        }
+        where = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, **where)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=dtype,
+                **where,
+                **{name: value for name, value in optional.items() if value is not None},
+                **model_kwargs,
+            )
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"The model {str(model)!r} cannot be loaded: {error}") from error
+        loaded.eval()
+        if isinstance(profile, (str, Path)):
+            profile = FocusProfile.load(profile)
+        return cls(
+            loaded,
+            tokenizer,
+            profile,
+            alpha=alpha,
+            settings=settings,
+            layout=layout,
+            measure=measure,
+            max_batch=max_batch,
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The model's id or the last part of its folder."""
+        return (
+            str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
+            .rstrip("/")
+            .rsplit("/", maxsplit=1)[-1]
+        )
+
+    @property
+    def context_window(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(window or min(self.tokenizer.model_max_length, 4096))
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, special tokens not added."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def answer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
+        """Answer a question from passages.
+
+        Args:
+            question: The question.
+            passages: What was retrieved, in retrieval order.
+            **options: `alpha`, `higher_is_better`, `score_kind`, `noise` (see `Request`) and the fields of
+                `GenerationSettings`.
+
+        Raises:
+            InvalidInputError: Something about the input cannot be used; the message says what.
+            PromptTooLongError: The question alone does not fit the window.
+        """
+        return self.run(self._request(options, question=question, passages=tuple(passages)))
+
+    def stream(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> AnswerStream:
+        """Like `answer`, piece by piece."""
+        return self.run_stream(self._request(options, question=question, passages=tuple(passages)))
+
+    def generate(
+        self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
+    ) -> Answer:
+        """Generate from a conversation or a raw prompt in which the passages already stand.
+
+        Args:
+            messages_or_prompt: Messages with role and content, rendered by the chat template; or raw text.
+            passages: What was retrieved; those that do not stand in the text are reported as not used.
+            **options: As for `answer`.
+
+        Raises:
+            InvalidInputError: Something about the input cannot be used; the message says what.
+            PromptTooLongError: The text does not fit the window.
+        """
+        return self.run(self._text_request(messages_or_prompt, passages, options))
+
+    def stream_generate(
+        self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
+    ) -> AnswerStream:
+        """Like `generate`, piece by piece."""
+        return self.run_stream(self._text_request(messages_or_prompt, passages, options))
+
+    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """Serve many requests in left-padded batches, each row with its own alpha.
+
+        Raises:
+            InvalidInputError: One of them cannot be used; nothing is generated then.
+        """
+        prepared = [self._prepare(request) for request in requests]
+        answers: list[Answer] = []
+        for start in range(0, len(prepared), self.max_batch):
+            answers += self._run(prepared[start : start + self.max_batch])
+        return answers
+
+    def run(self, request: Request) -> Answer:
+        """Serve one request."""
+        return self._run([self._prepare(request)])[0]
+
+    def run_stream(self, request: Request) -> AnswerStream:
+        """Serve one request piece by piece; input errors are raised here, before the stream begins."""
+        prepared = self._prepare(request)
+        return AnswerStream(lambda on_text, is_cancelled: self._run([prepared], on_text, is_cancelled)[0])
+
+    async def aanswer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
+        """`answer` without blocking the event loop."""
+        return await self._off_loop(lambda: self.answer(question, passages, **options))
+
+    async def agenerate(
+        self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
+    ) -> Answer:
+        """`generate` without blocking the event loop."""
+        return await self._off_loop(lambda: self.generate(messages_or_prompt, passages=passages, **options))
+
+    async def aanswer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """`answer_batch` without blocking the event loop."""
+        return await self._off_loop(lambda: self.answer_batch(requests))
+
+    async def astream(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> AsyncAnswerStream:
+        """`stream` for `async for`: `async for piece in await generator.astream(...)`."""
+        return self._async_stream(self._request(options, question=question, passages=tuple(passages)))
+
+    async def astream_generate(
+        self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
+    ) -> AsyncAnswerStream:
+        """`stream_generate` for `async for`."""
+        return self._async_stream(self._text_request(messages_or_prompt, passages, options))
+
+    def _async_stream(self, request: Request) -> AsyncAnswerStream:
+        return AsyncAnswerStream(
+            lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
+        )
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: context.run(work))
+
+    def _request(self, options: Mapping[str, Any], **what: Any) -> Request:
+        own = {name: value for name, value in options.items() if name in _REQUEST_OPTIONS}
+        settings = self.settings.changed(
+            {name: value for name, value in options.items() if name not in _REQUEST_OPTIONS}
+        )
+        return Request(**what, **own, settings=settings)
+
+    def _text_request(
+        self, messages_or_prompt: str | Sequence[Message], passages: Sequence[Passage], options: Mapping[str, Any]
+    ) -> Request:
+        key = "prompt" if isinstance(messages_or_prompt, str) else "messages"
+        return self._request(options, **{key: messages_or_prompt}, passages=tuple(passages))
+
+    def _prepare(self, request: Request) -> _Prepared:
+        settings = request.settings or self.settings
+        room = self.context_window - settings.max_new_tokens
+        if room < 1:
+            raise InvalidInputError(
+                f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {self.context_window} tokens."
+            )
+        prompt = self._build(request, room)
+        present = [passage for passage, span in zip(request.passages, prompt.spans, strict=True) if span is not None]
+        retrieved = signal_of(
+            request.passages,
+            higher_is_better=request.higher_is_better,
+            score_kind=request.score_kind,
+            noise=request.noise,
+        )
+        # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
+        signal = replace(retrieved, n_passages=len(present))
+        choice = self._choose(self.alpha if request.alpha is None else request.alpha, signal)
+        return _Prepared(request, settings, prompt, signal, choice)
+
+    def _build(self, request: Request, room: int) -> BuiltPrompt:
+        if request.messages is not None:
+            return self._prompts.from_messages(request.messages, request.passages, max_tokens=room)
+        if request.prompt is not None:
+            return self._prompts.from_text(request.prompt, request.passages, max_tokens=room)
+        order = worst_first(request.passages, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
+        return self._prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=order)
+
+    def _choose(self, alpha: AlphaSetting, signal: RetrievalSignal) -> AlphaChoice:
+        if isinstance(alpha, str):
+            if alpha != "auto":
+                raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {alpha!r}.")
+            if self.profile is None:
+                return AlphaChoice(0.0, "no profile: the model is left as it is")
+            return self.profile.policy.choose(signal)
+        if isinstance(alpha, bool) or (not isinstance(alpha, (int, float)) and not hasattr(alpha, "choose")):
+            raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {alpha!r}.")
+        if isinstance(alpha, (int, float)):
+            if alpha != alpha or abs(alpha) == float("inf"):
+                raise InvalidInputError(f"alpha must be finite; got {alpha!r}.")
+            choice = FixedAlpha(alpha=float(alpha)).choose(signal)
+        else:
+            choice = alpha.choose(signal)
+        if choice.alpha and self.profile is None:
+            raise InvalidInputError(
+                "alpha other than 0 needs a profile: pass profile=..., or fit one with `focus-rag fit`."
+            )
+        return choice
+
+    def _run(
+        self,
+        rows: Sequence[_Prepared],
+        on_text: Callable[[str], None] | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Answer]:
+        """Generate one left-padded batch."""
+        if not rows:
+            return []
+        device = self.model.get_input_embeddings().weight.device
+        input_ids, mask = _left_padded([row.prompt.input_ids for row in rows], self._pad_token)
+        length = input_ids.shape[1]
+        texts = [RowText(self.tokenizer, row.settings, self._end_tokens, on_text) for row in rows]
+        sampler = RowSampler([row.settings for row in rows])
+        meter = None
+        with self._lock, torch.inference_mode(), ExitStack() as stack:
+            if not is_cancelled():
+                if self.profile is not None:
+                    stack.enter_context(focus(self.model, self.profile, [row.choice.alpha for row in rows]))
+                meter = self._meter(rows, length)
+                if meter is not None:
+                    stack.enter_context(meter)
+                self.model.generate(
+                    input_ids=input_ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=self._generation_config(max(row.settings.max_new_tokens for row in rows)),
+                    logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
+                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled)]),
+                )
+        for text in texts:
+            text.finish("cancelled" if is_cancelled() else "length")
+        steps = meter.steps if meter is not None else []
+        return [
+            _answer(row, text, _shares(row, index, len(text.ids), steps))
+            for index, (row, text) in enumerate(zip(rows, texts, strict=True))
+        ]
+
+    def _meter(self, rows: Sequence[_Prepared], length: int) -> SpanMeter | None:
+        if not self.measure or self.profile is None or not any(row.spans for row in rows):
+            return None
+        offsets = [length - len(row.prompt.input_ids) for row in rows]
+        spans = [
+            [(start + offset, end + offset) for start, end in row.spans]
+            for row, offset in zip(rows, offsets, strict=True)
+        ]
+        return SpanMeter(self.model, [(entry.layer, entry.head) for entry in self.profile.heads], spans, length)
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        """The model's own configuration with what a request decides put in; sampling is ours (`RowSampler`)."""
+        config = GenerationConfig.from_dict(self.model.generation_config.to_dict())
+        config.update(
+            max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
+            temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
+            pad_token_id=self._pad_token, eos_token_id=sorted(self._end_tokens) or None,
+            return_dict_in_generate=False, output_scores=False, output_attentions=False,
+        )  # fmt: skip
+        return config
+
+    @property
+    def _end_tokens(self) -> frozenset[int]:
+        own = self.model.generation_config.eos_token_id
+        many = own if isinstance(own, (list, tuple)) else [own]
+        return frozenset(int(token) for token in [*many, self.tokenizer.eos_token_id] if token is not None)
+
+    @property
+    def _pad_token(self) -> int:
+        candidates = (self.tokenizer.pad_token_id, *sorted(self._end_tokens), 0)
+        return int(next(token for token in candidates if token is not None))
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both `(batch, tokens)`."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, length - len(row) :] = torch.tensor(row)
+        mask[index, length - len(row) :] = 1
+    return ids, mask
+
+
+def _shares(row: _Prepared, index: int, tokens: int, steps: Sequence[Tensor]) -> list[float] | None:
+    """Share of the attention on passages that each located passage got, over heads and response rows."""
+    if not row.spans or not steps or tokens == 0:
+        return None
+    mass = torch.stack([step[index, :, 0, : len(row.spans)] for step in steps[:tokens]]).mean(dim=(0, 1))
+    total = float(mass.sum())
+    return [float(value) / total for value in mass] if total > 0 else None
+
+
+def _answer(row: _Prepared, text: RowText, shares: list[float] | None) -> Answer:
+    remaining = iter(shares or ())
+    uses = []
+    for index, (passage, span) in enumerate(zip(row.request.passages, row.prompt.spans, strict=True)):
+        if span is not None:
+            uses.append(PassageUse(passage, next(remaining, None), used=True))
+        elif index in row.prompt.dropped:
+            uses.append(
+                PassageUse(
+                    passage, None, used=False, dropped_reason="the prompt would not have fitted the model's window"
+                )
+            )
+        else:
+            uses.append(PassageUse(passage, None, used=False, dropped_reason="not found in the prompt"))
+    return Answer(
+        text=text.text,
+        alpha=row.choice.alpha,
+        noise=row.signal.noise,
+        reason=row.choice.reason,
+        passages=tuple(uses),
+        usage=Usage(len(row.prompt.input_ids), len(text.ids)),
+        finish_reason=text.finish_reason or "length",
+    )

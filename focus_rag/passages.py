@@ -1,0 +1,78 @@
+"""Retrieval input in plain Python: what was retrieved, and what that says about the retrieval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from focus_rag.errors import InvalidInputError
+
+
+def _usable_score(score: object) -> float | None:
+    """A finite float, or None: retrievers hand out strings, NaN and numpy scalars, and none of them may stop an answer."""
+    if score is None or isinstance(score, bool):
+        return None
+    try:
+        value = float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One retrieved passage.
+
+    Attributes:
+        text: The passage as the retriever returned it.
+        score: The retriever's score in whatever unit it has. Numbers and numeric strings become floats; anything
+            else, NaN and infinities included, counts as no score.
+        title: Shown before the text in the prompt, if given.
+        id: The caller's own identifier, handed through untouched.
+
+    Raises:
+        InvalidInputError: `text` or `title` is not a string.
+    """
+
+    text: str
+    score: float | None = None
+    title: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InvalidInputError(
+                f"A passage's text must be a string, got {type(self.text).__name__}: pass the document's text itself."
+            )
+        if self.title is not None and not isinstance(self.title, str):
+            raise InvalidInputError(f"A passage's title must be a string or None, got {type(self.title).__name__}.")
+        object.__setattr__(self, "score", _usable_score(self.score))
+
+    @property
+    def content(self) -> str:
+        """Title and text as they stand in the prompt."""
+        return f"{self.title}: {self.text}" if self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSignal:
+    """What the retrieval of one request says about how hard to focus.
+
+    Attributes:
+        n_passages: How many passages are in the prompt.
+        noise: Expected share of irrelevant passages, in [0, 1].
+        source: Where `noise` comes from: the retrieval scores, the passage count alone, or the caller.
+        reason: One sentence for people.
+    """
+
+    n_passages: int
+    noise: float
+    source: Literal["scores", "count", "given"]
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.n_passages < 0:
+            raise InvalidInputError(f"n_passages must not be negative, got {self.n_passages}.")
+        if not 0.0 <= self.noise <= 1.0:
+            raise InvalidInputError(f"noise is the expected share of irrelevant passages and lies in [0, 1], got {self.noise!r}.")

@@ -1,0 +1,382 @@
+"""FocusProfile: which heads to steer, in which direction, how hard, for which model, and how that was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
+from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
+from focus_rag.model_layout import ModelLayout, Site
+from focus_rag.published_files import published_ranking, published_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA_VERSION = 1
+MANIFEST = "focus_profile.json"
+TENSORS = "directions.safetensors"
+
+
+class HeadEntry(BaseModel):
+    """A contextual head.
+
+    Attributes:
+        layer: Layer index.
+        head: Query head index within the layer.
+        score: Contextual score (probability mass on the gold passage), if it was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: int = Field(ge=0)
+    head: int = Field(ge=0)
+    score: float | None = None
+
+
+class Fingerprint(BaseModel):
+    """What a model must have in common with the one a profile was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_id: str
+    family: str | None = None
+    layers: int = Field(gt=0)
+    query_heads: int = Field(gt=0)
+    key_heads: int | None = Field(default=None, gt=0)
+    head_dim: int = Field(gt=0)
+    rope: str | None = None
+    tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any = None, *, model_id: str | None = None) -> Fingerprint:
+        """Read a model's fingerprint."""
+        layout = ModelLayout.of(model)
+        config: Any = model.config
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return cls(
+            model_id=model_id or str(getattr(config, "_name_or_path", "") or type(model).__name__),
+            family=layout.family,
+            layers=len(layout.layers),
+            query_heads=layout.query_heads,
+            key_heads=layout.key_heads,
+            head_dim=layout.head_dim,
+            rope=_rope_of(text_config),
+            tokenizer=_tokenizer_hash(tokenizer) if tokenizer is not None else None,
+        )
+
+    def mismatches(self, other: Fingerprint) -> list[str]:
+        """Fields known on both sides that differ, in words. The id is a name, not a property, and is left out."""
+        found = []
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name != "model_id" and mine is not None and theirs is not None and mine != theirs:
+                found.append(f"{name}: profile {mine}, model {theirs}")
+        return found
+
+
+def _rope_of(config: Any) -> str | None:
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if parameters is None:
+        theta = getattr(config, "rope_theta", None)
+        return None if theta is None else json.dumps({"rope_theta": theta})
+    return json.dumps(parameters, sort_keys=True, default=str)
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
+class _Manifest(BaseModel):
+    """The JSON half of a profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    fingerprint: Fingerprint
+    site: Site
+    heads: tuple[HeadEntry, ...] = Field(min_length=1)
+    policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    report: dict[str, Any] = Field(default_factory=dict)
+
+
+class FocusProfile:
+    """Contextual heads, their focus directions and the alpha policy of one model. Never changed in place.
+
+    Attributes:
+        fingerprint: The model it belongs to.
+        site: Where the directions were trained and must be applied.
+        heads: Contextual heads, best first.
+        directions: `(heads, head_dim)` float32 query directions in the order of `heads`; before RoPE unless the site is
+            `post_rope`.
+        key_directions: `(heads, head_dim)`, kept from published files for fidelity and never applied: the same vector
+            added to every key adds one constant to a row of logits, which softmax removes.
+        policy: From the retrieval to alpha.
+        provenance: How it was made.
+        report: Figures of its training and evaluation.
+    """
+
+    def __init__(
+        self,
+        fingerprint: Fingerprint,
+        heads: Sequence[HeadEntry],
+        directions: Tensor,
+        *,
+        site: Site = "normed",
+        policy: AlphaPolicy | None = None,
+        key_directions: Tensor | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            self._manifest = _Manifest(
+                fingerprint=fingerprint,
+                site=site,
+                heads=tuple(heads),
+                policy=policy or RetrievalAlpha(),
+                provenance=dict(provenance or {}),
+                report=dict(report or {}),
+            )
+        except ValidationError as error:
+            raise ProfileError(f"The profile is not valid: {error}") from error
+        self.directions = _checked(directions, len(self.heads), fingerprint.head_dim, "directions")
+        self.key_directions = (
+            None
+            if key_directions is None
+            else _checked(key_directions, len(self.heads), fingerprint.head_dim, "key_directions")
+        )
+        _check_heads(self.heads, fingerprint)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._manifest.fingerprint
+
+    @property
+    def site(self) -> Site:
+        return self._manifest.site
+
+    @property
+    def heads(self) -> tuple[HeadEntry, ...]:
+        return self._manifest.heads
+
+    @property
+    def policy(self) -> AlphaPolicy:
+        return self._manifest.policy
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self._manifest.provenance
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self._manifest.report
+
+    def __repr__(self) -> str:
+        return f"FocusProfile({self.fingerprint.model_id!r}, heads={len(self.heads)}, site={self.site!r})"
+
+    def replace(self, **changes: Any) -> FocusProfile:
+        """A copy with some of the constructor's arguments changed."""
+        current: dict[str, Any] = {
+            "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
+            "policy": self.policy, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+        }  # fmt: skip
+        return FocusProfile(**{**current, **changes})
+
+    def top(self, k: int) -> FocusProfile:
+        """The same profile with its k best heads only.
+
+        Raises:
+            InvalidInputError: k is below 1 or above the number of heads.
+        """
+        if not 1 <= k <= len(self.heads):
+            raise InvalidInputError(
+                f"top_k must lie between 1 and {len(self.heads)}, the heads of this profile; got {k}."
+            )
+        keys = self.key_directions
+        return self.replace(
+            heads=self.heads[:k], directions=self.directions[:k], key_directions=None if keys is None else keys[:k]
+        )
+
+    def check(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Refuse a model that does not match.
+
+        Raises:
+            ProfileMismatchError: Naming every difference.
+            UnsupportedModelError: The model cannot be steered at all.
+        """
+        found = self.fingerprint.mismatches(Fingerprint.of(model, tokenizer))
+        if found:
+            raise ProfileMismatchError(
+                f"This profile was made for {self.fingerprint.model_id!r} and does not match the model: {'; '.join(found)}. "
+                "Load the model it was made for, or fit a profile for this one."
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the profile; a profile already there is replaced only once the new one is complete.
+
+        Raises:
+            ProfileError: `folder` exists and is something else.
+        """
+        folder = Path(folder)
+        if folder.is_file():
+            raise ProfileError(f"{folder} is a file; a profile is a folder. Choose another place.")
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"query_directions": self.directions.contiguous()}
+        if self.key_directions is not None:
+            tensors["key_directions"] = self.key_directions.contiguous()
+        try:
+            text = json.dumps(self._manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        except (PydanticSerializationError, TypeError, ValueError) as error:
+            raise ProfileError(f"Provenance and report must hold plain JSON values: {error}") from error
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            save_file(tensors, Path(temporary, TENSORS))
+            Path(temporary, MANIFEST).write_text(text, encoding="utf-8")
+            for name in (TENSORS, MANIFEST):
+                shutil.move(str(Path(temporary, name)), str(folder / name))
+        return folder
+
+    @classmethod
+    def load(cls, source: str | Path, *, revision: str | None = None) -> FocusProfile:
+        """Read a profile from a folder, or from the Hub if no such folder exists and `source` reads like `owner/name`.
+
+        Raises:
+            ProfileError: Nothing there, or not a profile.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _from_hub(str(source), revision)
+        manifest_file, tensor_file = folder / MANIFEST, folder / TENSORS
+        if not manifest_file.is_file() or not tensor_file.is_file():
+            raise ProfileError(f"{folder} is not a profile: {MANIFEST} and {TENSORS} were expected in it.")
+        try:
+            manifest = _Manifest.model_validate_json(manifest_file.read_text(encoding="utf-8"))
+            tensors = load_file(tensor_file)
+        except (ValidationError, SafetensorError, UnicodeDecodeError, OSError) as error:
+            raise ProfileError(f"{folder} holds a profile that cannot be read: {error}") from error
+        if "query_directions" not in tensors:
+            raise ProfileError(f"{tensor_file} has no tensor 'query_directions'.")
+        return cls(
+            manifest.fingerprint,
+            manifest.heads,
+            tensors["query_directions"],
+            site=manifest.site,
+            policy=manifest.policy,
+            key_directions=tensors.get("key_directions"),
+            provenance=manifest.provenance,
+            report=manifest.report,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the profile to the Hugging Face Hub and return its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[MANIFEST, TENSORS]))
+
+    @classmethod
+    def from_published(cls, folder: str | Path, *, model: str, top_k: int = 20) -> FocusProfile:
+        """Import directions published with the paper.
+
+        Args:
+            folder: The folder that holds `head_features/` and `contextual_heads_scores_full_seq/`.
+            model: Hub id, e.g. `meta-llama/Llama-3.2-3B-Instruct`.
+            top_k: How many of the best contextual heads to keep (the paper's scripts use 20).
+
+        Returns:
+            A profile at site `post_rope` with query and key directions.
+
+        Raises:
+            ProfileError: Files are missing or do not fit together.
+        """
+        root, name = Path(folder), model.replace("/", "_")
+        ranking_file = root / "contextual_heads_scores_full_seq" / name / "relevant_heads.json"
+        directions_folder = root / "head_features" / name / "direction_relevant"
+        if not ranking_file.is_file() or not directions_folder.is_dir():
+            known = (
+                sorted(path.name for path in (root / "head_features").glob("*"))
+                if (root / "head_features").is_dir()
+                else []
+            )
+            raise ProfileError(
+                f"No published directions for {model!r} under {root}; found: {', '.join(known) or 'none'}."
+            )
+        ranking = published_ranking(ranking_file)
+        queries, keys = published_tensors(directions_folder, "q"), published_tensors(directions_folder, "k")
+        shapes = {tuple(tensor.shape) for tensor in (*queries, *keys)}
+        if len(queries) != len(keys) or len(shapes) != 1 or queries[0].dim() != 2:
+            raise ProfileError(
+                f"{directions_folder} must hold one (heads, head_dim) tensor of queries and of keys per layer; found "
+                f"{len(queries)} and {len(keys)} of shapes {sorted(shapes)}."
+            )
+        layers, (heads_per_layer, head_dim) = len(queries), queries[0].shape
+        if any(not (0 <= layer < layers and 0 <= head < heads_per_layer) for layer, head in ranking):
+            raise ProfileError(f"{ranking_file} ranks heads outside of {layers} layers with {heads_per_layer} heads.")
+        if not 1 <= top_k <= len(ranking):
+            raise ProfileError(
+                f"top_k must lie between 1 and {len(ranking)}, the ranked heads of {model!r}; got {top_k}."
+            )
+        chosen = ranking[:top_k]
+        return cls(
+            Fingerprint(model_id=model, layers=layers, query_heads=heads_per_layer, head_dim=head_dim),
+            [HeadEntry(layer=layer, head=head) for layer, head in chosen],
+            torch.stack([queries[layer][head] for layer, head in chosen]),
+            site="post_rope",
+            key_directions=torch.stack([keys[layer][head] for layer, head in chosen]),
+            provenance={"source": "published with arXiv 2503.23306", "licence": "MIT", "heads_ranked": len(ranking)},
+        )
+
+
+def _checked(tensor: Tensor, heads: int, head_dim: int, name: str) -> Tensor:
+    if tuple(tensor.shape) != (heads, head_dim):
+        raise ProfileError(f"{name} must be (heads, head_dim) = ({heads}, {head_dim}); got {tuple(tensor.shape)}.")
+    tensor = tensor.detach().to("cpu", torch.float32)
+    if not torch.isfinite(tensor).all():
+        raise ProfileError(f"{name} holds NaN or infinite values.")
+    return tensor
+
+
+def _check_heads(heads: Sequence[HeadEntry], fingerprint: Fingerprint) -> None:
+    seen = {(entry.layer, entry.head) for entry in heads}
+    if len(seen) != len(heads):
+        raise ProfileError("A head stands in the profile twice.")
+    outside = [(layer, head) for layer, head in seen if layer >= fingerprint.layers or head >= fingerprint.query_heads]
+    if outside:
+        raise ProfileError(
+            f"Heads {sorted(outside)} lie outside a model of {fingerprint.layers} layers and {fingerprint.query_heads} heads."
+        )
+
+
+def _from_hub(repo_id: str, revision: str | None) -> Path:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id):
+        raise ProfileError(f"No profile at {repo_id!r}: neither a folder nor a Hub id (owner/name).")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:  # pragma: no cover - huggingface_hub comes with transformers
+        raise MissingDependencyError(
+            "Loading a profile from the Hub needs huggingface_hub: pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[MANIFEST, TENSORS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ProfileError(
+            f"No profile at {repo_id!r}: no such folder, and the Hub did not give one ({type(error).__name__})."
+        ) from error

@@ -1,0 +1,99 @@
+"""Split softmax: give a known span the mass `p ** tau` on chosen heads (the paper's oracle intervention)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from focus_rag.attention_math import AttentionCall, aligned_membership, rows_of, span_membership, split_softmax_output
+from focus_rag.attention_tap import AttentionTap
+from focus_rag.errors import AttachError, InvalidInputError
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+
+_ROWS_AT_ONCE = 128  # bounds the weights that exist at once to (batch, heads of a group, 128, keys)
+
+
+class SplitSoftmaxTap(AttentionTap):
+    """Changes the attention output of chosen heads, from a row on, as if softmax had been split."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Sequence[tuple[int, int]],
+        spans: Spans,
+        prompt_length: int,
+        *,
+        tau: float,
+        first_row: int | None,
+    ) -> None:
+        self._grouped = heads_by_layer(heads)
+        super().__init__(tapped_layers(model, self._grouped))
+        self._member: Tensor = span_membership(spans, prompt_length, torch.device("cpu")).amax(dim=-1, keepdim=True)
+        self._tau = tau
+        # One first row per request: rows of a batch have their spans in different places.
+        ends = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
+        self._first_rows = torch.tensor(ends if first_row is None else [first_row] * len(spans))
+        self._earliest = int(self._first_rows.min())
+        self._counter = KeyCounter()
+
+    def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
+        seen = self._counter.update(layer, call)
+        batch, tokens, keys = call.query.shape[0], call.query.shape[2], call.key.shape[2]
+        if self._member.device != output.device:
+            self._member, self._first_rows = self._member.to(output.device), self._first_rows.to(output.device)
+        member, first_rows = rows_of(self._member, batch), rows_of(self._first_rows, batch)
+        if member is None or first_rows is None:
+            raise AttachError(
+                f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of spans per row."
+            )
+        in_span = aligned_membership(member, keys, seen)[..., 0]
+        before = seen - tokens
+        first = max(self._earliest - before, 0)
+        if first >= tokens:
+            return output
+        output = output.clone()
+        for start in range(first, tokens, _ROWS_AT_ONCE):
+            rows = torch.arange(start, min(start + _ROWS_AT_ONCE, tokens), device=output.device)
+            chosen = (rows + before)[None, :] >= first_rows[:, None]
+            split_softmax_output(call, output, self._grouped[layer], rows, in_span, self._tau, chosen)
+        return output
+
+
+@contextmanager
+def split_softmax(
+    model: nn.Module,
+    heads: Sequence[tuple[int, int]],
+    spans: Spans,
+    prompt_length: int,
+    *,
+    tau: float = 0.1,
+    first_row: int | None = None,
+) -> Iterator[None]:
+    """Split the softmax of chosen heads while the context is open.
+
+    Args:
+        model: The model.
+        heads: `(layer, head)` pairs (the paper: the top 20 contextual heads).
+        spans: For every request the relevant spans `[start, end)` in positions of the left-padded prompt.
+        prompt_length: Length of the padded prompt in tokens.
+        tau: Exponent in (0, 1]; the smaller, the more mass goes to the spans. 1 changes nothing and attaches nothing.
+        first_row: First query position to change; by default, in every row, the first one after its spans.
+
+    Raises:
+        InvalidInputError: tau outside (0, 1], no spans, or spans outside the prompt.
+    """
+    if not 0.0 < tau <= 1.0:
+        raise InvalidInputError(f"tau must lie in (0, 1]; got {tau!r}.")
+    flat = [span for of_request in spans for span in of_request]
+    if not flat or any(not 0 <= start < end <= prompt_length for start, end in flat):
+        raise InvalidInputError(
+            f"Split softmax needs spans within the prompt of {prompt_length} tokens; got {list(spans)!r}."
+        )
+    if tau == 1.0:
+        yield
+        return
+    with SplitSoftmaxTap(model, heads, spans, prompt_length, tau=tau, first_row=first_row):
+        yield

@@ -1,0 +1,122 @@
+"""Labelled examples as teacher-forced sequences: prompt and response in one row, and where everything stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from focus_rag.errors import InvalidInputError, PromptTooLongError
+from focus_rag.examples import Example
+from focus_rag.prompting import PromptBuilder, TokenSpan
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherForced:
+    """One example as the model reads it, with its response already written.
+
+    Attributes:
+        input_ids: Prompt and response.
+        prompt_tokens: Length of the prompt.
+        rows: Query positions that predict response tokens: from the prompt's last token to the last token but one.
+        gold: Token spans of the gold passages.
+        others: Token spans of the other passages.
+    """
+
+    input_ids: tuple[int, ...]
+    prompt_tokens: int
+    rows: tuple[int, ...]
+    gold: tuple[TokenSpan, ...]
+    others: tuple[TokenSpan, ...]
+
+
+def teacher_forced(
+    builder: PromptBuilder, example: Example, response: str, *, max_tokens: int, max_rows: int
+) -> TeacherForced | None:
+    """Lay out an example with a response.
+
+    Args:
+        builder: Builds prompts for the model's tokenizer.
+        example: The example.
+        response: What the model is taken to answer.
+        max_tokens: Tokens the sequence may have. Passages that are not gold are left out, the last first, until it fits.
+        max_rows: Only the first so many response tokens count.
+
+    Returns:
+        None where it does not fit, or where no gold passage or no response is left.
+    """
+    ids = builder.tokenizer(response.strip(), add_special_tokens=False)["input_ids"][:max_rows]
+    others = [index for index in range(len(example.passages)) if index not in example.gold]
+    try:
+        built = builder.from_question(
+            example.question,
+            example.passages,
+            max_tokens=max_tokens - len(ids),
+            drop_order=[*reversed(others), *sorted(example.gold, reverse=True)],
+        )
+    except PromptTooLongError:
+        return None
+    gold = [span for index in sorted(example.gold) if (span := built.spans[index]) is not None]
+    if not gold or not ids:
+        return None
+    start = len(built.input_ids)
+    return TeacherForced(
+        input_ids=(*built.input_ids, *ids),
+        prompt_tokens=start,
+        rows=tuple(range(start - 1, start + len(ids) - 1)),
+        gold=tuple(gold),
+        others=tuple(span for index in others if (span := built.spans[index]) is not None),
+    )
+
+
+def teacher_forced_all(
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    max_tokens: int,
+    max_rows: int,
+    responses: Sequence[str] | None = None,
+) -> list[TeacherForced]:
+    """Lay out many examples; those that do not fit are left out.
+
+    Args:
+        tokenizer: The model's fast tokenizer.
+        examples: The examples.
+        max_tokens: Tokens a sequence may have.
+        max_rows: Response tokens of each that count.
+        responses: One per example; by default its first answer.
+
+    Raises:
+        InvalidInputError: Not one of them fits.
+    """
+    builder = PromptBuilder(tokenizer)
+    texts = [example.answers[0] for example in examples] if responses is None else responses
+    laid_out = [
+        teacher_forced(builder, example, text, max_tokens=max_tokens, max_rows=max_rows)
+        for example, text in zip(examples, texts, strict=True)
+    ]
+    found = [one for one in laid_out if one is not None]
+    if examples and not found:
+        raise InvalidInputError(
+            f"None of {len(examples)} examples fits into {max_tokens} tokens with its gold passage; use shorter passages or a "
+            "model with a larger window."
+        )
+    return found
+
+
+@torch.no_grad()
+def run_decoder(model: nn.Module, input_ids: Sequence[int]) -> None:
+    """One forward pass up to the last hidden states; the vocabulary projection, which nothing here needs, is left out."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    device = next(model.parameters()).device
+    decoder(input_ids=torch.tensor([list(input_ids)], device=device), use_cache=False)
+
+
+def window_of(model: nn.Module, default: int = 4096) -> int:
+    """Tokens the model can read at once, as its configuration says."""
+    config: Any = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(config, "max_position_embeddings", None) or default)

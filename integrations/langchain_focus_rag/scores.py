@@ -1,0 +1,101 @@
+"""Keep the scores that LangChain's vector store retrievers throw away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStoreRetriever
+
+from focus_rag import InvalidInputError
+from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY
+
+_SCORE_KEY = "score"
+
+
+class ScoredVectorStoreRetriever(VectorStoreRetriever):
+    """A vector store retriever whose documents carry the store's raw score in `metadata["score"]`.
+
+    Which way up the scores are is told by the order in which the store returns them, never by its name or settings: relevance
+    scores that LangChain derives from distances leave [0, 1] and, for some stores, turn the order round.
+    `metadata["higher_is_better"]` says what the order said; it is missing where all scores are equal.
+    """
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        options = {**self.search_kwargs, **kwargs}
+        if self.search_type == "similarity":
+            return _scored(self.vectorstore.similarity_search_with_score(query, **options))
+        documents = super()._get_relevant_documents(query, run_manager=run_manager, **kwargs)
+        return _rescored(
+            documents, self.vectorstore.similarity_search_with_score(query, **_search_options(options, len(documents)))
+        )
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        options = {**self.search_kwargs, **kwargs}
+        if self.search_type == "similarity":
+            return _scored(await self.vectorstore.asimilarity_search_with_score(query, **options))
+        documents = await super()._aget_relevant_documents(query, run_manager=run_manager, **kwargs)
+        return _rescored(
+            documents,
+            await self.vectorstore.asimilarity_search_with_score(query, **_search_options(options, len(documents))),
+        )
+
+
+def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
+    """The same retriever, with scores: `keep_scores(store.as_retriever(search_kwargs={"k": 10}))`.
+
+    Args:
+        retriever: What `VectorStore.as_retriever` returned, of any search type.
+
+    Raises:
+        InvalidInputError: It is another kind of retriever. Those put scores, if they have any, into the metadata of
+            their documents by themselves.
+    """
+    if not isinstance(retriever, VectorStoreRetriever):
+        raise InvalidInputError(
+            f"keep_scores takes the retriever of a vector store (store.as_retriever(...)), got {type(retriever).__name__}. Have other "
+            "retrievers put their score into document.metadata['score']."
+        )
+    fields = {name: getattr(retriever, name) for name in type(retriever).model_fields}
+    return ScoredVectorStoreRetriever(
+        **{name: fields[name] for name in fields if name in ScoredVectorStoreRetriever.model_fields}
+    )
+
+
+def _search_options(options: dict[str, Any], found: int) -> dict[str, Any]:
+    """Options of the plain search that looks up the scores of what another search type found."""
+    kept = {name: value for name, value in options.items() if name not in ("lambda_mult", "fetch_k", "score_threshold")}
+    return {**kept, "k": max(int(options.get("fetch_k", 20)), int(options.get("k", 4)), found)}
+
+
+def _scored(pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
+    higher = _orientation([float(score) for _, score in pairs])
+    return [_with_score(document, score, higher) for document, score in pairs]
+
+
+def _rescored(documents: Sequence[Document], pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
+    higher = _orientation([float(score) for _, score in pairs])
+    scores = {document.page_content: score for document, score in pairs}
+    return [
+        _with_score(document, scores[document.page_content], higher) if document.page_content in scores else document
+        for document in documents
+    ]
+
+
+def _with_score(document: Document, score: Any, higher_is_better: bool | None) -> Document:
+    known = {} if higher_is_better is None else {HIGHER_IS_BETTER_KEY: higher_is_better}
+    # A copy: stores that keep documents in memory hand out their own.
+    return document.model_copy(update={"metadata": {**document.metadata, _SCORE_KEY: float(score), **known}})
+
+
+def _orientation(scores: Sequence[float]) -> bool | None:
+    """Of scores as a store returns them, the nearest first."""
+    if len(scores) < 2 or scores[0] == scores[-1]:
+        return None
+    return scores[0] > scores[-1]

@@ -1,0 +1,528 @@
+"""What `ChatFocus` and `FocusLLM` do with passages, settings and bad input, beyond what LangChain's own suites ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core")
+
+import numpy as np
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.load import dumpd
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
+from langchain_focus_rag.messages import chat_template_messages
+
+from focus_rag import FixedAlpha, FocusGenerator, GenerationSettings, InvalidInputError, Passage
+from tests.integrations.recording_generator import RecordingGenerator, prompt_of
+from tests.tiny_models import tiny_model, tiny_profile
+from tests.tiny_tokenizer import tiny_tokenizer
+
+TEXTS = [f"Document {i} tells what happened at the old mill in the year {1800 + 7 * i}." for i in range(6)]
+QUESTION = "What happened at the mill?"
+PROMPT = ChatPromptTemplate.from_template("Context:\n{context}\n\nQuestion: {question}")
+KINDS = ["chat", "llm"]
+
+
+class Retriever(BaseRetriever):
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return self.documents
+
+
+def join(documents: list[Document]) -> str:
+    return "\n\n".join(document.page_content for document in documents)
+
+
+def documents(scores: list[Any] | None = None) -> list[Document]:
+    return [Document(text, metadata={} if scores is None else {"score": scores[i]}) for i, text in enumerate(TEXTS)]
+
+
+def chain(model: Any, found: list[Document], reorder: Any = join) -> Any:
+    return {"context": Retriever(documents=found) | reorder, "question": RunnablePassthrough()} | PROMPT | model
+
+
+def model_of(kind: str, generator: Any = None, **fields: Any) -> tuple[Any, RecordingGenerator]:
+    generator = generator or RecordingGenerator()
+    return (ChatFocus if kind == "chat" else FocusLLM)(generator=generator, **fields), generator
+
+
+def report_of(message: Any) -> dict[str, Any]:
+    return message.response_metadata["focus_rag"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FocusGenerator:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=4096, seed=3)
+    return FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=8))
+
+
+# --- the real generator ------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_the_generators_own(tiny: FocusGenerator) -> None:
+    found = documents([0.9, 0.5, 0.4, 0.35, 0.3, 0.28])
+    message = chain(ChatFocus(generator=tiny), found).invoke(QUESTION)
+    content = prompt = PROMPT.format(context=join(found), question=QUESTION).removeprefix("Human: ")
+    passages = [Passage(d.page_content, d.metadata["score"]) for d in found]
+    answer = tiny.generate([{"role": "user", "content": content}], passages=passages)
+    report = report_of(message)
+    assert message.content == answer.text
+    assert (report["alpha"], report["noise"], report["found"]) == (answer.alpha, answer.noise, "lineage")
+    assert report["alpha"] > 0
+    assert sum(use["attention"] for use in report["passages"]) == pytest.approx(1.0)
+    assert [use["score"] for use in report["passages"]] == [d.metadata["score"] for d in found]
+    assert message.usage_metadata["input_tokens"] == answer.usage.prompt_tokens
+    assert message.response_metadata["finish_reason"] == answer.finish_reason
+    assert (
+        chain(FocusLLM(generator=tiny), found).invoke(QUESTION)
+        == tiny.generate([{"role": "user", "content": f"Human: {prompt}"}], passages=passages).text
+    )
+
+
+def test_every_way_gives_the_same_answer(tiny: FocusGenerator) -> None:
+    for kind in KINDS:
+        rag = chain(model_of(kind, tiny)[0], documents([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])) | StrOutputParser()
+        expected = rag.invoke(QUESTION)
+
+        async def asynchronous(rag: Any = rag) -> list[str]:
+            pieces = [piece async for piece in rag.astream(QUESTION)]
+            return ["".join(pieces), await rag.ainvoke(QUESTION), *(await rag.abatch([QUESTION, QUESTION]))]
+
+        assert "".join(rag.stream(QUESTION)) == expected
+        assert rag.batch([QUESTION] * 3) == [expected] * 3
+        assert asyncio.run(asynchronous()) == [expected] * 4
+
+
+def test_a_batch_has_one_alpha_per_row(tiny: FocusGenerator) -> None:
+    few, many = documents([0.9, 0.1, 0.1, 0.1, 0.1, 0.1])[:2], documents([0.5, 0.5, 0.49, 0.5, 0.48, 0.5])
+
+    class ByQuestion(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return {"few": few, "many": many, "none": []}[query]
+
+    rag = {"context": ByQuestion() | join, "question": RunnablePassthrough()} | PROMPT | ChatFocus(generator=tiny)
+    alphas = [report_of(message)["alpha"] for message in rag.batch(["few", "many", "none"])]
+    assert alphas == [report_of(rag.invoke(question))["alpha"] for question in ("few", "many", "none")]
+    assert alphas[2] == 0.0 < alphas[0] < alphas[1]
+
+
+def test_generation_never_runs_on_the_loop(tiny: FocusGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    generate = tiny.model.generate
+    monkeypatch.setattr(
+        tiny.model, "generate", lambda **kw: threads.append(threading.current_thread()) or generate(**kw)
+    )
+
+    async def use(kind: str) -> None:
+        model, _ = model_of(kind, tiny)
+        await model.ainvoke("One")
+        await model.abatch(["Two", "Three"])
+        async for _ in model.astream("Four"):
+            pass
+
+    for kind in KINDS:
+        asyncio.run(use(kind))
+    assert len(threads) == 6
+    assert threading.main_thread() not in threads
+
+
+def test_a_left_stream_stops_the_generation(tiny: FocusGenerator) -> None:
+    model = ChatFocus(generator=tiny, max_tokens=2000)
+    stream = model.stream("Go on and on.")
+    next(stream)
+    stream.close()
+    assert tiny.answer("Still there?").usage.completion_tokens > 0
+
+    async def leave() -> None:
+        chunks = model.astream("Go on and on.")
+        await anext(chunks)
+        await chunks.aclose()
+
+    asyncio.run(leave())
+    assert not tiny._lock.locked()
+
+
+# --- settings ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_and_call_options_reach_the_generator(kind: str) -> None:
+    model, generator = model_of(kind, temperature=0.5, max_tokens=7, stop=["\n"], alpha=0.1, noise=0.25)
+    model.invoke("Hello")
+    model.invoke("Hello", stop=["x"], temperature=0.0, max_new_tokens=9, alpha=0.2, seed=4, top_k=3, top_p=0.5)
+    model.bind(alpha=FixedAlpha(alpha=0.3), score_kind="cosine", higher_is_better=True).invoke("Hello")
+    first, second, third = generator.requests
+    assert first.settings == GenerationSettings(temperature=0.5, max_new_tokens=7, stop=("\n",))
+    assert (first.alpha, first.noise) == (0.1, 0.25)
+    assert second.settings == GenerationSettings(max_new_tokens=9, stop=("x",), seed=4, top_k=3, top_p=0.5)
+    assert second.alpha == 0.2
+    assert (third.alpha, third.score_kind, third.higher_is_better) == (FixedAlpha(alpha=0.3), "cosine", True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_can_be_configured_per_call(kind: str) -> None:
+    model, generator = model_of(kind)
+    configurable = model.configurable_fields(alpha=ConfigurableField(id="alpha"))
+    configurable.batch(["a", "b"], [{"configurable": {"alpha": 0.5}}, {"configurable": {"alpha": 0.7}}])
+    assert sorted(request.alpha for request in generator.requests) == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_and_wrong_settings_are_told(kind: str) -> None:
+    model, _ = model_of(kind)
+    with pytest.raises(ValueError, match="temprature"):
+        model_of(kind, temprature=0.5)
+    with pytest.raises(InvalidInputError, match="'temprature'"):
+        model.invoke("Hello", temprature=0.5)
+    with pytest.raises(ValueError, match="temperature"):
+        model_of(kind, temperature=-1.0)
+    with pytest.raises(ValueError, match="score_kind"):
+        model_of(kind, score_kind="cosinus")
+    with pytest.raises(ValueError, match="generator, or model"):
+        model_of(kind, model="some/model")
+    with pytest.raises(InvalidInputError, match="passages must hold"):
+        model.invoke("Hello", passages=[3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_is_honoured(kind: str) -> None:
+    model, _ = model_of(kind, RecordingGenerator(text="one two three"))
+    text = StrOutputParser().invoke
+    assert text(model.invoke("Count", stop=["two"])) == "one "
+    assert "".join(text(chunk) for chunk in model.stream("Count", stop=["two"])) == "one "
+    assert [text(m) for m in model.batch(["Count", "Count"], stop=["three"])] == ["one two "] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_caches_key_on_the_settings(kind: str) -> None:
+    cache = InMemoryCache()
+    generator = RecordingGenerator()
+    for fields in ({}, {"alpha": 0.5}, {"noise": 0.5}, {"temperature": 0.5}, {"seed": 1}, {"passages": []}):
+        model, _ = model_of(kind, generator, cache=cache, **fields)
+        before = len(generator.requests)
+        model.invoke("Hello")
+        model.invoke("Hello")
+        assert len(generator.requests) == before + 1, fields
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cached_row_of_a_batch_is_not_generated_again(kind: str) -> None:
+    model, generator = model_of(kind, cache=InMemoryCache())
+    model.invoke("b")
+    outputs = model.batch(["a", "b", "c"])
+    assert len(outputs) == 3
+    assert generator.batches[-1] == 2
+    asyncio.run(model.abatch(["a", "d", "e"]))
+    assert generator.batches[-1] == 2
+    model.batch(["a", "b", "c"])
+    assert len(generator.requests) == 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_of_a_row_stay_with_it(kind: str, tiny: FocusGenerator) -> None:
+    model, _ = model_of(kind, tiny)
+    too_long = "x" * 5000
+    with pytest.raises(InvalidInputError, match="token"):
+        model.batch(["fine", too_long])
+    results = model.batch(["fine", too_long], return_exceptions=True)
+    asynchronous = asyncio.run(model.abatch(["fine", too_long], return_exceptions=True))
+    for good, bad in (results, asynchronous):
+        assert isinstance(bad, InvalidInputError)
+        # LangChain gives a failed batch of a BaseLLM back as failed in every row.
+        assert not isinstance(good, Exception) if kind == "chat" else isinstance(good, InvalidInputError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unexpected_error_reaches_every_row(kind: str) -> None:
+    class Broken(RecordingGenerator):
+        def answer_batch(self, requests: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+    model, _ = model_of(kind, Broken())
+    results = model.batch(["a", "b", "c"], return_exceptions=True)
+    assert [str(error) for error in results] == ["out of memory"] * 3
+    results = asyncio.run(model.abatch(["a", "b", "c"], return_exceptions=True))
+    assert [str(error) for error in results] == ["out of memory"] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callbacks_tracing_and_tokens(kind: str) -> None:
+    class Seen(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.metadata: list[dict[str, Any]] = []
+            self.tokens: list[str] = []
+            self.ends: list[Any] = []
+
+        def on_chat_model_start(self, serialized: Any, messages: Any, *, metadata: Any = None, **_: Any) -> None:
+            self.metadata.append(metadata)
+
+        def on_llm_start(self, serialized: Any, prompts: Any, *, metadata: Any = None, **_: Any) -> None:
+            self.metadata.append(metadata)
+
+        def on_llm_new_token(self, token: str, **_: Any) -> None:
+            self.tokens.append(token)
+
+        def on_llm_end(self, response: Any, **_: Any) -> None:
+            self.ends.append(response)
+
+    model, generator = model_of(kind, temperature=0.5, max_tokens=7)
+    seen = Seen()
+    list(model.stream("Hello", {"callbacks": [seen]}))
+    assert "".join(seen.tokens) == generator.text
+    known = seen.metadata[0]
+    assert (known["ls_model_name"], known["ls_provider"]) == ("recording", "focus_rag")
+    assert (known["ls_temperature"], known["ls_max_tokens"]) == (0.5, 7)
+    assert known["ls_model_type"] == kind
+    model.batch(["a", "b", "c"], {"callbacks": [seen]})
+    assert len(seen.ends) == 4
+    asyncio.run(model.abatch(["a", "b", "c"], {"callbacks": [seen]}))
+    assert len(seen.metadata) == len(seen.ends) == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_capture_keeps_no_other_handler_from_hearing(kind: str) -> None:
+    class Other(BaseCallbackHandler):
+        started = 0
+
+        def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+            self.started += 1
+
+        on_llm_start = on_chat_model_start
+
+    other = Other()
+    asyncio.run(model_of(kind)[0].ainvoke("Hello", {"callbacks": [other]}))
+    assert other.started == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_counted_by_the_models_own_tokenizer(kind: str) -> None:
+    model, _ = model_of(kind)
+    assert model.get_num_tokens("abc") == 3
+    assert len(model.get_token_ids("<|end|>é")) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_are_not_serialised_and_keep_no_key(kind: str) -> None:
+    model, _ = model_of(kind, api_key="secret")
+    assert dumpd(model)["type"] == "not_implemented"
+    assert "secret" not in json.dumps(dumpd(model), default=str)
+    assert model.api_key is None
+
+
+def test_text_models_report_in_generation_info() -> None:
+    model, _ = model_of("llm")
+    found = documents([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    result = model.generate([join(found)], passages=[(d, d.metadata["score"]) for d in found])
+    info = result.generations[0][0].generation_info
+    assert info["focus_rag"]["found"] == "given"
+    assert len(info["focus_rag"]["passages"]) == 6
+    assert result.llm_output["token_usage"]["prompt_tokens"] == info["prompt_tokens"]
+
+
+def test_text_models_use_the_chat_template_unless_told_not_to() -> None:
+    model, generator = model_of("llm")
+    model.invoke("Hello")
+    FocusLLM(generator=generator, use_chat_template=False).invoke("Hello")
+    assert generator.requests[0].messages == [{"role": "user", "content": "Hello"}]
+    assert (generator.requests[1].messages, generator.requests[1].prompt) == (None, "Hello")
+
+
+def test_reports_are_plain_json_and_streamed_once() -> None:
+    model, _ = model_of("chat")
+    chunks = list(chain(model, documents([np.float32(s) for s in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)])).stream(QUESTION))
+    with_report = [chunk for chunk in chunks if "focus_rag" in chunk.response_metadata]
+    assert len(with_report) == 1
+    assert len(json.dumps(report_of(with_report[0]))) > 100
+    assert sum(chunk.usage_metadata is not None for chunk in chunks) == 1
+    assert report_of(sum(chunks[1:], chunks[0])) == report_of(with_report[0])
+
+
+def test_messages_fit_strict_chat_templates() -> None:
+    messages = [
+        SystemMessage("A."),
+        HumanMessage("Q1", name="Ann"),
+        HumanMessage([{"type": "text", "text": "Q2"}]),
+        AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]),
+        ToolMessage("Found.", tool_call_id="1"),
+        AIMessage("A1"),
+        SystemMessage("B."),
+        ChatMessage("Q3", role="user"),
+    ]
+    assert chat_template_messages(messages) == [
+        {"role": "system", "content": "A.\n\nB."},
+        {"role": "user", "content": "Q1\n\nQ2\n\nFound."},
+        {"role": "assistant", "content": "A1"},
+        {"role": "user", "content": "Q3"},
+    ]
+    with pytest.raises(InvalidInputError, match="image_url"):
+        chat_template_messages([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
+    with pytest.raises(InvalidInputError, match="no text"):
+        chat_template_messages([HumanMessage("")])
+
+
+# --- bad input: documented behaviour, never a wrong alpha in silence ----------------------------------------------------------------
+
+
+def scores_sent(generator: RecordingGenerator) -> list[float | None]:
+    return [passage.score for passage in generator.requests[-1].passages]
+
+
+def noise_of(message: Any) -> float:
+    return report_of(message)["noise"]
+
+
+def test_a_retriever_without_scores_is_judged_by_its_count() -> None:
+    model, generator = model_of("chat")
+    message = chain(model, documents()).invoke(QUESTION)
+    assert scores_sent(generator) == [None] * 6
+    assert noise_of(message) == pytest.approx(1 - 1 / 6)
+    assert "no usable scores" in report_of(message)["reason"]
+
+
+def test_scores_that_are_strings() -> None:
+    model, generator = model_of("chat")
+    chain(model, documents(["0.9", "0.5", "0.4", "0.3", "0.2", "0.1"])).invoke(QUESTION)
+    assert scores_sent(generator) == [0.9, 0.5, 0.4, 0.3, 0.2, 0.1]
+    message = chain(model, documents(["HIGH", "HIGH", "LOW", "LOW", "LOW", "LOW"])).invoke(QUESTION)
+    assert scores_sent(generator) == [None] * 6
+    assert noise_of(message) == pytest.approx(1 - 1 / 6)
+
+
+def test_distances_are_told_by_their_order_even_where_the_prompt_has_another() -> None:
+    distances = [0.1, 0.9, 1.0, 1.05, 1.1, 1.2]
+    model, generator = model_of("chat")
+    as_distances = noise_of(chain(model, documents(distances)).invoke(QUESTION))
+    assert generator.requests[-1].higher_is_better is False
+    turned = chain(model, documents(distances), lambda found: join(found[::-1])).invoke(QUESTION)
+    assert generator.requests[-1].higher_is_better is False
+    assert scores_sent(generator) == distances[::-1]
+    assert noise_of(turned) == pytest.approx(as_distances)
+    similar = noise_of(chain(model, documents([1 - d for d in distances])).invoke(QUESTION))
+    assert similar == pytest.approx(as_distances)
+
+
+def test_a_prompt_without_its_passages_is_not_focused_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, generator = model_of("chat")
+    lost = chain(model, documents(), lambda found: "nothing")
+    with caplog.at_level(logging.WARNING, logger="langchain_focus_rag"):
+        first, second = lost.invoke(QUESTION), lost.invoke(QUESTION)
+    assert generator.requests[-1].passages == ()
+    assert report_of(first)["alpha"] == report_of(second)["alpha"] == 0.0
+    assert "6 retrieved texts, none of them in this prompt" in report_of(first)["note"]
+    assert len(caplog.records) == 1
+    assert "6 passages were retrieved" in caplog.records[0].message
+
+
+def test_calls_that_have_nothing_to_find_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = model_of("chat")
+    with caplog.at_level(logging.WARNING, logger="langchain_focus_rag"):
+        model.invoke("Hello")
+        chain(model.bind(passages=[]), documents(), lambda found: "nothing").invoke(QUESTION)
+    assert caplog.records == []
+
+
+def test_duplicated_passages_count_as_often_as_they_stand_there() -> None:
+    model, generator = model_of("chat")
+    doubled = documents([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])[:2] * 2
+    chain(model, doubled).invoke(QUESTION)
+    assert scores_sent(generator) == [0.9, 0.8, 0.9, 0.8]
+    chain(model, doubled, lambda found: join(found[:2])).invoke(QUESTION)
+    assert scores_sent(generator) == [0.9, 0.8]
+
+
+def test_passages_in_another_order_keep_their_scores() -> None:
+    model, generator = model_of("chat")
+    chain(model, documents([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), lambda found: join([found[4], found[1]])).invoke(QUESTION)
+    assert scores_sent(generator) == [0.5, 0.8]
+    assert generator.requests[-1].higher_is_better is True
+
+
+def test_white_space_and_truncation_are_survived() -> None:
+    long = [Document(" ".join([text] * 4), metadata={"score": 0.9 - i / 10}) for i, text in enumerate(TEXTS)]
+    model, generator = model_of("chat")
+    chain(model, long, lambda found: "\n---\n".join(d.page_content.replace(" ", "\n", 9) for d in found)).invoke(
+        QUESTION
+    )
+    assert scores_sent(generator) == [0.9 - i / 10 for i in range(6)]
+    chain(model, long, lambda found: "\n---\n".join(d.page_content[:150] for d in found)).invoke(QUESTION)
+    assert scores_sent(generator) == [0.9 - i / 10 for i in range(6)]
+
+
+def test_explicit_passages_win_and_none_turns_focusing_off() -> None:
+    model, generator = model_of("chat")
+    rag = chain(
+        model.bind(passages=[Passage(TEXTS[0], 1.0), (TEXTS[1], 0.5), Document(TEXTS[2])]),
+        documents([1, 2, 3, 4, 5, 6]),
+    )
+    assert report_of(rag.invoke(QUESTION))["found"] == "given"
+    assert scores_sent(generator) == [1.0, 0.5, None]
+    off = chain(model_of("chat", generator, passages=[])[0], documents([1, 2, 3, 4, 5, 6])).invoke(QUESTION)
+    assert (report_of(off)["alpha"], report_of(off)["passages"]) == (0.0, [])
+
+
+# --- keep_scores --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store() -> InMemoryVectorStore:
+    store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+    store.add_texts(TEXTS)
+    return store
+
+
+@pytest.mark.parametrize("search_type", ["similarity", "mmr"])
+def test_keep_scores(store: InMemoryVectorStore, search_type: str) -> None:
+    plain = store.as_retriever(search_type=search_type, search_kwargs={"k": 4}, tags=["mine"])
+    scored = keep_scores(plain)
+    raw = {document.page_content: score for document, score in store.similarity_search_with_score(QUESTION, k=6)}
+    found = scored.invoke(QUESTION)
+    assert [d.page_content for d in found] == [d.page_content for d in plain.invoke(QUESTION)]
+    assert [d.metadata["score"] for d in found] == [raw[d.page_content] for d in found]
+    assert all(d.metadata["higher_is_better"] is True for d in found)
+    assert [d.metadata["score"] for d in asyncio.run(scored.ainvoke(QUESTION))] == [d.metadata["score"] for d in found]
+    assert all("score" not in d.metadata for d in plain.invoke(QUESTION))
+    assert "mine" in scored.tags
+
+    model, generator = model_of("chat")
+    ({"context": scored | join, "question": RunnablePassthrough()} | PROMPT | model).invoke(QUESTION)
+    assert scores_sent(generator) == [raw[d.page_content] for d in found]
+    assert generator.requests[-1].higher_is_better is True
+
+
+def test_keep_scores_takes_vector_store_retrievers_only() -> None:
+    with pytest.raises(InvalidInputError, match="as_retriever"):
+        keep_scores(Retriever(documents=[]))  # type: ignore[arg-type]
+
+
+def test_the_capture_can_be_asked_and_emptied() -> None:
+    found = documents([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    Retriever(documents=found).invoke(QUESTION)
+    captured = CAPTURE.passages(None, join(found) + QUESTION)
+    assert captured.how == "registry"
+    assert [p.score for p in captured.passages] == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    CAPTURE.registry.clear()
+    assert CAPTURE.passages(None, join(found)).how == "none"
+
+
+def test_prompts_reach_the_generator_unchanged() -> None:
+    model, generator = model_of("chat")
+    found = documents()
+    chain(model, found).invoke(QUESTION)
+    assert prompt_of(generator.requests[-1]) == f"Context:\n{join(found)}\n\nQuestion: {QUESTION}"

@@ -1,0 +1,52 @@
+"""langchain-tests' own suites on a tiny random model: the contract that every LangChain chat model is held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_tests")
+
+from langchain_focus_rag import ChatFocus
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from focus_rag import FocusGenerator, GenerationSettings
+from tests.tiny_models import tiny_model, tiny_profile
+from tests.tiny_tokenizer import tiny_tokenizer
+
+_LOADED: list[FocusGenerator] = []
+
+
+def tiny_generator() -> FocusGenerator:
+    """One tiny generator for the module; it never ends an answer at once."""
+    if not _LOADED:
+        tokenizer = tiny_tokenizer()
+        model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=4096, seed=3)
+        _LOADED.append(
+            FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=12))
+        )
+    return _LOADED[0]
+
+
+class _ChatFocusSuite:
+    @property
+    def chat_model_class(self) -> type[ChatFocus]:
+        return ChatFocus
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"generator": tiny_generator()}
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+
+class TestUnit(_ChatFocusSuite, ChatModelUnitTests):
+    pass
+
+
+class TestIntegration(_ChatFocusSuite, ChatModelIntegrationTests):
+    pass

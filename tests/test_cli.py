@@ -1,0 +1,191 @@
+"""The command line over a real tiny model: what is written, what a program may read, and one line with status 2 on bad
+input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from focus_rag.cli import COMMANDS, build_app, demo, main
+from focus_rag.cli.demo import holds_answer, read_questions
+from focus_rag.cli.loading import parse_alpha
+from focus_rag.cli.output import one_line, shorten
+from focus_rag.errors import DocumentError, InvalidInputError
+from tests.tiny_models import tiny_model, tiny_profile
+from tests.tiny_tokenizer import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A random tiny model with tokenizer, and a profile of it, on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_model(vocab_size=300, max_position_embeddings=4096)
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    tiny_profile(model).save(folder / "profile")
+    return ["--model", str(folder / "model"), "--profile", str(folder / "profile")]
+
+
+@pytest.fixture
+def docs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "mill.md").write_text("# Mill\n\nThe mill was built in 1882 [red].")
+    (folder / "bridge.txt").write_text("The bridge was opened in 1910.\x1b[31m")
+    (folder / "school.html").write_text("<h1>School</h1><p>Pupils learn music.")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert f"Example: focus-rag {name}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ["torch", "transformers", "sklearn", "faiss", "matplotlib", "numpy", "pydantic", "rich.table"]
+    code = (
+        "import sys; from focus_rag.cli import main; assert main(['--help']) == 0; "
+        f"sys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_table_names_modules_with_a_command():
+    assert all(callable(importlib.import_module(module).command) for module in COMMANDS.values())
+    assert len(build_app().registered_commands) == len(COMMANDS)
+
+
+def test_ask_as_json(saved, docs, capsys):
+    (docs / "broken.pdf").write_bytes(b"nope")
+    assert (
+        main(["ask", "When was the mill built?", "--docs", str(docs), *saved, "--max-new-tokens", "4", "--json"]) == 0
+    )
+    out = capsys.readouterr()
+    record = json.loads(out.out)
+    assert next(source["id"] for source in record["sources"]) == "mill.md#1"
+    assert sum(source["attention"] for source in record["sources"]) == pytest.approx(1.0, abs=1e-4)
+    assert 0 < record["alpha"] < 0.3 and 0 < record["noise"] <= 1
+    assert record["usage"]["completion_tokens"] <= 4
+    assert "broken.pdf" in record["left_out"][0] and "broken.pdf" in out.err
+
+
+def test_ask_for_people(saved, docs, capsys):
+    assert (
+        main(
+            [
+                "ask",
+                "When was the mill built?",
+                "--docs",
+                str(docs),
+                *saved,
+                "--alpha",
+                "0.5",
+                "--top-k",
+                "2",
+                "--max-new-tokens",
+                "2",
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "alpha 0.5" in out and "alpha fixed at 0.5" in out
+    assert "mill.md#1" in out and "[red]" in out
+    assert out.count("#1") == 2
+    assert "\x1b" not in out
+
+
+def test_alpha_zero_is_the_bare_model(saved, docs, capsys):
+    texts = []
+    for arguments in ([*saved, "--alpha", "0"], saved[:2]):
+        assert main(["ask", "mill?", "--docs", str(docs), *arguments, "--max-new-tokens", "6", "--json"]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["answer"])
+    assert texts[0] == texts[1]
+
+
+def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
+    rows = [{"question": "When was the mill built?", "answers": ["1882"], "document": "mill.md"}] * 3
+    (docs / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(demo, "demo_folder", lambda: docs)
+    assert main(["demo", *saved, "--questions", "2", "--top-k", "2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["n"], record["retrieved"]) == (2, 2)
+    assert record["bare"] == sum(one["bare_is_right"] for one in record["questions"])
+    assert record["focused"] == sum(one["focused_is_right"] for one in record["questions"])
+    assert all(one["alpha"] > 0 for one in record["questions"])
+    assert main(["demo", *saved, "--questions", "1", "--top-k", "2"]) == 0
+    assert "answer among the passages  1/1" in capsys.readouterr().out
+
+
+def test_inspect_shows_and_draws(saved, tmp_path, capsys):
+    assert main(["inspect", saved[3], "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["heads"]) == 4 and record["policy"]["kind"] == "retrieval"
+    assert main(["inspect", saved[3], "--png", str(tmp_path / "heads.png")]) == 0
+    assert "4 contextual heads" in capsys.readouterr().out
+    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_words_of_an_answer():
+    assert holds_answer("It was the Old Mill.", ("old mill",))
+    assert not holds_answer("in 18820", ("1882",))
+    assert not holds_answer("anything", ("", "the"))
+
+
+def test_control_characters_never_reach_the_terminal():
+    assert one_line("a\x1b[31m\n b\u202e") == "a [31m b"
+    assert shorten("word " * 20, 10) == "word word…"
+
+
+def test_alpha_option():
+    assert parse_alpha("auto") == "auto" and parse_alpha("-0.5") == -0.5
+    for text in ("nan", "inf", "loud", ""):
+        with pytest.raises(InvalidInputError, match="--alpha"):
+            parse_alpha(text)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json", "[1]", '{"question": "q", "answers": 3}'])
+def test_broken_demo_questions_are_refused(tmp_path, content):
+    (tmp_path / "q.jsonl").write_text(content)
+    with pytest.raises(DocumentError, match=r"q\.jsonl"):
+        read_questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ask", "q", "--docs", "{tmp}/missing"], "No such folder"),
+        (["ask", " ", "--docs", "{docs}"], "question is empty"),
+        (["ask", "q", "--docs", "{docs}", "--alpha", "nan"], "--alpha"),
+        (["ask", "q", "--docs", "{docs}", "--top-k", "0"], "--top-k"),
+        (["ask", "q", "--docs", "{docs}", "--model", "{tmp}/missing"], "cannot be loaded"),
+        (["ask", "q"], "--docs"),
+        (["ask", "q", "--docs", "{docs}", "--model", "any", "--alpha", "0.2"], "--profile"),
+        (["ask", "q", "--docs", "{docs}", "--nonsense"], "--nonsense"),
+        (["dance"], "dance"),
+        (["inspect", "{tmp}/missing"], "missing"),
+        (["inspect", "{docs}"], "not a profile"),
+        (["import", "{tmp}", "--model", "a/b", "--out", "{tmp}/out"], "No published directions"),
+        (["demo", "--questions", "0"], "at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, capsys):
+    filled = [argument.format(tmp=tmp_path, docs=docs) for argument in arguments]
+    assert main(filled) == 2
+    out = capsys.readouterr()
+    (line,) = out.err.strip().splitlines()
+    assert line.startswith("focus-rag: ") and says in line
+    assert out.out == ""
+
+
+def test_a_question_longer_than_the_window_is_refused(saved, docs, capsys):
+    assert main(["ask", "mill " * 20_000, "--docs", str(docs), *saved]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,0 +1,60 @@
+"""Text of a row as its tokens arrive: streamed pieces add up to the text, and stop strings cut alike however tokens fall."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focus_rag.answers import GenerationSettings
+from focus_rag.decoding import RowText
+from tests.tiny_tokenizer import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+END = frozenset({TOKENIZER.eos_token_id})
+
+
+def feed(text: str, stop: tuple[str, ...] = (), max_new_tokens: int = 10_000) -> tuple[RowText, list[str]]:
+    pieces: list[str] = []
+    row = RowText(TOKENIZER, GenerationSettings(stop=stop, max_new_tokens=max_new_tokens), END, pieces.append)
+    for token in [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]:
+        if row.push(token):
+            break
+    return row, pieces
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(alphabet=st.sampled_from("ab \n\u00e9\u4e16\U0001f600"), max_size=160))
+def test_pieces_add_up_to_the_text(text):
+    row, pieces = feed(text)
+    assert row.text == text == "".join(pieces)
+    assert row.finish_reason == "stop"
+    assert row.ids[-1] == TOKENIZER.eos_token_id
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.text(alphabet="abc", max_size=120), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_stop_strings_cut_at_the_earliest_and_are_never_streamed(text, stops):
+    row, pieces = feed(text, tuple(stops))
+    ends = [text.find(stop) for stop in stops if stop in text]
+    # Tokens arrive one by one, so the stop string that is complete first ends the row.
+    first_complete = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
+    assert "".join(pieces) == row.text
+    if not ends:
+        assert row.text == text
+    else:
+        seen = text[:first_complete]
+        assert row.text == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
+
+
+def test_long_texts_are_decoded_in_windows_without_a_seam():
+    text = "".join(f"line {i} \u00fc \U0001f600\n" for i in range(60))
+    row, pieces = feed(text)
+    assert row.text == text == "".join(pieces)
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_length_ends_a_row_and_flushes_what_was_held_back(limit):
+    row, pieces = feed("ENDLESS", stop=("ENDLESSLY",), max_new_tokens=limit)
+    assert (row.text, row.finish_reason) == ("ENDLESS"[:limit], "length")
+    assert "".join(pieces) == row.text

@@ -1,0 +1,53 @@
+"""The model that comes with the package: it loads without arguments, fits the wheel, and its profile is its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from focus_rag import FocusGenerator, FocusProfile
+from focus_rag.embedded import demo_folder, embedded_model_folder, embedded_profile_folder
+from focus_rag.embedded.plain import plain_examples
+from focus_rag.passages import Passage
+
+LARGEST_BYTES = 24_000_000
+
+
+@pytest.fixture(scope="module")
+def generator() -> FocusGenerator:
+    return FocusGenerator.from_pretrained()
+
+
+def test_the_weights_fit_the_wheel_and_need_no_pickle() -> None:
+    files = [path for path in embedded_model_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LARGEST_BYTES
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_it_loads_without_arguments_and_its_profile_is_its_own(generator: FocusGenerator) -> None:
+    profile = FocusProfile.load(embedded_profile_folder())
+    profile.check(generator.model, generator.tokenizer)
+    assert generator.profile is not None
+    assert [head.score for head in profile.heads] == sorted((head.score for head in profile.heads), reverse=True)
+
+
+def test_it_repeats_the_statement_that_was_asked_for(generator: FocusGenerator) -> None:
+    """The shape of an answer is learnt, whatever its value; how often the value is right stands in the model card."""
+    for example in plain_examples("test", 5, 1):
+        passages = [Passage(p["text"], score=p["score"], title=p["title"]) for p in example["passages"]]
+        answer = generator.answer(example["question"], passages, max_new_tokens=40)
+        asked = example["question"].removeprefix("What is ").removesuffix("?")
+        assert answer.text.startswith(f"T{asked[1:]} is ")
+        assert answer.finish_reason == "stop"
+
+
+def test_examples_state_what_they_ask() -> None:
+    for example in plain_examples("dev", 20, 5):
+        gold = [p for p in example["passages"] if p["is_gold"]]
+        assert len(gold) == 1
+        assert example["answers"][0] in gold[0]["text"]
+        assert len(example["passages"]) == 5
+    assert plain_examples("dev", 5, 3) == plain_examples("dev", 5, 3)
+
+
+def test_the_demo_has_documents_for_its_questions() -> None:
+    assert len(list(demo_folder().glob("*.md"))) == 35

@@ -1,0 +1,164 @@
+"""The recipe: rows of tokens, the layout, repeatability and resuming."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from focus_rag.embedded import train
+from focus_rag.embedded.batches import BatchStream, Conversation, Stage, one_row, question_content
+from focus_rag.embedded.real_text import cloze, load_real_text
+from focus_rag.embedded.tokenizer import load_tokenizer
+from focus_rag.errors import InvalidInputError
+from focus_rag.passages import Passage
+from focus_rag.prompting import PromptBuilder
+
+SHAPE = train.ModelShape(vocab_size=600, hidden_size=32, intermediate_size=64, layers=2, heads=2, key_heads=1, head_dim=16)
+SETTINGS = train.TrainSettings(shape=SHAPE, tokenizer_texts=200, warmup=2)
+STAGES = (Stage("copying", copying=1.0, plain=0.0, tokens=400, steps=2), Stage("questions", plain=0.2, tokens=800))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():  # type: ignore[no-untyped-def]
+    return train.new_tokenizer(SETTINGS, None)
+
+
+@pytest.fixture(scope="module")
+def real_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    text = "In 1931 the Harbour Board of Lower Falmouth bought two cranes. They stood on the quay for 40 years. A storm then broke one of them."
+    articles = [{"title": f"Article {i}", "paragraphs": [{"context": text}, {"context": text + " It was sold."}]} for i in range(40)]
+    path = tmp_path_factory.mktemp("real") / "real.json.gz"
+    path.write_bytes(gzip.compress(json.dumps({"data": articles}).encode()))
+    return path
+
+
+def test_tokens_of_an_answer_are_those_of_the_word_in_a_sentence(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    alone = tokenizer("Drelmouth", add_special_tokens=False)["input_ids"]
+    inside = tokenizer("They left for Drelmouth", add_special_tokens=False)["input_ids"]
+    assert inside[-len(alone) :] == alone
+
+
+def test_text_survives_encoding(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    text = "[1] Größe: 4,117 crowns\n\nthe firm's 12.5 — ok?"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_training_prompt_is_the_prompt_of_the_library(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    passages = [Passage("It lies on the Mora.", title="Veldham"), Passage("Nothing else is known.")]
+    question = "Which river flows through Veldham?"
+    built = PromptBuilder(tokenizer).from_question(question, passages, max_tokens=4096, drop_order=[])
+    conversation = Conversation()
+    conversation.user(question_content(question, [passage.content for passage in passages]))
+    conversation.assistant("Mora")
+    row = conversation.row(tokenizer)
+    assert row.first_answer is not None
+    assert row.tokens[: row.first_answer[0]] == list(built.input_ids)
+    answer = row.tokens[row.first_answer[0] : row.first_answer[1]]
+    assert tokenizer.decode(answer[:-1]) == "Mora"
+    assert answer[-1] == tokenizer.eos_token_id
+    assert [i for i, weight in enumerate(row.weights) if weight] == list(range(*row.first_answer))
+
+
+def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    built = PromptBuilder(tokenizer).from_question("Who?", [], max_tokens=100, drop_order=[])
+    conversation = Conversation()
+    conversation.user(question_content("Who?", []))
+    conversation.assistant("x")
+    row = conversation.row(tokenizer)
+    assert row.first_answer is not None
+    assert row.tokens[: row.first_answer[0]] == list(built.input_ids)
+
+
+def test_every_kind_of_row_has_something_to_learn(tokenizer, real_file: Path) -> None:  # type: ignore[no-untyped-def]
+    real = load_real_text(real_file)
+    rng = random.Random(0)
+    stage = Stage("all", copying=0.2, plain=0.2, cloze=0.2, long=0.1, long_passages=(5, 9))
+    rows = [one_row(rng, stage, tokenizer, real) for _ in range(200)]
+    assert {row.source for row in rows} == {"question", "copying", "plain", "cloze"}
+    for row in rows:
+        assert len(row.tokens) == len(row.weights)
+        assert sum(row.weights) > 0
+        assert row.weights[0] == 0
+
+
+def test_cloze_leaves_out_a_span_that_the_passage_holds(real_file: Path) -> None:
+    real = load_real_text(real_file)
+    rng = random.Random(0)
+    for _ in range(50):
+        question, answer, passage = cloze(rng, real)
+        assert question.replace("___", answer).removeprefix("Fill the gap: ") in passage
+
+
+def test_held_out_articles_are_apart(real_file: Path, tmp_path: Path) -> None:
+    articles = [{"title": f"T{i}", "paragraphs": [{"context": f"Paragraph {i}."}]} for i in range(100)]
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps({"data": articles}), encoding="utf-8")
+    kept, held_out = load_real_text(path), load_real_text(path, held_out=True)
+    assert len(kept.paragraphs) + len(held_out.paragraphs) == 100
+    assert not set(kept.paragraphs) & set(held_out.paragraphs)
+
+
+def test_unreadable_real_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InvalidInputError):
+        load_real_text(tmp_path / "x.json")
+
+
+def test_batches_keep_to_their_size_and_repeat(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    def first_batches() -> list[list[list[int]]]:
+        stream = BatchStream(tokenizer, None, seed=3)
+        return [[row.tokens for row in stream.next(STAGES[1])] for _ in range(5)]
+
+    batches = first_batches()
+    assert batches == first_batches()
+    assert any(len(batch) > 1 for batch in batches)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= STAGES[1].tokens
+
+
+def test_two_runs_give_the_same_weights(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        trainer = train.Trainer(tmp_path / name, SETTINGS, STAGES)
+        before = trainer.model.model.embed_tokens.weight.detach().clone()
+        trainer.run(steps=5)
+        assert not torch.equal(before, trainer.model.model.embed_tokens.weight)
+        runs.append(trainer.model.state_dict())
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_its_model_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first = train.Trainer(tmp_path, SETTINGS, STAGES)
+    first.run(steps=3)
+    again = train.Trainer(tmp_path, SETTINGS, STAGES, resume=True)
+    assert (again.step, again.stage, again.stage_step) == (3, 1, 1)
+    saved, loaded = first.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
+    again.run(steps=1)
+    assert again.step == 4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.config.num_hidden_layers == SHAPE.layers
+    assert tokenizer("A text, 123.")["input_ids"] == load_tokenizer(tmp_path)("A text, 123.")["input_ids"]
+    assert tokenizer.chat_template == again.tokenizer.chat_template
+
+
+def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError):
+        train.Trainer(tmp_path, SETTINGS, STAGES, resume=True)
+
+
+def test_first_layer_starts_with_heads_that_look_one_and_two_tokens_back(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    model = train.new_model(train.ModelShape(vocab_size=600, layers=1), tokenizer, seed=0)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model(torch.arange(50, 80)[None], output_attentions=True).attentions[0][0]
+    assert weights[0, 20].argmax() == 19
+    assert weights[1, 20].argmax() == 18

@@ -1,0 +1,193 @@
+import json
+
+import pytest
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation.cases import Case, Cell, FileCases, arrange, case_of, cells_of
+from focus_rag.evaluation.datasets import load_cases
+
+
+def row(number=0, n=6, gold=(2,), **more):
+    return {
+        "id": f"q{number}",
+        "question": f"Who built mill {number}?",
+        "answers": [f"Builder {number}"],
+        "passages": [
+            {
+                "text": f"Builder {number} built it, part {place}."
+                if place in gold
+                else f"Nothing on {number} {place}.",
+                "score": 10.0 - place,
+                "is_gold": place in gold,
+            }
+            for place in range(n)
+        ],
+        **more,
+    }
+
+
+def source(n=8):
+    return FileCases("made", tuple(case_of(row(number)) for number in range(n)), {})
+
+
+def test_rows_without_gold_are_for_abstaining_and_rows_of_gold_alone_count_too():
+    missing = case_of(row(gold=()))
+    assert isinstance(missing, Case)
+    assert missing.abstain
+    assert len(missing.example.passages) == 6
+    only = case_of(row(n=1, gold=(0,)))
+    assert isinstance(only, Case)
+    assert not only.abstain
+    assert len(only.example.passages) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"answers": []}, "no answers"),
+        ({"question": " "}, "no question"),
+        ({"passages": []}, "no passages"),
+        ({"answers": ["Somebody else"]}, "answer in no gold passage"),
+    ],
+)
+def test_a_row_left_out_says_why(broken, reason):
+    assert case_of({**row(), **broken}) == reason
+
+
+def test_count_keeps_the_gold_and_the_best_scored_others():
+    (case, *_) = source().cases(Cell(count=3), None, seed=0)
+    assert len(case.example.passages) == 3
+    assert len(case.example.gold) == 1
+    assert [passage.score for passage in case.example.passages] == [10.0, 9.0, 8.0]
+
+
+def test_noise_replaces_hard_distractors_by_passages_of_other_questions():
+    cases = source(30).cases(Cell(count=5, noise=0.5), None, seed=0)
+    assert len(cases) == 30
+    for case in cases:
+        own = case.id[1:]
+        foreign = [
+            one for one in case.example.passages if f"on {own} " not in one.text and f"Builder {own} " not in one.text
+        ]
+        assert len(case.example.passages) == 5
+        assert len(foreign) == 2
+        assert not any(f"Builder {own} " in one.text for one in foreign)
+
+
+@pytest.mark.parametrize(("position", "place"), [("first", 0), ("middle", 2), ("last", 5)])
+def test_gold_position(position, place):
+    for case in source().cases(Cell(position=position), None, seed=0):
+        assert case.example.gold == {place}
+        assert "Builder" in case.example.passages[place].text
+
+
+def test_gold_missing_turns_the_right_answer_into_none():
+    for case in source().cases(Cell(count=4, gold_missing=True), None, seed=0):
+        assert case.abstain
+        assert len(case.example.passages) == 4
+        assert not any("Builder" in one.text for one in case.example.passages)
+
+
+def test_shuffled_scores_are_the_same_scores_on_other_passages():
+    plain = source().cases(Cell(), None, seed=0)
+    shuffled = source().cases(Cell(shuffled_scores=True), None, seed=0)
+    assert plain != shuffled
+    for before, after in zip(plain, shuffled, strict=True):
+        assert [one.text for one in before.example.passages] == [one.text for one in after.example.passages]
+        assert sorted(one.score for one in before.example.passages) == sorted(
+            one.score for one in after.example.passages
+        )
+
+
+def test_the_same_seed_gives_the_same_cases_and_another_seed_others():
+    cell = Cell(count=5, noise=0.5)
+    assert source().cases(cell, 5, seed=3) == source().cases(cell, 5, seed=3)
+    assert source().cases(cell, 5, seed=3) != source().cases(cell, 5, seed=4)
+
+
+def test_a_case_that_cannot_fill_the_count_is_left_out():
+    case = case_of(row())
+    assert arrange(case, Cell(count=7), (), seed=0) is None
+    assert arrange(case, Cell(count=6), (), seed=0) is not None
+
+
+def test_cells_are_counts_by_noises_and_the_rest_at_the_largest_count():
+    cells = cells_of([1, 20], [0.5, 1.0], ["first"], gold_missing=True)
+    assert [cell.key for cell in cells] == [
+        "n=1, noise=0.5", "n=1, noise=1", "n=20, noise=0.5", "n=20, noise=1", "n=20, noise=0.5, gold first",
+        "n=20, noise=0.5, gold missing",
+    ]  # fmt: skip
+
+
+def write(folder, name, rows):
+    file = folder / name
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return file
+
+
+CTX = {"title": "Mill", "text": "Builder 0 built it."}
+OTHER = {"title": "Oven", "text": "Nothing here."}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "question": "Who built it?", "answers": ["Builder 0"], "nq_annotated_gold": {},
+            "ctxs": [{**CTX, "isgold": True, "hasanswer": True}, {**OTHER, "isgold": False, "hasanswer": True}],
+        },
+        {"id": "h", "question": "Who built it?", "answers": ["Builder 0"], "ctxs": [{**CTX, "has_answer": True}, OTHER]},
+        {"question": "Who built it?", "answers": ["Builder 0"], "ctxs": [CTX, OTHER]},
+        {"question": "Who built it?", "qa_pairs": [{"short_answers": ["Builder 0"]}], "docs": [CTX, OTHER]},
+        {"question": "Who built it?", "answers": [["Builder 0", "B0"]], "docs": [CTX, OTHER]},
+        {"qid": 7, "query": "who built it", "ctxs": [{"id": "a1", "label": 3, **CTX}, {"id": "b2", "label": 0, **OTHER}]},
+    ],
+)  # fmt: skip
+def test_every_format_ends_in_the_same_case(tmp_path, given):
+    loaded = load_cases(write(tmp_path, "data.jsonl", [given]))
+    (case,) = loaded.all
+    assert case.example.gold == {0}
+    assert len(case.example.passages) == 2
+    assert any(answer in case.example.passages[0].text for answer in case.example.answers)
+
+
+def test_skipped_rows_are_counted_and_nothing_usable_is_an_error(tmp_path):
+    file = write(tmp_path, "data.jsonl", [row(), row(), row(1, gold=()), {"question": "x"}, 7, row(2, answers=[])])
+    loaded = load_cases(file)
+    assert [case.id for case in loaded.all] == ["q0", "q0#2", "q1"]
+    assert loaded.skipped == {"no known format": 1, "not a JSON object": 1, "no answers": 1}
+    with pytest.raises(InvalidInputError, match="no usable question"):
+        load_cases(write(tmp_path, "empty.jsonl", [{"question": "x"}]))
+    with pytest.raises(InvalidInputError, match="No questions at"):
+        load_cases(tmp_path / "absent")
+
+
+def test_beir_folder(tmp_path):
+    write(tmp_path, "corpus.jsonl", [
+        {"_id": "d1", "title": "Mill", "text": "The mill was built by Anna."},
+        {"_id": "d2", "title": "Oven", "text": "The oven was built by Bert."},
+        {"_id": "d3", "title": "", "text": "Nothing is said here."},
+    ])  # fmt: skip
+    write(tmp_path, "queries.jsonl", [
+        {"_id": "q1", "text": "Who built the mill?", "metadata": {"answers": ["Anna"]}},
+        {"_id": "q2", "text": "unjudged"},
+    ])  # fmt: skip
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n")
+    (case,) = load_cases(tmp_path, retrieve=2).all
+    assert [one.id for one in case.example.passages] == ["d1", "d2"]
+    assert case.example.gold == {0}
+
+
+def test_csv_over_documents(tmp_path):
+    documents = tmp_path / "docs"
+    documents.mkdir()
+    (documents / "mill.txt").write_text("The mill was built by Anna in 1841.")
+    (documents / "oven.txt").write_text("The oven was bought by Bert in 1902.")
+    file = tmp_path / "questions.csv"
+    file.write_text("Question,Answer\nWho built the mill?,Anna|Anne\n")
+    (case,) = load_cases(file, documents=documents, retrieve=2).all
+    assert case.example.answers == ("Anna", "Anne")
+    assert "Anna" in case.example.passages[min(case.example.gold)].text
+    with pytest.raises(InvalidInputError, match="--docs"):
+        load_cases(file)

@@ -1,0 +1,120 @@
+"""Examples are checked, what is left out is counted, and splits depend on questions alone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focus_rag.cloze_examples import examples_from_documents
+from focus_rag.errors import InvalidInputError
+from focus_rag.examples import Example, exact_answer, examples_from_rows, holds_answer, load_examples, split_examples
+from focus_rag.passages import Passage
+
+
+def row(question: str = "Who built the mill?", **changes: Any) -> dict[str, Any]:
+    passages = [
+        {"text": "Ann Reed built the mill.", "is_gold": True, "title": "Mill", "score": "3.5"},
+        {"text": "A bridge.", "is_gold": False},
+    ]
+    return {"question": question, "answers": ["Ann Reed"], "passages": passages, **changes}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("text", "not a JSON object"),
+        (row(question=" "), "no question"),
+        (row(question=3), "no question"),
+        (row(answers=[]), "no answers"),
+        (row(answers=["?!"]), "no answers"),
+        (row(passages=[]), "no passages"),
+        (row(passages=[{"text": "x", "is_gold": False}]), "no gold passage"),
+        (row(passages=[{"text": "Ann Reed", "is_gold": True}]), "only gold passages"),
+        (row(passages=[{"text": "", "is_gold": True}, {"text": "y"}]), "a passage without text"),
+        (row(answers=["Bob"]), "answer in no gold passage"),
+        (row(answers=["Ann Ree"]), "answer in no gold passage"),
+    ],
+)
+def test_unusable_rows_are_counted_by_reason(bad: object, reason: str) -> None:
+    found = examples_from_rows([row(), bad])
+    assert len(found.examples) == 1 and found.skipped == {reason: 1}
+    with pytest.raises(InvalidInputError, match=f"1 usable examples and at least 2 .*{reason}: 1"):
+        found.require(2)
+
+
+def test_a_good_row_keeps_everything() -> None:
+    example = examples_from_rows([row(answers=["Miss Reed", "Ann Reed"])]).examples[0]
+    assert example.passages[0] == Passage("Ann Reed built the mill.", score=3.5, title="Mill")
+    assert example.answers == ("Ann Reed", "Miss Reed"), "an answer that stands in the gold passage comes first"
+    assert example.gold == {0}
+
+
+def test_repeated_questions_count_once() -> None:
+    found = examples_from_rows([row(), row(question="Who  built the mill?")])
+    assert len(found.examples) == 1 and found.skipped == {"question repeated": 1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_files_are_read_and_broken_lines_counted(name: str, tmp_path: Path) -> None:
+    text = "\n".join([json.dumps(row()), "", "{broken", json.dumps(row("When?"))])
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    found = load_examples(file)
+    assert len(found.examples) == 2 and found.skipped == {"not a JSON object": 1} and found.source == name
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="No examples at"):
+        load_examples(tmp_path / "missing.jsonl")
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_examples(tmp_path / "a.jsonl.gz")
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_examples(tmp_path / "b.jsonl")
+
+
+def test_splits_do_not_depend_on_order_or_neighbours() -> None:
+    examples = list(examples_from_rows([row(f"Who built mill {i}?") for i in range(50)]).examples)
+    train, dev = split_examples(examples, dev_share=0.4)
+    assert len(dev) == 20 and len(train) == 30 and not {one.key for one in train} & {one.key for one in dev}
+    assert split_examples(examples[::-1], dev_share=0.4) == (train, dev)
+    assert [len(part) for part in split_examples(examples[:2], dev_share=0.9)] == [1, 1]
+
+
+def test_fewer_passages_keep_gold_and_the_best_scored() -> None:
+    passages = tuple(Passage(str(i), score=score) for i, score in enumerate([1.0, 9.0, 5.0, 7.0, 3.0]))
+    example = Example("q", ("0",), passages, frozenset({0}))
+    assert [one.text for one in example.at_count(3).passages] == ["0", "1", "3"]
+    assert example.at_count(3).gold == {0} and example.at_count(1).passages == passages[:1]
+    assert example.at_count(5) == example and example.gold_only().passages == passages[:1]
+
+
+def test_answers_are_compared_in_their_normal_form() -> None:
+    assert holds_answer("In 1897, the Mill burned.", ["mill"]) and not holds_answer("millions", ["million"])
+    assert exact_answer("The mill!", ["mill"]) and not exact_answer("a mill house", ["mill"])
+    assert not holds_answer("anything", ["?"])
+
+
+def test_documents_become_cloze_questions(tmp_path: Path) -> None:
+    towns = ["Arden", "Belfry", "Corwen", "Dunmore", "Eastleigh", "Farley"]
+    for i, town in enumerate(towns):
+        lines = [f"The old harbour of {town} was built in the year {1800 + 7 * i} by local masons." for _ in range(1)]
+        (tmp_path / f"{town}.txt").write_text(
+            f"{town}\n\n" + " ".join(lines) + " It was widened later, when trade with the north grew."
+        )
+    found = examples_from_documents(tmp_path, passages=4)
+    assert len(found.examples) == 6
+    for example in found.examples:
+        gold = [example.passages[i] for i in example.gold]
+        assert len(gold) == 1 and holds_answer(gold[0].content, example.answers)
+        assert "____" in example.question and example.answers[0] not in example.question
+        others = [one for i, one in enumerate(example.passages) if i not in example.gold]
+        assert len(others) == 3 and not any(holds_answer(one.content, example.answers) for one in others)
+        assert all(one.score is not None for one in example.passages)
+    again = examples_from_documents(tmp_path, passages=4)
+    assert again.examples == found.examples

@@ -1,0 +1,190 @@
+"""A fit ends with a profile and a report, refuses what it cannot use, and comes to the same end after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_tokenizer import tiny_tokenizer
+
+from focus_rag.alpha import AlphaChoice
+from focus_rag.direction_training import TrainingSettings
+from focus_rag.errors import InvalidInputError
+from focus_rag.examples import Example, examples_from_rows
+from focus_rag.fit_settings import FitSettings
+from focus_rag.fit_steps import FitSteps
+from focus_rag.fitting import fit_profile
+from focus_rag.noise import signal_of
+from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.profile import FocusProfile
+
+SETTINGS = FitSettings(
+    min_examples=8, score_examples=4, train_examples=6, head_counts=(1, 3), choice_questions=3, choice_counts=(2, 4), choice_alphas=(0.5,),
+    dev_questions=4, counts=(2, 4), alphas=(0.5, 1.0), max_new_tokens=3, min_answered=0.0, batch=4, max_rows=3,
+    training=TrainingSettings(epochs=2, batch_examples=4),
+)  # fmt: skip
+
+
+def small_model() -> Any:
+    return tiny_model("llama", vocab_size=262, max_position_embeddings=1024)
+
+
+def small_examples(count: int = 12) -> list[Example]:
+    rng = random.Random(0)
+    examples = []
+    for number in range(count):
+        answer = str(rng.randint(100, 999))
+        passages = [Passage(f"Mill {i} is {rng.randint(100, 999)} old.", score=rng.random()) for i in range(4)]
+        passages[number % 4] = Passage(f"Mill {number} is {answer} years old.", score=0.9)
+        examples.append(Example(f"How old is mill {number}?", (answer,), tuple(passages), frozenset({number % 4})))
+    return examples
+
+
+def same(first: FocusProfile, second: FocusProfile) -> bool:
+    return torch.equal(first.directions, second.directions) and first._manifest == second._manifest
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FocusProfile]:
+    out = tmp_path_factory.mktemp("whole")
+    return out, fit_profile(small_model(), tiny_tokenizer(), small_examples(), out, SETTINGS)
+
+
+def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusProfile]) -> None:
+    out, profile = uninterrupted
+    assert same(FocusProfile.load(out), profile)
+    assert profile.site == "normed" and profile.heads[0].score is not None
+    assert [entry.score for entry in profile.heads] == sorted((entry.score for entry in profile.heads), reverse=True)
+    figures = json.loads((out / "report.json").read_text())
+    assert [cell["count"] for cell in figures["cells"]] == [2, 4]
+    assert any(row["variant"].startswith("random") for row in figures["choice"]["table"])
+    text = (out / "report.md").read_text()
+    for image in ("heads.png", "mass.png", "alpha.png", "quality.png", "surface.png"):
+        assert image in text and (out / image).stat().st_size > 1000
+    assert not list(out.glob(".fit-*"))
+
+
+def test_a_finished_fit_is_not_repeated(uninterrupted: tuple[Path, FocusProfile]) -> None:
+    out, profile = uninterrupted
+    phases: list[str] = []
+    again = fit_profile(
+        small_model(), tiny_tokenizer(), small_examples(), out, SETTINGS, progress=lambda name, *_: phases.append(name)
+    )
+    assert same(again, profile) and not phases
+
+
+_KILLED_IN = [
+    "scoring heads",
+    "recording",
+    "training directions (mass)",
+    "choosing heads and loss",
+    "measuring activation",
+    "fitting alpha",
+]
+_SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_fitting import SETTINGS, small_examples, small_model
+from tiny_tokenizer import tiny_tokenizer
+from focus_rag.fitting import fit_profile
+def progress(phase, done, total):
+    if phase == {phase!r} and done >= max(total // 2, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+fit_profile(small_model(), tiny_tokenizer(), small_examples(), {out!r}, SETTINGS, progress=progress)
+"""
+
+
+@pytest.mark.parametrize("phase", _KILLED_IN)
+def test_a_killed_fit_ends_like_an_uninterrupted_one(
+    phase: str, tmp_path: Path, uninterrupted: tuple[Path, FocusProfile]
+) -> None:
+    here = Path(__file__).parent
+    script = _SCRIPT.format(tests=str(here), phase=phase, out=str(tmp_path))
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=here.parent,
+        check=False,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (tmp_path / "focus_profile.json").exists()
+    resumed = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS)
+    assert same(resumed, uninterrupted[1])
+    assert (tmp_path / "report.json").read_text() == (uninterrupted[0] / "report.json").read_text()
+
+
+def test_other_weights_or_examples_start_anew(tmp_path: Path, uninterrupted: tuple[Path, FocusProfile]) -> None:
+    other = fit_profile(small_model(), tiny_tokenizer(), small_examples(11), tmp_path, SETTINGS)
+    assert other.provenance["digest"] != uninterrupted[1].provenance["digest"]
+    changed = small_model()
+    with torch.no_grad():
+        changed.lm_head.weight.add_(0.01)
+    assert (
+        fit_profile(changed, tiny_tokenizer(), small_examples(11), tmp_path, SETTINGS).provenance["digest"]
+        != other.provenance["digest"]
+    )
+
+
+def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With grades that rise with alpha among four passages and fall among two, the policy follows both."""
+
+    def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
+        choose = alpha.choose if hasattr(alpha, "choose") else lambda signal: AlphaChoice(alpha, "")
+        found = []
+        for one in examples:
+            factor = choose(signal_of(one.passages)).alpha
+            helped = len(one.passages) != 2 and factor >= 0.5
+            found.append(1.0 if helped or len(one.passages) == 1 else 0.0 if factor else float(len(one.passages) == 2))
+        return found
+
+    monkeypatch.setattr("focus_rag.fitting.measure_quality", graded)
+    profile = fit_profile(
+        small_model(), tiny_tokenizer(), small_examples(40), tmp_path, SETTINGS.model_copy(update={"dev_questions": 16})
+    )
+    at = {count: profile.policy.choose(RetrievalSignal(count, 1.0, "given", "")).alpha for count in (1, 2, 4, 30)}
+    assert at[1] == at[2] == 0.0 and at[4] == at[30] >= 0.5
+    cells = {cell["count"]: cell for cell in profile.report["cells"]}
+    assert cells[4]["bare"]["mean"] == 0.0 and cells[4]["at_alpha"]["mean"] == 1.0 and cells[4]["regret"] == 0.0
+    assert cells[2]["auto"]["mean"] == 1.0
+    assert "Alpha is above 0 at 4 passages." in (tmp_path / "report.md").read_text()
+
+
+def test_a_model_that_answers_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="answers 0% of"):
+        fit_profile(
+            small_model(),
+            tiny_tokenizer(),
+            small_examples(),
+            tmp_path,
+            SETTINGS.model_copy(update={"min_answered": 0.5}),
+        )
+
+
+def test_too_few_examples_are_refused_with_the_reasons(tmp_path: Path) -> None:
+    found = examples_from_rows([{"question": "q", "answers": ["a"], "passages": [{"text": "b", "is_gold": False}]}] * 3)
+    with pytest.raises(InvalidInputError, match="no gold passage: 3"):
+        fit_profile(small_model(), tiny_tokenizer(), found, tmp_path, SETTINGS)
+
+
+def test_a_step_is_computed_once_and_whole(tmp_path: Path) -> None:
+    steps = FitSteps(tmp_path, "x")
+    (steps.folder / "a.unfinished").write_text("{")
+    assert steps.step("a", lambda: [0.1]) == [0.1]
+    assert FitSteps(tmp_path, "x").step("a", lambda: pytest.fail("computed again")) == [0.1]
+
+
+def test_quick_measures_less() -> None:
+    quick = FitSettings().quick()
+    assert quick.dev_questions < FitSettings().dev_questions and len(quick.alphas) < len(FitSettings().alphas)
+    assert FitSettings.model_validate(quick.model_dump()) == quick

@@ -1,0 +1,203 @@
+"""Whatever happens while an intervention is open, the model and transformers are afterwards what they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from focus_rag import attention_tap, steering
+from focus_rag.measuring import SpanMeter
+from focus_rag.split_softmax import split_softmax
+from focus_rag.steering import FocusHandle, focus
+from tests.tiny_models import tiny_model, tiny_profile
+
+IDS = torch.randint(3, 96, (1, 11), generator=torch.Generator().manual_seed(5))
+SITES = ("post_rope", "normed", "projection")
+
+
+def state_of(model):
+    """Everything an intervention could leave behind, by identity."""
+    modules = {
+        name: (
+            type(module),
+            {key: id(value) for key, value in vars(module).items()},
+            {key: dict(value) for key, value in vars(module).items() if key.endswith("_hooks")},
+        )
+        for name, module in model.named_modules()
+    }
+    return {
+        "modules": modules,
+        "weights": {name: parameter._version for name, parameter in model.named_parameters()},
+        "local": dict(ALL_ATTENTION_FUNCTIONS._local_mapping),
+        "global": dict(ALL_ATTENTION_FUNCTIONS._global_mapping),
+        "attention": model.config._attn_implementation,
+        "training": model.training,
+        "tapped": dict(attention_tap._tapped_modules),
+        "everywhere": attention_tap._open_everywhere,
+        "here": [tap for tap in attention_tap._OPEN_HERE.get() if tap.is_open_here],
+        "wrapped": dict(attention_tap._wrapped),
+    }
+
+
+@pytest.fixture(params=[("llama", "sdpa"), ("qwen3", "eager")], ids="-".join)
+def model(request):
+    family, attention = request.param
+    return tiny_model(family, attention=attention)
+
+
+@pytest.fixture(autouse=True)
+def unchanged(model):
+    before = state_of(model)
+    yield
+    after = state_of(model)
+    for what in before:
+        assert after[what] == before[what], what
+
+
+def test_the_comparison_sees_what_it_is_for(model):
+    """While attached, the state does differ: hooks before RoPE, the interface after it."""
+    before = state_of(model)
+    with torch.no_grad(), focus(model, tiny_profile(model, site="normed"), 0.5):
+        assert state_of(model)["modules"] != before["modules"]
+        model(IDS)
+    with torch.no_grad(), focus(model, tiny_profile(model, site="post_rope"), 0.5):
+        assert state_of(model)["local"] != before["local"]
+        assert state_of(model)["tapped"] != before["tapped"]
+        model(IDS)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_after_a_generation(model, site):
+    with torch.no_grad(), focus(model, tiny_profile(model, site=site), 0.5):
+        model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
+
+
+@pytest.mark.parametrize("site", ["normed", "projection"])
+def test_after_a_layer_that_cannot_be_hooked(model, site, monkeypatch):
+    """Attaching fails at the second layer, when the first one has its hook."""
+    profile = tiny_profile(model, site=site, heads=12)
+    with torch.no_grad(), focus(model, profile, 0.5):
+        model(IDS)
+    original, hooked = steering._hook_queries, []
+
+    def fail_at_the_second(layer, *args):
+        if hooked:
+            assert any(module._forward_hooks for module in model.modules())
+            raise RuntimeError("cannot hook this layer")
+        hooked.append(layer)
+        return original(layer, *args)
+
+    monkeypatch.setattr(steering, "_hook_queries", fail_at_the_second)
+    with pytest.raises(RuntimeError, match="cannot hook"), focus(model, profile, 0.5):
+        pass
+    assert len(hooked) == 1
+
+
+def test_after_an_interface_that_takes_no_function(model, monkeypatch):
+    """Wrapping fails half-way through the names of the attention interface."""
+    real, taken = type(ALL_ATTENTION_FUNCTIONS).__setitem__, []
+
+    def refuse_the_third(self, key, value):
+        if len(taken) == 2:
+            raise RuntimeError("refused")
+        taken.append(key)
+        real(self, key, value)
+
+    monkeypatch.setattr(type(ALL_ATTENTION_FUNCTIONS), "__setitem__", refuse_the_third)
+    with pytest.raises(RuntimeError, match="refused"), focus(model, tiny_profile(model, site="post_rope"), 0.5):
+        pass
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("fatal_pass", [1, 3], ids=["in prefill", "in mid-generation"])
+def test_after_an_exception_while_the_model_runs(model, site, fatal_pass):
+    passes = []
+
+    def fail(*_):
+        passes.append(1)
+        if len(passes) == fatal_pass:
+            raise RuntimeError("out of memory")
+
+    profile = tiny_profile(model, site=site)
+    with torch.no_grad(), focus(model, profile, 0.5):
+        model(IDS)
+    handle = model.model.layers[1].mlp.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"), focus(model, profile, 0.5):
+            model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6)
+    finally:
+        handle.remove()
+    assert len(passes) == fatal_pass
+
+
+def test_after_an_alpha_that_does_not_fit_the_batch(model):
+    with (
+        pytest.raises(RuntimeError, match="2 rows met alpha for 3 requests"),
+        torch.no_grad(),
+        focus(model, tiny_profile(model, site="post_rope"), [0.1, 0.2, 0.3]),
+    ):
+        model(IDS.repeat(2, 1))
+
+
+def test_after_a_generator_of_tokens_is_abandoned(model):
+    """A context held by a Python generator closes with it."""
+    profile = tiny_profile(model, site="normed")
+
+    def stream():
+        with torch.no_grad(), focus(model, profile, 0.5):
+            while True:
+                yield model(IDS).logits[0, -1].argmax()
+
+    tokens = stream()
+    next(tokens)
+    tokens.close()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_after_measuring_and_splitting(model, failing):
+    heads, spans = [(0, 1), (2, 3)], [[(2, 5)]]
+    handle = model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0) if failing else None
+    for opened in (SpanMeter(model, heads, spans, 11), split_softmax(model, heads, spans, 11, tau=0.3)):
+        if failing:
+            with pytest.raises(ZeroDivisionError), opened, torch.no_grad():
+                model(IDS)
+        else:
+            with opened, torch.no_grad():
+                model(IDS)
+    if handle is not None:
+        handle.remove()
+
+
+def test_handles_removed_in_any_order_and_twice(model):
+    profile = tiny_profile(model, site="post_rope")
+    first = FocusHandle(model, profile, 0.5).attach()
+    second = FocusHandle(model, tiny_profile(model, site="normed"), 0.5, across_threads=True).attach()
+    first.remove()
+    with torch.no_grad():
+        focused = model(IDS).logits
+    second.remove()
+    first.remove()
+    second.remove()
+    with torch.no_grad():
+        assert not torch.allclose(model(IDS).logits, focused, atol=1e-3)
+
+
+def test_a_function_registered_meanwhile_stays(model):
+    """Somebody else registers an attention function while a focus is open: it is theirs, and it stays."""
+
+    def theirs(*_args, **_kwargs):
+        raise NotImplementedError
+
+    with torch.no_grad(), focus(model, tiny_profile(model, site="post_rope"), 0.5):
+        ALL_ATTENTION_FUNCTIONS["theirs"] = theirs
+        model(IDS)
+    assert ALL_ATTENTION_FUNCTIONS["theirs"] is theirs
+    del ALL_ATTENTION_FUNCTIONS["theirs"]
+
+
+def test_alpha_zero_attaches_nothing(model):
+    before = state_of(model)
+    with torch.no_grad(), focus(model, tiny_profile(model, site="normed"), 0.0) as handle:
+        assert handle is None
+        assert state_of(model) == before

@@ -1,0 +1,72 @@
+"""Finding passages again in a prompt that somebody else assembled."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from focus_rag.locating import locate_passages
+from focus_rag.passages import Passage
+
+LONG = "The old mill by the river was built in 1840 by three brothers who had come from the north with one cart."
+WORDS = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=8)
+
+
+def found(text, *passages):
+    spans = locate_passages(text, [Passage(passage) if isinstance(passage, str) else passage for passage in passages])
+    return [None if span is None else text[slice(*span)] for span in spans]
+
+
+def test_verbatim_with_title_and_without():
+    titled = Passage(LONG, title="Mill")
+    assert found(f"Context:\nMill: {LONG}\nQ", titled) == [f"Mill: {LONG}"]
+    assert found(f"Context:\n{LONG}\nQ", titled) == [LONG]
+
+
+def test_other_white_space():
+    spread = LONG.replace(" ", " \n\t ")
+    assert found(f"a {spread} b", LONG) == [spread]
+    assert found(f"a {LONG} b", spread) == [LONG]
+
+
+def test_the_same_text_twice_takes_its_occurrences_in_order():
+    text = f"{LONG} | {LONG}"
+    assert locate_passages(text, [Passage(LONG)] * 3) == [(0, len(LONG)), (len(LONG) + 3, len(text)), None]
+
+
+def test_a_truncated_passage_is_found_by_its_windows():
+    cut = LONG[: LONG.index(" who")]
+    (span,) = found(f"a {cut}... b", LONG)
+    assert span is not None
+    assert span in cut
+    assert len(span) > len(cut) / 2
+
+
+def test_short_texts_count_as_whole_words_only():
+    assert found("the millstone", "mill") == [None]
+    assert found("the mill stone", "mill") == ["mill"]
+    assert found("the  mill\nstone", "mill stone") == [None]
+
+
+def test_absent_and_empty():
+    assert found("nothing of the kind is said anywhere here", LONG, "", "   ") == [None, None, None]
+    assert found("", LONG) == [None]
+    assert locate_passages("text", []) == []
+
+
+@given(st.lists(st.lists(WORDS, min_size=4, max_size=12).map(" ".join), min_size=1, max_size=4), WORDS)
+def test_what_was_put_in_verbatim_is_found_without_overlaps(texts, between):
+    text = f"\n{between}\n".join(texts)
+    spans = locate_passages(text, [Passage(one) for one in texts])
+    for index, span in enumerate(spans):
+        if span is not None:
+            assert 0 <= span[0] < span[1] <= len(text)
+            assert all(span[1] <= other[0] or other[1] <= span[0] for other in spans[:index] if other is not None)
+    if len(texts) == 1 and len(texts[0]) >= 16:
+        assert text[slice(*spans[0])] == texts[0]
+
+
+@given(st.text(max_size=200), st.lists(st.text(max_size=60), max_size=4))
+def test_any_text_at_all(text, passages):
+    for span in locate_passages(text, [Passage(one) for one in passages]):
+        assert span is None or 0 <= span[0] < span[1] <= len(text)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from focus_rag.passage_registry import PassageRegistry, RetrievedText
+
+
+def texts(n: int, seed: int = 0, words: int = 40) -> list[str]:
+    rng = random.Random(seed)
+    return [
+        " ".join("".join(rng.choices("abcdefghij", k=rng.randint(3, 9))) for _ in range(words)) + "." for _ in range(n)
+    ]
+
+
+def rows(found: list[str], scores: list[object] | None = None) -> list[RetrievedText]:
+    return [(text, scores[i] if scores else None, f"id{i}") for i, text in enumerate(found)]
+
+
+def chain(registry: PassageRegistry, name: str = "r") -> tuple[str, str, str]:
+    """A root with a retriever and a model call below it."""
+    root, retriever, call = f"{name}-root", f"{name}-retriever", f"{name}-call"
+    registry.record(root)
+    registry.record(retriever, root, gate=True)
+    registry.record(call, root)
+    return root, retriever, call
+
+
+def test_lineage_gives_exactly_the_passages_in_the_prompt_in_its_order() -> None:
+    registry, found = PassageRegistry(), texts(5)
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [0.9, 0.8, 0.7, 0.6, 0.5]), query="q", source="faiss")
+    got = registry.lookup(call, f"[1] {found[3]}\n\n[2] {found[0]}\n\nQuestion: q")
+    assert got.how == "lineage"
+    assert [(p.text, p.score, p.id) for p in got.passages] == [(found[3], 0.6, "id3"), (found[0], 0.9, "id0")]
+    assert got.higher_is_better is True
+    assert got.retrieved == 5
+
+
+def test_ten_runs_that_share_passages_keep_their_own_scores() -> None:
+    registry, found = PassageRegistry(), texts(10)
+    calls = []
+    for i in range(10):
+        _, retriever, call = chain(registry, str(i))
+        registry.put(retriever, rows(found, [i + j / 100 for j in range(10)]), query=f"question {i}")
+        calls.append(call)
+    prompt = "\n".join(found)
+    for i, call in enumerate(calls):
+        assert [p.score for p in registry.lookup(call, prompt).passages] == [i + j / 100 for j in range(10)]
+        assert registry.lookup(call, prompt).higher_is_better is False
+
+
+def test_a_call_without_passages_gets_none_and_says_why() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    _, retriever, call = chain(registry)
+    before = registry.lookup(call, "Rewrite the question.")
+    registry.put(retriever, rows(found), query="q")
+    after = registry.lookup(call, "Rewrite the question.")
+    assert (before.how, before.passages, before.retrieved) == ("none", (), 0)
+    assert (after.how, after.passages, after.retrieved) == ("none", (), 3)
+    assert "none of them" in after.note
+
+
+def test_calls_below_a_gate_get_nothing() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    _, retriever, _ = chain(registry)
+    registry.put(retriever, rows(found), query="q")
+    registry.record("inner", retriever)
+    registry.record("inner-call", "inner")
+    got = registry.lookup("inner-call", found[0])
+    assert (got.how, got.passages) == ("none", ())
+
+
+def test_without_lineage_the_query_in_the_prompt_decides_between_retrievals() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.put("a", rows(found, [4.0, 3.0, 2.0, 1.0]), query="who built it")
+    registry.put("b", rows(found, [0.4, 0.3, 0.2, 0.1]), query="who burnt it")
+    for run in (None, "never seen"):
+        got = registry.lookup(run, "\n".join(found) + "\nwho built it")
+        assert (got.how, [p.score for p in got.passages]) == ("registry", [4.0, 3.0, 2.0, 1.0])
+
+
+def test_without_lineage_or_query_the_retrieval_that_explains_most_wins_and_ties_lose_their_scores() -> None:
+    registry, found = PassageRegistry(), texts(5)
+    registry.put("a", rows(found[:3], [0.9, 0.8, 0.7]), query="one")
+    registry.put("b", rows(found[1:4], [0.6, 0.5, 0.4]), query="two")
+    best = registry.lookup(None, "\n".join(found[:3]))
+    assert [p.score for p in best.passages] == [0.9, 0.8, 0.7]
+    tied = registry.lookup(None, "\n".join(found[1:3]))
+    assert [p.score for p in tied.passages] == [None, None]
+    assert "several queries" in tied.note
+
+
+def test_passages_that_were_not_retrieved_together_lose_their_scores() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.put("a", rows(found[:2], [0.9, 0.8]), query="one")
+    registry.put("b", rows(found[2:], [0.6, 0.5]), query="two")
+    got = registry.lookup(None, "\n".join(found))
+    assert [p.score for p in got.passages] == [None] * 4
+    assert "not retrieved together" in got.note
+    asked = registry.lookup(None, "\n".join(found) + "\none, two")
+    assert [p.score for p in asked.passages] == [0.9, 0.8, 0.6, 0.5]
+
+
+def test_the_later_of_two_retrievals_with_the_same_query_counts() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    registry.put("a", rows(found, [0.9, 0.8, 0.7]), query="one")
+    registry.put("b", rows(found, [3.0, 2.0, 1.0]), query="one")
+    assert [p.score for p in registry.lookup(None, "\n".join(found)).passages] == [3.0, 2.0, 1.0]
+
+
+def test_a_reranker_overrides_scores_and_handing_on_without_scores_loses_none() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    root, outer, call = chain(registry)
+    registry.record("base", outer)
+    registry.put("base", rows(found, [0.1, 0.2, 0.3, 0.4]), query="q", source="faiss")
+    registry.put(outer, rows([found[2], found[0]], [9.0, 5.0]), query="q", source="reranker")
+    registry.put(root, rows([found[2], found[0]]))
+    got = registry.lookup(call, f"{found[2]}\n{found[0]}")
+    assert [p.score for p in got.passages] == [9.0, 5.0]
+    assert got.higher_is_better is True
+
+
+def test_scores_of_different_sources_or_directions_are_withheld() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    _, outer, call = chain(registry)
+    for name, part, scores in (("bm25", found[:2], [9.0, 3.0]), ("faiss", found[2:], [0.2, 0.9])):
+        registry.record(name, outer)
+        registry.put(name, rows(part, scores), query="q", source=name)
+    registry.put(outer, rows(found), query="q", source="ensemble")
+    got = registry.lookup(call, "\n".join(found))
+    assert [p.score for p in got.passages] == [None] * 4
+    assert got.higher_is_better is None
+    assert "different retrievers" in got.note
+    one_side = registry.lookup(call, "\n".join(found[:2]))
+    assert [p.score for p in one_side.passages] == [9.0, 3.0]
+
+
+def test_white_space_truncation_and_reordering_are_survived() -> None:
+    registry, found = PassageRegistry(), texts(3, words=60)
+    spaced = [text.replace(" ", "\n  ", 7) for text in found]
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(spaced, [0.3, 0.2, 0.1]), query="q")
+    prompt = f"> {found[2]}\n\n{found[0][: len(found[0]) // 2]}"
+    for run in (call, None):
+        assert [p.score for p in registry.lookup(run, prompt).passages] == [0.1, 0.3]
+
+
+def test_a_text_inside_another_counts_once_and_duplicates_count_as_often_as_they_stand_there() -> None:
+    registry = PassageRegistry()
+    parent = texts(1)[0]
+    child = " ".join(parent.split()[5:25])
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows([child, parent], [0.5, 0.4]), query="q")
+    assert [p.text for p in registry.lookup(call, f"Context: {parent}").passages] == [parent]
+    _, retriever, call = chain(registry, "d")
+    registry.put(retriever, rows([child, child], [0.5, 0.4]), query="q")
+    assert [p.score for p in registry.lookup(call, f"{child}\n\n{child}\n\n{child}").passages] == [0.5, 0.4]
+    assert [p.score for p in registry.lookup(call, child).passages] == [0.5]
+
+
+@pytest.mark.parametrize("bad", ["0.7", "high", float("nan"), float("inf"), None, object()])
+def test_scores_of_any_type_stop_nothing(bad: object) -> None:
+    registry, found = PassageRegistry(), texts(2)
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [bad, bad]), query="q")
+    expected = 0.7 if bad == "0.7" else None
+    assert [p.score for p in registry.lookup(call, "\n".join(found)).passages] == [expected, expected]
+
+
+def test_short_texts_count_by_lineage_as_whole_words_and_never_by_chance() -> None:
+    registry = PassageRegistry()
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(["Paris", "a b c d e f"]), query="q")
+    assert [p.text for p in registry.lookup(call, "Capital: Paris.").passages] == ["Paris"]
+    assert registry.lookup(call, "Comparison").how == "none"
+    assert registry.lookup(None, "Capital: Paris. a b c d e f").how == "none"
+
+
+def test_texts_without_spaces_are_found_without_lineage() -> None:
+    registry = PassageRegistry()
+    text = "水車小屋は一八四二年に川のほとりに建てられた。"
+    registry.put("a", rows([text], [0.5]), query="いつ")
+    assert [p.score for p in registry.lookup(None, f"文脈：{text}いつ").passages] == [0.5]
+
+
+def test_memory_stays_within_its_limits_and_recent_entries_survive() -> None:
+    registry = PassageRegistry(max_runs=50, max_retrievals=30, max_texts=40, max_bytes=8_000)
+    for i in range(400):
+        _, retriever, call = chain(registry, str(i))
+        found = texts(3, seed=i)
+        registry.put(retriever, rows(found, [0.3, 0.2, 0.1]), query=f"q{i}")
+        assert len(registry.lookup(call, "\n".join(found)).passages) == 3
+        size = registry.size
+        assert size["runs"] <= 50 and size["retrievals"] <= 30 and size["texts"] <= 40 and size["bytes"] <= 8_000
+    assert registry.lookup(None, texts(3, seed=0)[0]).how == "none"
+    assert registry.lookup(None, texts(3, seed=399)[0]).how == "registry"
+    registry.clear()
+    assert registry.size == {"runs": 0, "retrievals": 0, "texts": 0, "bytes": 0}
+
+
+def test_threads_never_mix() -> None:
+    registry, found = PassageRegistry(), texts(8)
+    wrong: list[str] = []
+
+    def work(worker: int) -> None:
+        for turn in range(60):
+            name = f"{worker}-{turn}"
+            _, retriever, call = chain(registry, name)
+            scores = [worker + turn / 1000 + j for j in range(8)]
+            registry.put(retriever, rows(found, list(scores)), query=name)
+            if [p.score for p in registry.lookup(call, "\n".join(found)).passages] != scores:
+                wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_handed_on_in_another_order_for_another_question() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    root, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [0.1, 0.2, 0.3, 0.4]), query="condensed question")
+    shuffled = [found[i] for i in (3, 0, 2, 1)]
+    handed = [(text, 0.1 * (found.index(text) + 1), None) for text in shuffled]
+    handed = [(text, round(score, 1), id_) for text, score, id_ in handed]
+    registry.put(root, handed, query="What did the user ask?", handed_on=True)
+    for run in (call, None):
+        captured = registry.lookup(run, "\n".join(shuffled) + "\nWhat did the user ask?")
+        assert [p.score for p in captured.passages] == [0.4, 0.1, 0.3, 0.2]
+        assert captured.higher_is_better is False and not captured.note

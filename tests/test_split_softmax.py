@@ -1,0 +1,164 @@
+"""Split softmax on a running model against an eager copy whose attention weights are split by the formula."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+
+from focus_rag import attention_math
+from focus_rag.errors import AttachError, InvalidInputError
+from focus_rag.split_softmax import split_softmax
+from tests.test_measuring import HEADS, LENGTH, SPANS, batch
+from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
+TOLERANCE = 1e-5
+NEW_TOKENS = 8
+
+
+@contextlib.contextmanager
+def split_by_hand(eager, spans, first_row, tau):
+    """Replace the file's eager attention by one that splits the softmax weights of one unpadded, uncached sequence."""
+    file = sys.modules[type(eager.model.layers[0].self_attn).__module__]
+    original = file.eager_attention_forward
+
+    def attention(module, query, key, value, mask, **kwargs):
+        output, weights = original(module, query, key, value, mask, **kwargs)
+        keys = weights.shape[-1]
+        in_span = torch.zeros(keys, dtype=torch.bool)
+        for start, end in spans:
+            in_span[start:end] = True
+        values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        late = torch.arange(query.shape[2]) >= first_row
+        for layer, head in HEADS:
+            if layer == module.layer_idx:
+                split = attention_math.split_softmax(weights[:, head], in_span, tau) @ values[:, head, :keys]
+                output[:, late, head] = split[:, late]
+        return output, weights
+
+    file.eager_attention_forward = attention
+    try:
+        yield
+    finally:
+        file.eager_attention_forward = original
+
+
+@torch.no_grad()
+def cached_logits(model, ids, mask, continuation):
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    logits = [out.logits[:, -1]]
+    for step in range(continuation.shape[1]):
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+        out = model(
+            continuation[:, step : step + 1],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
+        logits.append(out.logits[:, -1])
+    return torch.stack(logits, dim=1)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.6])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3", "phi3", "gpt_oss"])
+def test_left_padded_cached_steps_equal_each_row_by_the_formula(family, tau):
+    """Spans end in different places: every row is split from its own spans on, as it would be alone."""
+    attention = "eager" if family in REFUSE_SDPA else "sdpa"
+    model, eager = tiny_model(family, attention=attention), tiny_model(family, attention="eager")
+    ids, mask = batch()
+    continuation = torch.randint(3, VOCABULARY, (3, NEW_TOKENS), generator=torch.Generator().manual_seed(4))
+    spans = [[(7, 10), (10, 12)], [(13, 15), (15, 19)], [(4, 9)]]
+    with split_softmax(model, HEADS, spans, LENGTH, tau=tau):
+        together = cached_logits(model, ids, mask, continuation)
+    bare = cached_logits(model, ids, mask, continuation)
+    for row in range(3):
+        pad = int((mask[row] == 0).sum())
+        alone = torch.cat([ids[row, pad:], continuation[row]])[None]
+        own = [(start - pad, end - pad) for start, end in spans[row]]
+        with split_by_hand(eager, own, max(end for _, end in own), tau), torch.no_grad():
+            expected = eager(alone, use_cache=False).logits[0, LENGTH - pad - 1 :]
+        scale = max(1.0, expected.abs().max().item())
+        assert (together[row] - expected).abs().max() <= TOLERANCE * scale
+        assert (bare[row] - expected).abs().max() > 100 * TOLERANCE * scale
+
+
+def test_tau_one_is_the_bare_model_bit_by_bit():
+    model = tiny_model("llama")
+    ids, mask = batch()
+    bare = model(ids, attention_mask=mask).logits
+    with split_softmax(model, HEADS, SPANS, LENGTH, tau=1.0):
+        assert torch.equal(model(ids, attention_mask=mask).logits, bare)
+
+
+def test_other_rows_and_other_requests_are_untouched():
+    """Rows before `first_row` in the first steered layer, and a request without spans, keep what they had."""
+    model = tiny_model("llama")
+    ids, mask = batch()
+    bare = model(ids, attention_mask=mask).logits
+    with split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, tau=0.2, first_row=15):
+        split = model(ids, attention_mask=mask).logits
+    assert torch.allclose(split[1:], bare[1:], atol=1e-6)
+    assert torch.allclose(split[0, :15], bare[0, :15], atol=1e-6)
+    assert (split[0, 15:] - bare[0, 15:]).abs().amax(-1).min() > 1e-3
+
+
+def test_long_prompts_are_split_in_pieces_without_seams():
+    """More rows than are split at once."""
+    model, eager = (tiny_model("llama", attention=name, max_position_embeddings=512) for name in ("sdpa", "eager"))
+    ids = torch.randint(3, VOCABULARY, (1, 300), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad(), split_softmax(model, HEADS, [[(5, 20)]], 300, tau=0.3):
+        ours = model(ids).logits
+    with torch.no_grad(), split_by_hand(eager, [(5, 20)], 20, 0.3):
+        expected = eager(ids).logits
+    assert (ours - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item())
+
+
+def test_static_cache_and_beams_generate_what_they_generate_otherwise():
+    model = tiny_model("llama")
+    ids, mask = batch()
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with torch.no_grad(), split_softmax(model, HEADS, SPANS, LENGTH, tau=0.2):
+        dynamic = model.generate(ids, attention_mask=mask, **settings)
+    with torch.no_grad(), split_softmax(model, HEADS, SPANS, LENGTH, tau=0.2):
+        assert torch.equal(model.generate(ids, attention_mask=mask, cache_implementation="static", **settings), dynamic)
+    assert not torch.equal(model.generate(ids, attention_mask=mask, **settings), dynamic)
+    with torch.no_grad(), split_softmax(model, HEADS, SPANS, LENGTH, tau=0.2):
+        beams = model.generate(ids, attention_mask=mask, num_beams=2, **settings)
+    for row, pad in enumerate((0, 12, 3)):
+        spans = [[(max(start - pad, 0), end - pad) for start, end in SPANS[row] if end > pad]]
+        with torch.no_grad(), split_softmax(model, HEADS, spans, LENGTH - pad, tau=0.2):
+            alone = model.generate(
+                ids[row : row + 1, pad:], attention_mask=mask[row : row + 1, pad:], num_beams=2, **settings
+            )
+        assert alone[0, LENGTH - pad :].tolist() == beams[row, LENGTH:].tolist()
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_tau_out_of_range(tau):
+    with pytest.raises(InvalidInputError, match="tau"), split_softmax(tiny_model(), HEADS, SPANS, LENGTH, tau=tau):
+        pass
+
+
+@pytest.mark.parametrize("spans", [[], [[]], [[(3, 25)]], [[(4, 4)]], [[(-2, 3)]]])
+def test_spans_that_are_none(spans):
+    with (
+        pytest.raises(InvalidInputError, match="spans within the prompt"),
+        split_softmax(tiny_model(), HEADS, spans, LENGTH),
+    ):
+        pass
+
+
+def test_spans_for_another_number_of_rows():
+    model = tiny_model("llama")
+    ids, mask = batch()
+    with (
+        pytest.raises(AttachError, match="3 rows met spans for 2 requests"),
+        split_softmax(model, HEADS, SPANS[:2], LENGTH),
+    ):
+        model(ids, attention_mask=mask)
