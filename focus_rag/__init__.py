@@ -34,6 +34,8 @@ _HOMES = {
     "RetrievalSignal": "focus_rag.passages",
     "RetrievedText": "focus_rag.passage_registry",
     "SpanMeter": "focus_rag.measuring",
+    "as_passages": "focus_rag.passages",
+    "chat_turns": "focus_rag.chat_turns",
     "estimate_noise": "focus_rag.noise",
     "focus": "focus_rag.steering",
     "locate_passages": "focus_rag.locating",
@@ -64,6 +66,8 @@ __all__ = [
     "RetrievalSignal",
     "RetrievedText",
     "SpanMeter",
+    "as_passages",
+    "chat_turns",
     "estimate_noise",
     "focus",
     "locate_passages",
@@ -73,6 +77,7 @@ __all__ = [
 if TYPE_CHECKING:
     from focus_rag.alpha import AlphaPolicy, FittedAlpha, FixedAlpha, RetrievalAlpha
     from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request
+    from focus_rag.chat_turns import chat_turns
     from focus_rag.errors import FocusRagError, InvalidInputError
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
@@ -80,7 +85,7 @@ if TYPE_CHECKING:
     from focus_rag.model_layout import ModelLayout
     from focus_rag.noise import estimate_noise
     from focus_rag.passage_registry import CapturedPassages, PassageRegistry, RetrievedText
-    from focus_rag.passages import Passage, RetrievalSignal
+    from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
     from focus_rag.prompting import PromptLayout
     from focus_rag.split_softmax import split_softmax

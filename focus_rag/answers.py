@@ -15,6 +15,7 @@ from focus_rag.passages import Passage
 
 AlphaSetting = float | Literal["auto"] | AlphaPolicy
 FinishReason = Literal["stop", "length", "cancelled"]
+_EXCERPT = 80  # characters of a passage in a report
 
 
 class GenerationSettings(BaseModel):
@@ -163,6 +164,32 @@ class Answer:
         plain = asdict(self)
         plain["passages"] = list(plain["passages"])
         return plain
+
+    def report(self, found: str, note: str) -> dict[str, Any]:
+        """What a framework's response carries of it, in plain JSON types: alpha and why, and what became of every passage.
+
+        Args:
+            found: How the passages of the call were found.
+            note: The same for people.
+        """
+        return {
+            "alpha": self.alpha,
+            "noise": self.noise,
+            "reason": self.reason,
+            "found": found,
+            "note": note,
+            "passages": [
+                {
+                    "id": use.passage.id,
+                    "excerpt": use.passage.text[:_EXCERPT],
+                    "score": use.passage.score,
+                    "attention": use.attention,
+                    "used": use.used,
+                    "dropped_reason": use.dropped_reason,
+                }
+                for use in self.passages
+            ],
+        }
 
     def to_html(self, question: str | None = None) -> str:
         """One HTML page that loads nothing: the answer, its passages shaded by attention, alpha and noise in words."""

@@ -287,6 +287,10 @@ class FocusGenerator:
             lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
         )
 
+    async def arun_stream(self, request: Request) -> AsyncAnswerStream:
+        """`run_stream` for `async for`; input errors are raised by the stream."""
+        return self._async_stream(request)
+
     async def _off_loop(self, work: Callable[[], T]) -> T:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: context.run(work))

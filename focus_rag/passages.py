@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from focus_rag.errors import InvalidInputError
 
@@ -53,6 +54,36 @@ class Passage:
     def content(self) -> str:
         """Title and text as they stand in the prompt."""
         return f"{self.title}: {self.text}" if self.title else self.text
+
+
+def as_passages(values: Sequence[Any], convert: Callable[[Any, Any], Passage | None] | None = None) -> tuple[Passage, ...]:
+    """Passages from passages, texts, objects of a framework, or pairs of one of these and a score.
+
+    Args:
+        values: What was given; a score in a pair wins over the object's own.
+        convert: Makes a passage of a framework's object and the score given with it (None: none was); None for an
+            object that it does not know.
+
+    Raises:
+        InvalidInputError: Something else was given.
+    """
+    if isinstance(values, str):
+        raise InvalidInputError("passages must be a list of passages; got one str. Wrap it: [text].")
+    passages = []
+    for value in values:
+        given, score = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+        passage = None if convert is None else convert(given, score)
+        if passage is None and isinstance(given, str):
+            passage = Passage(given, score)
+        elif passage is None and isinstance(given, Passage):
+            passage = given if score is None else replace(given, score=score)
+        if passage is None:
+            raise InvalidInputError(
+                "passages must hold Passage, str, documents or nodes of the framework, or pairs of one of them and a score; "
+                f"got {type(given).__name__}."
+            )
+        passages.append(passage)
+    return tuple(passages)
 
 
 @dataclass(frozen=True, slots=True)

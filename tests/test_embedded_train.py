@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from focus_rag.embedded import train
-from focus_rag.embedded.batches import BatchStream, Conversation, Stage, one_row, question_content
+from focus_rag.embedded.batches import BatchStream, Stage, one_row
 from focus_rag.embedded.real_text import cloze, load_real_text
+from focus_rag.embedded.rows import Conversation, question_content
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage
@@ -20,7 +21,7 @@ from focus_rag.prompting import PromptBuilder
 
 SHAPE = train.ModelShape(vocab_size=600, hidden_size=32, intermediate_size=64, layers=2, heads=2, key_heads=1, head_dim=16)
 SETTINGS = train.TrainSettings(shape=SHAPE, tokenizer_texts=200, warmup=2)
-STAGES = (Stage("copying", copying=1.0, plain=0.0, tokens=400, steps=2), Stage("questions", plain=0.2, tokens=800))
+STAGES = (Stage("copying", copying=1.0, idle=0.0, tokens=400, steps=2), Stage("questions", idle=0.2, tokens=800))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,20 @@ def test_training_prompt_is_the_prompt_of_the_library(tokenizer) -> None:  # typ
     assert [i for i, weight in enumerate(row.weights) if weight] == list(range(*row.first_answer))
 
 
+def test_what_follows_from_the_question_weighs_less_than_what_must_be_found(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    conversation = Conversation()
+    conversation.user("Who is the mayor of Veldham?")
+    conversation.assistant("Ann Cole.", lead="The mayor of Veldham is")
+    row = conversation.row(tokenizer)
+    assert row.first_answer is not None
+    answer = slice(*row.first_answer)
+    assert tokenizer.decode(row.tokens[answer][:-1]) == "The mayor of Veldham is Ann Cole."
+    lead = len(tokenizer("The mayor of Veldham is", add_special_tokens=False)["input_ids"])
+    weights = row.weights[answer]
+    assert max(weights[1:lead]) < weights[0] < weights[lead]
+    assert min(weights[lead:]) > max(weights[1:lead])
+
+
 def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # type: ignore[no-untyped-def]
     built = PromptBuilder(tokenizer).from_question("Who?", [], max_tokens=100, drop_order=[])
     conversation = Conversation()
@@ -77,9 +92,9 @@ def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # typ
 def test_every_kind_of_row_has_something_to_learn(tokenizer, real_file: Path) -> None:  # type: ignore[no-untyped-def]
     real = load_real_text(real_file)
     rng = random.Random(0)
-    stage = Stage("all", copying=0.2, plain=0.2, cloze=0.2, long=0.1, long_passages=(5, 9))
+    stage = Stage("all", copying=0.2, idle=0.2, cloze=0.2, long=0.1, long_passages=(5, 9))
     rows = [one_row(rng, stage, tokenizer, real) for _ in range(200)]
-    assert {row.source for row in rows} == {"question", "copying", "plain", "cloze"}
+    assert {row.source for row in rows} == {"question", "copying", "idle", "cloze"}
     for row in rows:
         assert len(row.tokens) == len(row.weights)
         assert sum(row.weights) > 0

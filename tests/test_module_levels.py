@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "head_inputs"),
-    ("passages", "attention_math", "published_files"),
+    ("passages", "attention_math", "published_files", "chat_turns"),
     ("noise", "alpha", "locating", "model_layout"),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
     ("steering", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "teacher_forcing", "embedded"),
@@ -22,10 +22,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("direction_training",),
     ("fit_settings", "fit_choice", "fit_report"),
     ("fit_steps",),
-    ("fitting", "export"),
+    ("fitting",),
 )
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""
-ON_TOP = ("evaluation", "embedded.", "serving", "cli")
+ON_TOP = ("evaluation", "embedded.", "cli")
 """Packages and recipes that may use any module above and are used by none of them."""
 DEFERRED = {("answers", "focus_rag.answer_report")}
 """Calls upwards that are wanted: `Answer.to_html` hands itself to the page writer, imported when it is called."""

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from focus_rag.embedded import world
-from focus_rag.embedded.plain import plain_passage, plain_question
 
 _SEED = 20
+_TELLING = world.Telling(rich=0.0, title_share=1.0)
 _KINDS = ("organisation", "product", "person", "incident", "policy", "release", "place")
 
 
@@ -39,12 +39,13 @@ def write_demo(folder: Path) -> int:
             for part in told:
                 number += 1
                 name = f"{number:02d}-{entity.name.lower().replace(' ', '-').replace('.', '-')}.md"
-                (folder / name).write_text(f"# {entity.name}\n\n{plain_passage(entity, part)}\n", encoding="utf-8")
+                text = world.passage(rng, "test", entity, part, _TELLING).text
+                (folder / name).write_text(f"# {entity.name}\n\n{text}\n", encoding="utf-8")
                 asked = rng.choice(part)
                 questions.append(
                     {
-                        "question": plain_question(entity, asked),
-                        "answers": [entity.facts[asked]],
+                        "question": world.question(rng, "test", entity, asked, _TELLING),
+                        "answers": [world.plain_statement(entity, asked), entity.facts[asked]],
                         "document": name,
                     }
                 )

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from focus_rag.embedded import world
-from focus_rag.embedded.batches import NOT_STATED
 from focus_rag.embedded.names import Split
+from focus_rag.embedded.rows import NOT_STATED
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Corpus:
 
 
 @lru_cache(maxsize=4)
-def corpus(split: Split, seed: int = 0, families: int = 250, telling: world.Telling | None = None) -> Corpus:
+def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 250) -> Corpus:
     """A corpus of entity families.
 
     A family is one entity, entities of similar name, and all passages about them: every fact stands in one
@@ -84,12 +84,11 @@ def corpus(split: Split, seed: int = 0, families: int = 250, telling: world.Tell
 
     Args:
         split: Whose names and sentence forms to use.
+        telling: How richly passages are told.
         seed: Another seed gives another corpus.
         families: Number of families; each brings some 25 passages.
-        telling: How richly passages are told; two to four sentences if left out.
     """
     rng = random.Random(f"corpus {split} {seed}")
-    telling = telling or world.Telling(sentences=(2, 4))
     passages: list[world.WorldPassage] = []
     askable: list[tuple[world.Entity, str, int]] = []
     for _ in range(families):
@@ -119,6 +118,7 @@ def evaluation_examples(
     noise: float = 1.0,
     seed: int = 0,
     *,
+    rich: float = 1.0,
     with_gold: bool = True,
     shuffled: bool = False,
 ) -> list[dict[str, Any]]:
@@ -134,6 +134,7 @@ def evaluation_examples(
         n_passages: Passages of each.
         noise: Share of the other passages that are hard distractors, in [0, 1].
         seed: Another seed gives other questions over the same corpus.
+        rich: Share of facts told and asked in one of the many sentence forms, not plainly.
         with_gold: False puts one more distractor in the place of the gold passage; the answer is then "not stated".
         shuffled: True puts the passages in random order instead.
 
@@ -145,15 +146,18 @@ def evaluation_examples(
     """
     if split not in ("train", "dev", "test"):
         raise InvalidInputError(f"split must be train, dev or test, got {split!r}.")
-    if n_passages < 1 or not 0.0 <= noise <= 1.0:
-        raise InvalidInputError(f"n_passages must be at least 1 and noise in [0, 1], got {n_passages} and {noise}.")
+    if n_passages < 1 or not 0.0 <= noise <= 1.0 or not 0.0 <= rich <= 1.0:
+        raise InvalidInputError(
+            f"n_passages must be at least 1, noise and rich in [0, 1]; got {n_passages}, {noise} and {rich}."
+        )
     rng = random.Random(f"examples {split} {n_passages} {noise} {seed} {with_gold}")
-    source = corpus(split)
+    telling = world.Telling(rich=rich)
+    source = corpus(split, telling)
     questions = random.Random(f"questions {split} {seed}")
     examples = []
     for number in range(n):
         entity, key, gold = questions.choice(source.askable)
-        question = world.question(questions, split, entity, key)
+        question = world.question(questions, split, entity, key, telling)
         scores = source.retriever.scores(question)
         ranked = [int(i) for i in (-scores).argsort(kind="stable") if i != gold]
         n_others = n_passages - 1 if with_gold else n_passages
@@ -168,7 +172,7 @@ def evaluation_examples(
             {
                 "id": f"world-{split}-{seed}-{number}",
                 "question": question,
-                "answers": [entity.facts[key] if with_gold else NOT_STATED],
+                "answers": [world.plain_statement(entity, key), entity.facts[key]] if with_gold else [NOT_STATED],
                 "passages": [
                     {
                         "text": source.passages[i].text,

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.embedded import names, world
-from focus_rag.embedded.batches import BatchStream, Row, Stage
+from focus_rag.embedded.batches import BatchStream, Stage
 from focus_rag.embedded.real_text import RealText, load_real_text
+from focus_rag.embedded.rows import Row
 from focus_rag.embedded.short_attention import register_attention
 from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
 from focus_rag.errors import InvalidInputError
@@ -80,11 +81,13 @@ class TrainSettings(BaseModel):
 def curriculum() -> tuple[Stage, ...]:
     """The stages of the training, in order."""
     return (
-        Stage("copying few tokens", copying=1.0, copy_tokens=256, plain=0.0, until=0.9, steps=1000, lr=2.0),
-        Stage("copying all tokens", copying=1.0, plain=0.0, until=0.85, steps=400, lr=2.0),
-        Stage("pairs", pairs=0.95, random_pairs=1.0, copying=0.05, plain=0.0, until=0.85, steps=400, lr=2.0),
-        Stage("plain, few passages", plain_register=0.93, passages=(1, 4), follow_ups=(3, 6), copying=0.05, plain=0.02, until=0.9, steps=3000),
-        Stage("plain register", plain_register=0.95, passages=(1, 8), follow_ups=(1, 5), copying=0.02, plain=0.03, tokens=4096),
+        Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0, until=0.9, steps=1000, lr=2.0),
+        Stage("copying all tokens", copying=1.0, idle=0.0, until=0.85, steps=400, lr=2.0),
+        Stage("pairs", pairs=0.95, copying=0.05, idle=0.0, until=0.85, steps=400, lr=2.0),
+        Stage("plain, few passages", rich=0.0, missing=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
+        Stage("some sentences", rich=0.4, missing=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
+        Stage("more sentences", rich=0.8, missing=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
+        Stage("full length", rich=0.9, missing=0.08, passages=(1, 8), hard=(0, 4), sentences=(2, 4), long=0.1, copying=0.01, cloze=0.03, tokens=4096),
     )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def new_tokenizer(settings: TrainSettings, real: RealText | None) -> PreTrainedT
         for _ in range(settings.tokenizer_texts):
             entity = world.new_entity(rng, "train")
             keys = world.some_keys(rng, entity, telling)
-            asked = world.question(rng, "train", entity, keys[0])
+            asked = world.question(rng, "train", entity, keys[0], telling)
             made.append(f"{asked}\n{world.passage(rng, 'train', entity, keys, telling).content}")
         return made
 

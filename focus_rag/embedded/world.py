@@ -53,11 +53,12 @@ class Entity:
 
 @dataclass(frozen=True)
 class WorldPassage:
-    """One passage and what it tells: `facts` are (entity name, attribute key) of the current facts it states."""
+    """One passage, the entity it is about, and the attribute keys whose present values it states."""
 
     title: str | None
     text: str
-    facts: frozenset[tuple[str, str]]
+    about: Entity
+    keys: tuple[str, ...]
 
     @property
     def content(self) -> str:
@@ -70,16 +71,16 @@ class Telling:
 
     Attributes:
         sentences: Fewest and most sentences of a passage.
-        plain_share: Share of sentences that name the entity rather than refer back to it.
+        rich: Share of facts told and asked in one of the many sentence forms; the rest are told and asked plainly
+            (`plain_statement`, `plain_question`).
+        named_share: Share of rich sentences that name the entity rather than refer back to it.
         title_share: Share of passages with a title.
-        terse: Notes instead of sentences ("Title: key value; key value"), in which what is asked for stands next to
-            the value: where looking things up is learnt first.
     """
 
     sentences: tuple[int, int] = (2, 4)
-    plain_share: float = 0.35
+    rich: float = 1.0
+    named_share: float = 0.35
     title_share: float = 0.85
-    terse: bool = False
 
 
 def new_entity(rng: random.Random, split: Split, kind: str | None = None, name: str | None = None) -> Entity:
@@ -153,40 +154,54 @@ def _sentence(rng: random.Random, split: Split, entity: Entity, form: str, value
 
 
 def statement(rng: random.Random, split: Split, entity: Entity, key: str, named: bool = True) -> str:
-    """One sentence that states a fact."""
+    """One sentence that states a fact in one of its forms."""
     row = attribute_of(split, entity, key)
     return _sentence(rng, split, entity, rng.choice(row.forms), entity.facts[key], named)
 
 
-def question(rng: random.Random, split: Split, entity: Entity, key: str, *, terse: bool = False) -> str:
-    """One question for a fact; a terse one is the name and the key."""
-    if terse:
-        return f"{entity.name}: {key}?"
+def _in_full(entity: Entity) -> str:
+    return f"the {entity.name}" if entity.kind in _ARTICLE else entity.name
+
+
+def plain_statement(entity: Entity, key: str) -> str:
+    """The plain statement of a fact; the embedded reader answers in it."""
+    return f"The {key} of {_in_full(entity)} is {entity.facts[key]}."
+
+
+def plain_question(entity: Entity, key: str) -> str:
+    """The plain question for a fact."""
+    asked = "Who" if attribute_of("train", entity, key).value_kind == "person" else "What"
+    return f"{asked} is the {key} of {_in_full(entity)}?"
+
+
+def question(rng: random.Random, split: Split, entity: Entity, key: str, telling: Telling) -> str:
+    """One question for a fact."""
+    if rng.random() >= telling.rich:
+        return plain_question(entity, key)
     return expand(rng, rng.choice(attribute_of(split, entity, key).questions)).replace("{e}", entity.name)
 
 
 def passage(rng: random.Random, split: Split, entity: Entity, keys: list[str], telling: Telling) -> WorldPassage:
     """A passage that states exactly the given facts of `entity`, with filler up to the length of `telling`."""
-    if telling.terse:
-        notes = "; ".join(f"{key} {entity.facts[key]}" for key in rng.sample(keys, len(keys)))
-        return WorldPassage(entity.name, f"{notes}.", frozenset((entity.name, key) for key in keys))
     titled = rng.random() < telling.title_share
     items: list[str | None] = list(keys)
-    wanted = rng.randint(*telling.sentences)
+    wanted = rng.randint(*telling.sentences) if rng.random() < telling.rich else 0
     items += [None] * max(0, min(wanted - len(items), 2 if keys else wanted))
     rng.shuffle(items)
     sentences = []
     fillers = list(phrasings(split).fillers[entity.kind])
     rng.shuffle(fillers)
     for i, key in enumerate(items):
-        named = (i == 0 and (not titled or rng.random() < 0.6)) or rng.random() < telling.plain_share
+        named = (i == 0 and (not titled or rng.random() < 0.6)) or rng.random() < telling.named_share
         if key is None:
             if fillers:
                 sentences.append(_sentence(rng, split, entity, fillers.pop(), "", named))
-        else:
+        elif rng.random() < telling.rich:
             sentences.append(statement(rng, split, entity, key, named))
+        else:
+            sentences.append(plain_statement(entity, key))
     title = entity.name if titled else None
-    return WorldPassage(title, " ".join(sentences), frozenset((entity.name, key) for key in keys))
+    return WorldPassage(title, " ".join(sentences), entity, tuple(keys))
 
 
 def some_keys(rng: random.Random, entity: Entity, telling: Telling, without: tuple[str, ...] = ()) -> list[str]:
@@ -213,7 +228,7 @@ def outdated_only(rng: random.Random, split: Split, entity: Entity, key: str, te
     old = names.value(rng, split, row.value_kind)
     sentence = _sentence(rng, split, entity, rng.choice(row.past), old, named=True)
     parts = [sentence, told.text] if rng.random() < 0.5 else [told.text, sentence]
-    return WorldPassage(told.title, " ".join(parts), told.facts)
+    return replace(told, text=" ".join(parts))
 
 
 def distractor(

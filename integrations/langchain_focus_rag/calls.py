@@ -20,6 +20,7 @@ from focus_rag import (
     InvalidInputError,
     Passage,
     Request,
+    as_passages,
     estimate_noise,
 )
 from langchain_focus_rag.capture import CAPTURE, score_of
@@ -37,7 +38,6 @@ _SETTINGS: Final = {
 }
 # Handed to every model by LangChain itself or by tracing; nothing in them concerns a local model.
 _NOT_OURS: Final = frozenset({"model", "stream", "stream_usage", "streaming", "ls_structured_output_format"})
-_EXCERPT: Final = 80  # characters of a passage in the response metadata
 
 How = Literal["given", "lineage", "registry", "none"]
 
@@ -52,24 +52,7 @@ class Call:
 
     def report(self, answer: Answer) -> dict[str, Any]:
         """What `response_metadata["focus_rag"]` holds; plain JSON types."""
-        return {
-            "alpha": answer.alpha,
-            "noise": answer.noise,
-            "reason": answer.reason,
-            "found": self.how,
-            "note": self.note,
-            "passages": [
-                {
-                    "id": use.passage.id,
-                    "excerpt": use.passage.text[:_EXCERPT],
-                    "score": use.passage.score,
-                    "attention": use.attention,
-                    "used": use.used,
-                    "dropped_reason": use.dropped_reason,
-                }
-                for use in answer.passages
-            ],
-        }
+        return answer.report(self.how, self.note)
 
 
 class FocusSettings(BaseModel):
@@ -131,7 +114,7 @@ class FocusSettings(BaseModel):
         # Wrong settings are told now, not by the first call.
         self._generation_settings(None, {})
         estimate_noise([], score_kind=self.score_kind)  # type: ignore[arg-type]
-        as_passages(self.passages or ())
+        passages_of(self.passages or ())
         return self
 
     @property
@@ -160,7 +143,7 @@ class FocusSettings(BaseModel):
         """
         given = options.get("passages", self.passages)
         if given is not None:
-            found, how = CapturedPassages(as_passages(given), note="passages given by the caller"), "given"
+            found, how = CapturedPassages(passages_of(given), note="passages given by the caller"), "given"
         else:
             text = what if isinstance(what, str) else "\n\n".join(message["content"] for message in what)
             found = CAPTURE.passages(run_id, text)
@@ -194,7 +177,7 @@ class FocusSettings(BaseModel):
             "alpha": alpha if isinstance(alpha, (str, int, float)) else alpha.model_dump_json(),
             "profile": None if profile is None else _profile_identity(profile),
             **{name: getattr(self, name) for name in _SIGNAL_OPTIONS[1:]},
-            "passages": None if self.passages is None else [(p.text, p.score) for p in as_passages(self.passages)],
+            "passages": None if self.passages is None else [(p.text, p.score) for p in passages_of(self.passages)],
             **self._generation_settings(None, {}).model_dump(),
         }
 
@@ -239,37 +222,19 @@ class FocusSettings(BaseModel):
             )
 
 
-def stream_options(request: Request) -> dict[str, Any]:
-    """A request's options as keyword arguments of the generator's streams."""
-    settings = request.settings or GenerationSettings()
-    signal = {name: getattr(request, name) for name in _SIGNAL_OPTIONS}
-    return {"passages": request.passages, **signal, **settings.model_dump()}
-
-
-def as_passages(values: Sequence[Any]) -> tuple[Passage, ...]:
-    """Passages from passages, documents, texts, or pairs of one of these and a score.
+def passages_of(values: Sequence[Any]) -> tuple[Passage, ...]:
+    """Passages from documents and all that `focus_rag.as_passages` takes.
 
     Raises:
         InvalidInputError: Something else was given.
     """
-    passages = []
-    for value in values:
-        score: Any = None
-        if isinstance(value, tuple) and len(value) == 2:
-            value, score = value
-        if isinstance(value, Document):
-            score = score_of(value) if score is None else score
-            value = Passage(value.page_content, score, id=value.id)
-        elif isinstance(value, str):
-            value = Passage(value, score)
-        elif isinstance(value, Passage) and score is not None:
-            value = Passage(value.text, score, value.title, value.id)
-        if not isinstance(value, Passage):
-            raise InvalidInputError(
-                f"passages must hold Passage, Document, str, or pairs of one of them and a score; got {type(value).__name__}."
-            )
-        passages.append(value)
-    return tuple(passages)
+    return as_passages(values, _from_document)
+
+
+def _from_document(value: Any, score: Any) -> Passage | None:
+    if not isinstance(value, Document):
+        return None
+    return Passage(value.page_content, score_of(value) if score is None else score, id=value.id)
 
 
 def _profile_identity(profile: Any) -> str:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 
 from focus_rag import Answer
 from langchain_focus_rag.batching import LARGEST_BATCH, GatheredBatch, Row
-from langchain_focus_rag.calls import Call, FocusSettings, stream_options
+from langchain_focus_rag.calls import Call, FocusSettings
 from langchain_focus_rag.capture import StartedRuns, text_of
 from langchain_focus_rag.messages import chat_template_messages
 
@@ -196,7 +196,7 @@ class ChatFocus(FocusSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._call(messages, stop, run_manager, kwargs)
-        stream = await self.generator.astream_generate(call.request.messages, **stream_options(call.request))
+        stream = await self.generator.arun_stream(call.request)
         async with stream:
             async for text in stream:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=text))

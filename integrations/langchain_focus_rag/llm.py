@@ -12,7 +12,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict
 
 from focus_rag import Answer
-from langchain_focus_rag.calls import Call, FocusSettings, stream_options
+from langchain_focus_rag.calls import Call, FocusSettings
 from langchain_focus_rag.capture import StartedRuns
 
 
@@ -101,9 +101,7 @@ class FocusLLM(FocusSettings, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         call = self._call(prompt, stop, _run_id(run_manager), kwargs)
-        request = call.request
-        what = request.prompt if request.messages is None else request.messages
-        stream = await self.generator.astream_generate(what, **stream_options(request))
+        stream = await self.generator.arun_stream(call.request)
         async with stream:
             async for text in stream:
                 chunk = GenerationChunk(text=text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
-from focus_rag import Answer, InvalidInputError, Passage, Request
+from focus_rag import Answer, Passage, Request, as_passages
 
 SIGNAL_OPTIONS: Final = ("alpha", "noise", "score_kind", "higher_is_better")
 SETTINGS: Final = {
@@ -25,7 +25,6 @@ SETTINGS: Final = {
 }
 """Options of a call and the generation settings that they are."""
 
-_EXCERPT: Final = 80  # characters of a passage in a report
 _REPORTS: ContextVar[list[dict[str, Any]] | None] = ContextVar("focus_rag_reports", default=None)
 
 
@@ -48,7 +47,7 @@ class Call:
         return ChatResponse(message=assistant(answer.text), delta=delta, **self._about(answer))
 
     def _about(self, answer: Answer) -> dict[str, Any]:
-        report = self._report(answer)
+        report = answer.report(self.how, self.note)
         if self.reports is not None:
             self.reports.append(report)
         usage = {
@@ -58,26 +57,6 @@ class Call:
         }
         raw = {"model": self.model_name, "finish_reason": answer.finish_reason, "usage": usage}
         return {"raw": raw, "additional_kwargs": {"focus_rag": report}}
-
-    def _report(self, answer: Answer) -> dict[str, Any]:
-        return {
-            "alpha": answer.alpha,
-            "noise": answer.noise,
-            "reason": answer.reason,
-            "found": self.how,
-            "note": self.note,
-            "passages": [
-                {
-                    "id": use.passage.id,
-                    "excerpt": use.passage.text[:_EXCERPT],
-                    "score": use.passage.score,
-                    "attention": use.attention,
-                    "used": use.used,
-                    "dropped_reason": use.dropped_reason,
-                }
-                for use in answer.passages
-            ],
-        }
 
 
 @contextmanager
@@ -106,43 +85,18 @@ def assistant(text: str) -> ChatMessage:
     return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
-def prompt_of(request: Request) -> str | Sequence[Mapping[str, str]]:
-    """The request's messages, or its raw prompt."""
-    return str(request.prompt) if request.messages is None else request.messages
-
-
-def stream_options(request: Request) -> dict[str, Any]:
-    """A request's options as keyword arguments of the generator's streams."""
-    signal = {name: getattr(request, name) for name in SIGNAL_OPTIONS}
-    settings = {} if request.settings is None else request.settings.model_dump()
-    return {"passages": request.passages, **signal, **settings}
-
-
-def as_passages(values: Sequence[Any]) -> tuple[Passage, ...]:
-    """Passages from passages, nodes with or without scores, texts, or pairs of one of these and a score.
+def passages_of(values: Sequence[Any]) -> tuple[Passage, ...]:
+    """Passages from nodes with or without scores and all that `focus_rag.as_passages` takes.
 
     Raises:
         InvalidInputError: Something else was given.
     """
-    if isinstance(values, str):
-        raise InvalidInputError("passages must be a list of passages; got one str. Wrap it: [text].")
-    passages = []
-    for value in values:
-        score: Any = None
-        if isinstance(value, tuple) and len(value) == 2:
-            value, score = value
-        if isinstance(value, NodeWithScore):
-            score = value.score if score is None else score
-            value = value.node
-        if isinstance(value, BaseNode):
-            value = Passage(value.get_content(metadata_mode=MetadataMode.NONE), score, id=value.node_id)
-        elif isinstance(value, str):
-            value = Passage(value, score)
-        elif isinstance(value, Passage) and score is not None:
-            value = Passage(value.text, score, value.title, value.id)
-        if not isinstance(value, Passage):
-            raise InvalidInputError(
-                f"passages must hold nodes, Passage, str, or pairs of one of them and a score; got {type(value).__name__}."
-            )
-        passages.append(value)
-    return tuple(passages)
+    return as_passages(values, _from_node)
+
+
+def _from_node(value: Any, score: Any) -> Passage | None:
+    if isinstance(value, NodeWithScore):
+        value, score = value.node, value.score if score is None else score
+    if not isinstance(value, BaseNode):
+        return None
+    return Passage(value.get_content(metadata_mode=MetadataMode.NONE), score, id=value.node_id)

@@ -38,11 +38,9 @@ from llama_index_focus_rag.calls import (
     SETTINGS,
     SIGNAL_OPTIONS,
     Call,
-    as_passages,
     assistant,
     collector,
-    prompt_of,
-    stream_options,
+    passages_of,
 )
 from llama_index_focus_rag.capture import CAPTURE
 from llama_index_focus_rag.messages import chat_template_messages
@@ -122,7 +120,7 @@ class FocusLLM(CustomLLM):
         # Wrong settings are told now, not by the first call.
         self._settings({})
         estimate_noise([], score_kind=self.score_kind)  # type: ignore[arg-type]
-        as_passages(self.passages or ())
+        passages_of(self.passages or ())
         CAPTURE.install()
         if self.share_tokenizer and llama_index.core.global_tokenizer is None:
             llama_index.core.set_global_tokenizer(self.tokenizer_fn)
@@ -210,7 +208,7 @@ class FocusLLM(CustomLLM):
     async def _astream(
         self, call: Call, piece: Callable[[str, str], Any], last: Callable[[Answer, str], Any]
     ) -> AsyncGenerator[Any, None]:
-        stream = await self.generator.astream_generate(prompt_of(call.request), **stream_options(call.request))
+        stream = await self.generator.arun_stream(call.request)
 
         async def responses() -> AsyncGenerator[Any, None]:
             async with stream:
@@ -228,7 +226,7 @@ class FocusLLM(CustomLLM):
         given = options.get("passages", self.passages)
         how: Any = "given"
         if given is not None:
-            found = CapturedPassages(as_passages(given), note="passages given by the caller")
+            found = CapturedPassages(passages_of(given), note="passages given by the caller")
         else:
             text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
             found = CAPTURE.passages(text)

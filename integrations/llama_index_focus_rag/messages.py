@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
-from focus_rag import InvalidInputError
+from focus_rag import InvalidInputError, chat_turns
 
 _SYSTEM = frozenset({MessageRole.SYSTEM, MessageRole.DEVELOPER})
 _ASSISTANT = frozenset({MessageRole.ASSISTANT, MessageRole.CHATBOT, MessageRole.MODEL})
@@ -14,32 +14,18 @@ _NOT_SHOWN = frozenset({"thinking", "tool_call", "cache"})
 
 
 def chat_template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """One system message first, then turns of alternating roles, as the strictest chat templates want them.
-
-    System messages are joined, and so are neighbours of the same role. What tools and functions return becomes user text.
-    Messages without text are left out.
+    """The conversation as `focus_rag.chat_turns` merges it; what tools and functions return becomes user text.
 
     Raises:
         InvalidInputError: A message holds something other than text, or there is no text at all.
     """
-    system: list[str] = []
-    turns: list[tuple[str, list[str]]] = []
-    for message in messages:
-        text = text_of(message)
-        if not text.strip():
-            continue
-        role = "assistant" if message.role in _ASSISTANT else "user"
-        if message.role in _SYSTEM:
-            system.append(text)
-        elif turns and turns[-1][0] == role:
-            turns[-1][1].append(text)
-        else:
-            turns.append((role, [text]))
-    if system:
-        turns.insert(0, ("system", system))
-    if not turns:
-        raise InvalidInputError("The messages hold no text: give the model at least one message that is not empty.")
-    return [{"role": role, "content": "\n\n".join(texts)} for role, texts in turns]
+    return chat_turns((_role_of(message), text_of(message)) for message in messages)
+
+
+def _role_of(message: ChatMessage) -> str:
+    if message.role in _SYSTEM:
+        return "system"
+    return "assistant" if message.role in _ASSISTANT else "user"
 
 
 def text_of(message: ChatMessage) -> str:

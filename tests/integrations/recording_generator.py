@@ -63,25 +63,8 @@ class RecordingGenerator:
     async def aanswer_batch(self, requests: Sequence[Request]) -> list[Answer]:
         return await asyncio.to_thread(self.answer_batch, requests)
 
-    async def astream_generate(self, what: Any, **options: Any) -> _AsyncStream:
-        return _AsyncStream(await asyncio.to_thread(self.run, self._request(what, options)))
-
-    def generate(self, what: Any, **options: Any) -> Answer:
-        return self.run(self._request(what, options))
-
-    def stream_generate(self, what: Any, **options: Any) -> _Stream:
-        return self.run_stream(self._request(what, options))
-
-    async def agenerate(self, what: Any, **options: Any) -> Answer:
-        return await asyncio.to_thread(self.run, self._request(what, options))
-
-    def _request(self, what: Any, options: dict[str, Any]) -> Request:
-        own = {name: options.pop(name) for name in ("passages", *SIGNAL) if name in options}
-        settings = self.settings.changed(options)
-        return Request(**{"prompt" if isinstance(what, str) else "messages": what}, **own, settings=settings)
-
-
-SIGNAL = ("alpha", "higher_is_better", "score_kind", "noise")
+    async def arun_stream(self, request: Request) -> _AsyncStream:
+        return _AsyncStream(await asyncio.to_thread(self.run, request))
 
 
 def prompt_of(request: Request) -> str:

@@ -1,0 +1,84 @@
+"""Sequences of tokens with a loss weight for each, and the conversations they are made from.
+
+A conversation is built as a list of (text, weight) pieces, so that the weighted pieces are exactly what the model has
+to produce: answers and their end token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NOT_STATED = "not stated"
+# Weights of tokens of an answer: finding where the value begins is the task, the rest of the value is copying, and what leads up
+# to it follows from the question. Whether there is an answer at all is decided by its first token.
+FOUND = 4.0
+LEAD = 0.4
+BEGINNING = 1.0
+INSTRUCTION = "Answer the question from the passages. If they do not hold the answer, say: not stated."
+
+
+@dataclass
+class Row:
+    """One training sequence.
+
+    Attributes:
+        tokens: Token ids.
+        weights: Loss weight of predicting each token (the first is never predicted).
+        first_answer: Start and end of the first answer in `tokens`, for the running accuracy; None if there is none.
+        source: Kind of row, for the metrics.
+    """
+
+    tokens: list[int]
+    weights: list[float]
+    first_answer: tuple[int, int] | None = None
+    source: str = "question"
+
+
+@dataclass
+class Conversation:
+    """Pieces of text with their loss weights, in the layout of the chat template."""
+
+    pieces: list[tuple[str, float, float]] = field(default_factory=list)
+    """Text, the weight of its tokens, and the weight of the first of them."""
+
+    def user(self, text: str) -> None:
+        self.pieces += [("<|user|>", 0.0, 0.0), (text, 0.0, 0.0), ("<|end|>", 0.0, 0.0)]
+
+    def assistant(self, text: str, weight: float = 1.0, *, lead: str = "") -> None:
+        """What the model is to say: `lead`, which follows from the question alone, and then what has to be found."""
+        self.pieces.append(("<|assistant|>", 0.0, 0.0))
+        if lead:
+            self.pieces += [(lead, LEAD * weight, BEGINNING * weight), (text, weight, FOUND * weight)]
+        else:
+            self.pieces.append((text, weight, BEGINNING * weight))
+        self.pieces.append(("<|end|>", weight, weight))
+
+    def row(self, tokenizer: PreTrainedTokenizerFast, source: str = "question") -> Row:
+        backend = tokenizer.backend_tokenizer
+        texts = [text for text, _, _ in self.pieces]
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+        tokens, weights = [tokenizer.bos_token_id], [0.0]
+        begins: int | None = None
+        first: tuple[int, int] | None = None
+        for encoding, (_, weight, beginning) in zip(encoded, self.pieces, strict=True):
+            ends = encoding.ids[0] == tokenizer.eos_token_id
+            tokens += encoding.ids
+            weights += [beginning] + [weight] * (len(encoding.ids) - 1)
+            if encoding.ids[0] == assistant:
+                begins = begins or len(tokens)
+            elif ends and begins and first is None:
+                first = (begins, len(tokens))
+        return Row(tokens, weights, first, source)
+
+
+def question_content(question: str, passages: list[str]) -> str:
+    """The user message: the question before and after the numbered passages."""
+    if not passages:
+        return question
+    numbered = "\n\n".join(f"[{i}] {text}" for i, text in enumerate(passages, start=1))
+    return f"{INSTRUCTION}\nQuestion: {question}\n\n{numbered}\n\nQuestion: {question}"
