@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
 
 from focus_rag import Answer, GenerationSettings, PassageUse, Request
 from focus_rag.answers import Usage
