@@ -181,7 +181,9 @@ class PromptBuilder:
             spans[index] = (length, length + len(inside))
             length, position = length + len(inside), end
         text = "".join([*parts, prompt[position:]])
-        ids, offsets = self._tokens(text, add_special_tokens=True)
+        # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
+        begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids, offsets = self._tokens(text, add_special_tokens=not begins)
         self._require_fit(ids, max_tokens)
         return BuiltPrompt(
             text, tuple(ids), tuple(None if span is None else _token_span(offsets, span) for span in spans)

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from focus_rag.cli import COMMANDS, build_app, demo, main
+import focus_rag.embedded
+from focus_rag.cli import COMMANDS, build_app, main
 from focus_rag.cli.demo import holds_answer, read_questions
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
@@ -114,7 +115,7 @@ def test_alpha_zero_is_the_bare_model(saved, docs, capsys):
 def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
     rows = [{"question": "When was the mill built?", "answers": ["1882"], "document": "mill.md"}] * 3
     (docs / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(demo, "demo_folder", lambda: docs)
+    monkeypatch.setattr(focus_rag.embedded, "demo_folder", lambda: docs)
     assert main(["demo", *saved, "--questions", "2", "--top-k", "2", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["n"], record["retrieved"]) == (2, 2)

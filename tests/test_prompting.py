@@ -280,3 +280,17 @@ def test_unknown_words_are_no_special_tokens():
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(InvalidInputError, match="fast tokenizer"):
         PromptBuilder(object())
+
+
+def test_a_raw_prompt_that_begins_with_the_beginning_token_gets_no_second_one():
+    from tokenizers import processors
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
+    )
+    builder = PromptBuilder(tokenizer)
+    for prompt in ("The mill.", "<|begin|>The mill."):
+        built = builder.from_text(prompt, [], max_tokens=PLENTY)
+        assert list(built.input_ids).count(tokenizer.bos_token_id) == 1
+        assert built.input_ids[0] == tokenizer.bos_token_id

@@ -63,6 +63,8 @@ def command(
     """
     if top_k < 1 or (questions is not None and questions < 1):
         raise InvalidInputError("--questions and --top-k must be at least 1.")
+    from focus_rag.embedded import demo_folder
+
     started = time.perf_counter()
     folder = demo_folder()
     asked = read_questions(folder / "questions.jsonl")[:questions]
@@ -74,13 +76,6 @@ def command(
         write_json({**report, "questions": [_record(outcome) for outcome in outcomes]})
     else:
         _show(outcomes, report)
-
-
-def demo_folder() -> Path:
-    """Where the documents and, beside them, `questions.jsonl` are."""
-    import focus_rag.embedded
-
-    return Path(focus_rag.embedded.__file__).parent / "demo"
 
 
 def read_questions(path: Path) -> list[_Question]:

@@ -27,7 +27,8 @@ class Stage:
         hard: Fewest and most hard distractors among them.
         sentences: Fewest and most sentences of a passage.
         follow_ups: Fewest and most further questions on the same context.
-        rich: Share of facts told and asked in one of the many sentence forms, not plainly.
+        rich: Lowest and highest share of facts told and asked in one of the many sentence forms, not plainly; drawn for
+            each row.
         missing: Share of contexts without the gold passage.
         copying: Share of rows that repeat a random token sequence.
         copy_tokens: How many different tokens those are drawn from; 0 is the whole vocabulary. Copying appears
@@ -50,7 +51,7 @@ class Stage:
     hard: tuple[int, int] = (0, 2)
     sentences: tuple[int, int] = (1, 2)
     follow_ups: tuple[int, int] = (3, 6)
-    rich: float = 1.0
+    rich: tuple[float, float] = (0.0, 1.0)
     missing: float = 0.1
     copying: float = 0.1
     copy_tokens: int = 0
@@ -122,7 +123,7 @@ _CHAT = (
 def _idle_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFast, split: Split, real: RealText | None) -> Row:
     """Text with nothing to look up, small talk, or a question without passages."""
     conversation = Conversation()
-    telling = world.Telling(sentences=stage.sentences, rich=stage.rich)
+    telling = world.Telling(sentences=stage.sentences, rich=rng.uniform(*stage.rich))
     text = real.paragraph(rng) if real is not None and rng.random() < 0.5 else world.plain_text(rng, split, telling)
     choice = rng.random()
     if choice < 0.4:
@@ -174,7 +175,7 @@ def one_row(
         rng,
         tokenizer,
         split,
-        world.Telling(sentences=stage.sentences, rich=stage.rich),
+        world.Telling(sentences=stage.sentences, rich=rng.uniform(*stage.rich)),
         n_passages=rng.randint(*(stage.long_passages if rng.random() < stage.long else stage.passages)),
         n_hard=rng.randint(*stage.hard),
         n_follow_ups=rng.randint(*stage.follow_ups),

@@ -84,10 +84,10 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0, until=0.9, steps=1000, lr=2.0),
         Stage("copying all tokens", copying=1.0, idle=0.0, until=0.85, steps=400, lr=2.0),
         Stage("pairs", pairs=0.95, copying=0.05, idle=0.0, until=0.85, steps=400, lr=2.0),
-        Stage("plain, few passages", rich=0.0, missing=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
-        Stage("some sentences", rich=0.4, missing=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
-        Stage("more sentences", rich=0.8, missing=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
-        Stage("full length", rich=0.9, missing=0.08, passages=(1, 8), hard=(0, 4), sentences=(2, 4), long=0.1, copying=0.01, cloze=0.03, tokens=4096),
+        Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
+        Stage("some sentences", rich=(0.4, 0.4), missing=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
+        Stage("more sentences", rich=(0.0, 0.9), missing=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
+        Stage("full length", rich=(0.0, 0.9), missing=0.1, passages=(1, 8), hard=(0, 4), sentences=(1, 3), follow_ups=(3, 8), long=0.1, copying=0.01, cloze=0.02, tokens=4096),
     )  # fmt: skip
 
 
@@ -179,6 +179,8 @@ class _Optimizers:
     def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
         import torch
 
+        if not hasattr(torch.optim, "Muon"):
+            raise InvalidInputError(f"Training needs torch 2.9 or newer, which has Muon; this is {torch.__version__}.")
         inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
         self.parts: list[torch.optim.Optimizer] = [
