@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.direction_training import LossKind, TrainingSettings
 from focus_rag.model_layout import Site
+from focus_rag.polishing import PolishSettings
 
 
 class FitSettings(BaseModel):
@@ -27,6 +28,7 @@ class FitSettings(BaseModel):
         sites: Where the shift may enter, in order of preference; the first that the model allows is used.
         losses: Training losses to compare.
         training: How directions are trained; `loss` and `seed` are set from here.
+        polish: Polish of the chosen directions on the model itself; kept only if it wins on dev.
         choice_questions: Dev questions for the choice of loss and number of heads.
         choice_counts: Passages per question in that choice; a question's grade is the mean over them.
         choice_alphas: Alphas tried in that choice.
@@ -54,6 +56,7 @@ class FitSettings(BaseModel):
     sites: tuple[Site, ...] = ("normed", "post_rope")
     losses: tuple[LossKind, ...] = ("log_mass", "mass")
     training: TrainingSettings = TrainingSettings()
+    polish: PolishSettings = PolishSettings()
     choice_questions: int = Field(default=48, ge=1)
     choice_counts: tuple[int, ...] = Field(default=(8, 20), min_length=1)
     choice_alphas: tuple[float, ...] = (0.5, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from focus_rag.generator import FocusGenerator
 from focus_rag.head_scoring import PARTS, Head, HeadScores, example_masses, score_heads
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.noise import signal_of
+from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import record_examples
 from focus_rag.steering import focus
@@ -283,37 +285,59 @@ class _Fit:
         control: Sequence[Head],
         counts: Sequence[int],
     ) -> tuple[Variant, dict[str, Any]]:
-        """Number of heads first, then the loss at that number, by answer quality; random heads are measured and never
-        chosen.
+        """Number of heads first, then the loss at that number, then the polish, by answer quality; random heads are measured and
+        never chosen.
         """
         questions = examples_at(self.dev, self.choice_counts[-1])[: self.settings.choice_questions]
         bare = self.work.step("choice-bare", lambda: self._mean_grades(None, questions, 0.0))
         first, *others = trainings
         rows: list[Row] = []
-        total = (len(counts) + len(others) + 1) * len(self.settings.choice_alphas)
+        polishes = self.settings.polish.steps > 0
+        total = (len(counts) + len(others) + 1 + 2 * polishes) * len(self.settings.choice_alphas)
 
-        def measure(name: str, loss: LossKind, heads: Sequence[Head]) -> None:
-            variant = variant_of(name, loss, heads, trainings[loss])
+        def measure(variant: Variant) -> None:
             for alpha in self.settings.choice_alphas:
                 compute = partial(self._mean_grades, self._profile(variant), questions, alpha)
-                grades = self.work.step(f"choice-{name}-{alpha:g}", compute)
+                grades = self.work.step(f"choice-{variant.name}-{alpha:g}", compute)
                 gain = Estimate.of([after - before for after, before in zip(grades, bare, strict=True)])
                 rows.append(Row(variant, alpha, Estimate.of(grades), gain))
                 self.progress("choosing heads and loss", len(rows), total)
 
         for count in counts:
-            measure(f"{first}-{count}", first, contextual[:count])
+            measure(variant_of(f"{first}-{count}", first, contextual[:count], trainings[first]))
         best_count = len(max(rows, key=Row.worth).variant.heads)
         for loss in others:
-            measure(f"{loss}-{best_count}", loss, contextual[:best_count])
+            measure(variant_of(f"{loss}-{best_count}", loss, contextual[:best_count], trainings[loss]))
         best = max(rows, key=Row.worth)
-        measure(f"random-{best_count}", best.variant.loss, control[:best_count])
+        if polishes:
+            measure(self._polished(best.variant))
+            best = max(rows, key=Row.worth)
+        loss = best.variant.loss
+        random_heads = variant_of(f"random-{best_count}", loss, control[:best_count], trainings[loss])
+        measure(random_heads)
+        if polishes:
+            measure(self._polished(random_heads))
         return best.variant, {
             "passages": self.choice_counts,
             "bare": Estimate.of(bare).to_dict(),
             "table": [row.to_dict() for row in rows],
             "chosen": best.variant.name,
         }
+
+    def _polished(self, variant: Variant) -> Variant:
+        name = f"{variant.name}-polished"
+
+        def compute() -> Any:
+            settings = self.settings.polish
+            return polish_directions(
+                self.model,
+                self._profile(variant),
+                self._teacher_forced(self.train),
+                settings.model_copy(update={"seed": self.settings.seed}),
+                progress=lambda done: self.progress("polishing directions", done, settings.steps),
+            ).tolist()
+
+        return replace(variant, name=name, directions=torch.tensor(self.work.step(f"directions-{name}", compute)))
 
     def _profile(self, variant: Variant) -> FocusProfile:
         entries = [HeadEntry(layer=layer, head=head) for layer, head in variant.heads]

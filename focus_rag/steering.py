@@ -48,11 +48,11 @@ def alpha_rows(alpha: Alpha) -> Tensor:
     return rows
 
 
-def layer_directions(profile: FocusProfile) -> dict[int, Tensor]:
-    """The profile's directions by layer: `(query_heads, head_dim)` each, zero on heads that are not steered."""
+def layer_directions(profile: FocusProfile, directions: Tensor) -> dict[int, Tensor]:
+    """Directions of the profile's heads by layer: `(query_heads, head_dim)` each, zero on heads that are not steered."""
     shape = (profile.fingerprint.query_heads, profile.fingerprint.head_dim)
     by_layer: dict[int, Tensor] = {}
-    for entry, direction in zip(profile.heads, profile.directions, strict=True):
+    for entry, direction in zip(profile.heads, directions, strict=True):
         by_layer.setdefault(entry.layer, torch.zeros(shape))[entry.head] = direction
     return by_layer
 
@@ -69,7 +69,7 @@ class FocusHandle:
         self.model = model
         self.profile = profile
         self._alpha = alpha_rows(alpha)
-        self._directions = layer_directions(profile)
+        self._directions = layer_directions(profile, profile.directions)
         self._undo = ExitStack()
         self._across_threads = across_threads
         self._layers: dict[nn.Module, int] = {}
@@ -86,6 +86,11 @@ class FocusHandle:
     def set_alpha(self, alpha: Alpha) -> None:
         """Change alpha while attached."""
         self._alpha = alpha_rows(alpha)
+        self._shifts.clear()
+
+    def set_directions(self, directions: Tensor) -> None:
+        """Change the directions while attached, `(heads, head_dim)` in the order of the profile's heads; gradients flow to them."""
+        self._directions = layer_directions(self.profile, directions)
         self._shifts.clear()
 
     def attach(self) -> FocusHandle:

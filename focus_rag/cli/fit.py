@@ -28,6 +28,10 @@ def command(
         typer.Option("--from-documents", help="Folder of documents to make questions from, where none are labelled."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look with fewer questions.")] = False,
+    polish: Annotated[
+        int,
+        typer.Option("--polish", help="Steps of polishing the directions on the model itself; slow, kept only if it wins."),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,9 +41,13 @@ def command(
 
     Example: focus-rag fit --model Qwen/Qwen2.5-1.5B-Instruct --examples questions.jsonl --out ./profile
     """
+    from focus_rag.errors import InvalidInputError
     from focus_rag.fit_settings import FitSettings
+    from focus_rag.polishing import PolishSettings
 
-    settings = FitSettings(seed=seed)
+    if polish < 0:
+        raise InvalidInputError("--polish must be 0 or more.")
+    settings = FitSettings(seed=seed, polish=PolishSettings(steps=polish))
     settings = settings.quick() if quick else settings
     given = _examples(examples, from_documents, seed)
     for reason, count in given.skipped.items():
