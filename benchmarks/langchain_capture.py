@@ -1,6 +1,6 @@
 """What the passage capture costs a LangChain call, how large its registry gets, and whether generating blocks the event loop.
 
-    python benchmarks/langchain_capture.py --calls 100000 --out capture.json
+    python -m benchmarks.langchain_capture --calls 100000 --out capture.json
 
 Writes JSON. Costs are processor time inside the capture itself (its callbacks, and looking the passages up), and wall time of a whole
 chain with and without it; memory is what the registry and the callback handler hold, by `sys.getsizeof` over everything reachable.
@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import json
 import random
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,19 +25,24 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnablePassthrough
 from langchain_focus_rag import ChatFocus, PassageCapture
 
+from benchmarks.capturing import (
+    PASSAGES,
+    costs_of_calls,
+    loop_lag,
+    quantiles,
+    random_texts,
+    reachable_bytes,
+    write_result,
+)
 from focus_rag import FocusGenerator
-
-PASSAGES = 20
 
 
 class Corpus:
-    """Random passages of about 130 words, retrieved at random."""
+    """Random passages, retrieved at random."""
 
-    def __init__(self, size: int, seed: int = 0) -> None:
-        rng = random.Random(seed)
-        words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(5000)]
-        self.texts = [" ".join(rng.choices(words, k=130)) for _ in range(size)]
-        self.rng = rng
+    def __init__(self, size: int) -> None:
+        self.texts = random_texts(size)
+        self.rng = random.Random(0)
 
     def retrieve(self) -> list[Document]:
         chosen = self.rng.sample(self.texts, PASSAGES)
@@ -74,45 +75,14 @@ def one_call(capture: PassageCapture, documents: list[Document], prompt: str, qu
 
 def capture_cost(calls: int, corpus: Corpus) -> dict[str, Any]:
     capture = PassageCapture()
-    filing, looking, sizes = [], [], []
-    for i in range(calls):
+
+    def call(i: int) -> tuple[float, float]:
         documents = corpus.retrieve()
         query = f"what is said about subject {i}?"
         prompt = "\n\n".join(document.page_content for document in documents) + f"\n\nQuestion: {query}"
-        filed, looked_up = one_call(capture, documents, prompt, query)
-        filing.append(filed)
-        looking.append(looked_up)
-        if i + 1 in {calls // 10, calls // 2, calls}:
-            sizes.append({"calls": i + 1, "reachable_bytes": reachable_bytes(capture), **capture.registry.size})
-    both = [a + b for a, b in zip(filing, looking, strict=True)]
-    return {
-        "passages": PASSAGES,
-        "ms": {"callbacks": quantiles(filing), "lookup": quantiles(looking), "call": quantiles(both)},
-        "memory": sizes,
-    }
+        return one_call(capture, documents, prompt, query)
 
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(1000 * value for value in seconds)
-    return {
-        "mean": round(statistics.fmean(ordered), 4),
-        "median": round(ordered[len(ordered) // 2], 4),
-        "p95": round(ordered[int(0.95 * len(ordered))], 4),
-    }
-
-
-def reachable_bytes(root: object) -> int:
-    """Size of everything an object holds on to; classes, modules and functions are not its own."""
-    seen: set[int] = set()
-    waiting, total = [root], 0
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, (type, type(json), type(reachable_bytes))):
-            continue
-        seen.add(id(value))
-        total += sys.getsizeof(value)
-        waiting += gc.get_referents(value)
-    return total
+    return costs_of_calls(calls, call, lambda: {"reachable_bytes": reachable_bytes(capture), **capture.registry.size})
 
 
 class RandomRetriever(BaseRetriever):
@@ -164,37 +134,14 @@ async def timed_async(chain: Any, i: int) -> float:
     return time.perf_counter() - started
 
 
-async def loop_lag(model: ChatFocus, corpus: Corpus) -> dict[str, float]:
-    """Longest delay of a 1 ms timer during ainvoke, abatch and astream, and in three idle seconds before."""
-    lags: list[float] = []
-    done = asyncio.Event()
-
-    async def watch() -> None:
-        while not done.is_set():
-            started = time.perf_counter()
-            await asyncio.sleep(0.001)
-            lags.append(time.perf_counter() - started - 0.001)
-
-    watcher = asyncio.create_task(watch())
+async def answer_some(model: ChatFocus, corpus: Corpus) -> None:
+    """ainvoke, abatch and astream."""
     documents = corpus.retrieve()[:4]
     prompt = "\n\n".join(document.page_content for document in documents) + "\n\nQuestion: what is said?"
-    await asyncio.sleep(3)
-    idle, lags[:] = max(lags), []
-    started = time.perf_counter()
     await asyncio.gather(*(model.ainvoke(prompt, passages=documents) for _ in range(3)))
     await model.abatch([prompt] * 4, passages=documents)
     async for _ in model.astream(prompt, passages=documents):
         pass
-    spent = time.perf_counter() - started
-    done.set()
-    await watcher
-    return {
-        "generating_s": round(spent, 2),
-        "samples": len(lags),
-        "longest_ms": round(1000 * max(lags), 2),
-        "longest_ms_idle": round(1000 * idle, 2),
-        "p99_ms": round(1000 * sorted(lags)[int(0.99 * len(lags))], 2),
-    }
 
 
 def main() -> None:
@@ -214,12 +161,8 @@ def main() -> None:
     }
     if not arguments.no_model:
         model = ChatFocus(generator=FocusGenerator.from_pretrained(arguments.model), max_tokens=64)
-        result["event_loop"] = asyncio.run(loop_lag(model, corpus))
-    text = json.dumps(result, indent=2)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+        result["event_loop"] = asyncio.run(loop_lag(lambda: answer_some(model, corpus)))
+    write_result(result, arguments.out)
 
 
 if __name__ == "__main__":

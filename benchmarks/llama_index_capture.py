@@ -1,21 +1,15 @@
-"""What the passage capture costs a LlamaIndex call, and how large its registry gets.
+"""What the passage capture costs a LlamaIndex call, how large its registry gets, and whether generating blocks the event loop.
 
-    python benchmarks/llama_index_capture.py --calls 100000 --out capture.json
+    python -m benchmarks.llama_index_capture --calls 100000 --lag --out capture.json
 
-Writes JSON. Costs are processor time inside the capture itself: its handlers for the spans and the event of a query engine's
-call with 20 passages, and looking the passages up. Memory is what the capture holds, by `sys.getsizeof` over everything reachable.
-With `--lag`, also the longest delay of a 1 ms timer while the model that comes with the package, or `--model`, answers.
+Writes JSON. Costs are processor time inside the capture itself: its span and event handlers, and looking the passages up.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import json
 import random
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +20,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_focus_rag import FocusLLM, PassageCapture
 
-PASSAGES = 20
+from benchmarks.capturing import PASSAGES, costs_of_calls, loop_lag, random_texts, reachable_bytes, write_result
 
 
 class Nothing(BaseRetriever):
@@ -70,72 +64,29 @@ def one_call(
 
 def capture_cost(calls: int, *, metadata: bool) -> dict[str, Any]:
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(5000)]
     corpus = [
-        TextNode(text=" ".join(rng.choices(words, k=130)), metadata={"file": f"{i}.txt"} if metadata else {})
-        for i in range(10_000)
+        TextNode(text=text, metadata={"file": f"{i}.txt"} if metadata else {})
+        for i, text in enumerate(random_texts(10_000))
     ]
     capture = PassageCapture()
-    filing, looking, sizes = [], [], []
-    for i in range(calls):
+
+    def call(i: int) -> tuple[float, float]:
         nodes = [NodeWithScore(node=node, score=0.9 - j / 100) for j, node in enumerate(rng.sample(corpus, PASSAGES))]
         query = f"what is said about subject {i}?"
         prompt = "\n\n".join(node.node.text for node in nodes) + f"\n\nQuestion: {query}"
-        filed, looked_up = one_call(capture, nodes, prompt, query, str(i))
-        filing.append(filed)
-        looking.append(looked_up)
-        if i + 1 in {calls // 10, calls // 2, calls}:
-            sizes.append({"calls": i + 1, "reachable_bytes": reachable_bytes(capture), **capture.registry.size})
-    both = [a + b for a, b in zip(filing, looking, strict=True)]
-    return {
-        "passages": PASSAGES,
-        "metadata": metadata,
-        "calls": calls,
-        "ms": {"handlers": quantiles(filing), "lookup": quantiles(looking), "call": quantiles(both)},
-        "memory": sizes,
-    }
+        return one_call(capture, nodes, prompt, query, str(i))
+
+    def size() -> dict[str, Any]:
+        return {"reachable_bytes": reachable_bytes(capture.registry), **capture.registry.size}
+
+    return {"metadata": metadata, **costs_of_calls(calls, call, size)}
 
 
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(1000 * value for value in seconds)
-    return {
-        "mean": round(statistics.fmean(ordered), 4),
-        "median": round(ordered[len(ordered) // 2], 4),
-        "p95": round(ordered[int(0.95 * len(ordered))], 4),
-    }
-
-
-def reachable_bytes(root: object) -> int:
-    """Size of the registry and what it holds on to; classes, modules and functions are not its own."""
-    seen: set[int] = set()
-    waiting, total = [root.registry], 0  # type: ignore[attr-defined]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, (type, type(json), type(reachable_bytes))):
-            continue
-        seen.add(id(value))
-        total += sys.getsizeof(value)
-        waiting += gc.get_referents(value)
-    return total
-
-
-async def loop_lag(llm: FocusLLM) -> dict[str, float]:
-    """Longest delay of a 1 ms timer, in milliseconds, while answers are generated."""
-    delays: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            before = time.perf_counter()
-            await asyncio.sleep(0.001)
-            delays.append(1000 * (time.perf_counter() - before) - 1)
-
-    await llm.acomplete("Warm up.", max_new_tokens=4)
-    ticking = asyncio.ensure_future(tick())
+async def answer_some(llm: FocusLLM) -> None:
+    """acomplete, several at once, and astream_complete."""
     await asyncio.gather(*(llm.acomplete(f"Tell me about mill {i}.", max_new_tokens=64) for i in range(8)))
     async for _ in await llm.astream_complete("Tell me about mills.", max_new_tokens=64):
         pass
-    ticking.cancel()
-    return {"longest_ms": round(max(delays), 2), "median_ms": round(statistics.median(delays), 2)}
 
 
 RETRIEVER = Nothing()
@@ -155,11 +106,9 @@ def main() -> None:
         ]
     }
     if given.lag:
-        result["event_loop_lag"] = asyncio.run(loop_lag(FocusLLM(model=given.model)))
-    text = json.dumps(result, indent=2)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+        llm = FocusLLM(model=given.model)
+        result["event_loop"] = asyncio.run(loop_lag(lambda: answer_some(llm)))
+    write_result(result, given.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.retrieval_rules import best_first
-from focus_rag.evaluation.methods.weight_edit import WeightEditTap, key_bias, target_share
+from focus_rag.evaluation.methods.weight_edit import Edit, WeightEditTap, key_bias, target_share
 from focus_rag.prompting import TokenSpan
 
 SpanChoice = Literal["top 1", "all", "gold"]
@@ -28,11 +28,31 @@ def chosen_passages(case: Case, which: SpanChoice) -> list[int]:
     return best_first(case)[:1] if which == "top 1" else list(range(len(case.example.passages)))
 
 
-@dataclass(frozen=True, slots=True)
-class Pasta:
-    """Everything but the span is turned down on chosen heads."""
+@dataclass(frozen=True)
+class _SpanRival:
+    """Edits attention weights on or around the marked passages."""
 
     which: SpanChoice
+
+    @property
+    def oracle(self) -> bool:
+        return self.which == "gold"
+
+    def _answer(
+        self, engine: Engine, cases: Sequence[Case], heads: Sequence[tuple[int, int]], edit: Edit, *, outside: bool = False
+    ) -> list[Answered]:
+        def intervene(batch: Batch) -> AbstractContextManager[Any]:
+            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
+            edited = [_complement(of_row, batch.length) if of_row else [] for of_row in spans] if outside else spans
+            return WeightEditTap(engine.model, heads, edited, batch.length, edit, first_row=_earliest(spans))
+
+        return engine.answer(cases, intervene=intervene, edits_weights=True)
+
+
+@dataclass(frozen=True)
+class Pasta(_SpanRival):
+    """Everything but the span is turned down on chosen heads."""
+
     alpha: float = 0.01
     needs_profile: bool = True
 
@@ -47,25 +67,14 @@ class Pasta:
             "renormalising (PASTA, Zhang et al., arXiv 2311.02262; its published scale, our heads)."
         )
 
-    @property
-    def oracle(self) -> bool:
-        return self.which == "gold"
-
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        def intervene(batch: Batch) -> AbstractContextManager[Any]:
-            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
-            outside = [_complement(of_row, batch.length) if of_row else [] for of_row in spans]
-            edit = key_bias(math.log(self.alpha))
-            return WeightEditTap(engine.model, engine.heads, outside, batch.length, edit, first_row=_earliest(spans))
-
-        return engine.answer(cases, intervene=intervene, edits_weights=True)
+        return self._answer(engine, cases, engine.heads, key_bias(math.log(self.alpha)), outside=True)
 
 
-@dataclass(frozen=True, slots=True)
-class InstABoost:
+@dataclass(frozen=True)
+class InstABoost(_SpanRival):
     """The span is turned up on every head of every layer."""
 
-    which: SpanChoice
     factor: float = 10.0
     needs_profile: bool = False
 
@@ -80,24 +89,14 @@ class InstABoost:
             "(InstABoost, Guardieiro et al., arXiv 2506.13734, which tunes the factor)."
         )
 
-    @property
-    def oracle(self) -> bool:
-        return self.which == "gold"
-
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        def intervene(batch: Batch) -> AbstractContextManager[Any]:
-            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
-            edit = key_bias(math.log(self.factor))
-            return WeightEditTap(engine.model, engine.every_head, spans, batch.length, edit, first_row=_earliest(spans))
-
-        return engine.answer(cases, intervene=intervene, edits_weights=True)
+        return self._answer(engine, cases, engine.every_head, key_bias(math.log(self.factor)))
 
 
-@dataclass(frozen=True, slots=True)
-class SpotLight:
+@dataclass(frozen=True)
+class SpotLight(_SpanRival):
     """The span gets at least a share of the attention of every head of every layer."""
 
-    which: SpanChoice
     share: float = 0.2
     needs_profile: bool = False
 
@@ -113,17 +112,8 @@ class SpotLight:
             "published toolkit)."
         )
 
-    @property
-    def oracle(self) -> bool:
-        return self.which == "gold"
-
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        def intervene(batch: Batch) -> AbstractContextManager[Any]:
-            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
-            edit = target_share(self.share)
-            return WeightEditTap(engine.model, engine.every_head, spans, batch.length, edit, first_row=_earliest(spans))
-
-        return engine.answer(cases, intervene=intervene, edits_weights=True)
+        return self._answer(engine, cases, engine.every_head, target_share(self.share))
 
 
 def _earliest(spans: Sequence[Sequence[TokenSpan]]) -> int:
