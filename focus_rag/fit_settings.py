@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focus_rag.direction_training import LossKind, TrainingSettings
 from focus_rag.model_layout import Site
 from focus_rag.polishing import PolishSettings
+from focus_rag.teacher_forcing import Rows
 
 
 class FitSettings(BaseModel):
@@ -20,7 +21,8 @@ class FitSettings(BaseModel):
         dev_share: Share of the examples kept for choices; the others train.
         score_examples: Examples for contextual scoring.
         train_examples: Examples to train directions on, the scored ones among them.
-        max_rows: Response tokens of an example that count.
+        max_rows: Responses are cut after so many tokens.
+        rows: Which response tokens count in scoring and training directions.
         sink_tokens: First tokens of the prompt that count as the sink.
         response: Whose answer is taken for the response: the first accepted one, or what the bare model answers.
         max_tokens: Longest teacher-forced sequence; at most the model's window.
@@ -48,7 +50,8 @@ class FitSettings(BaseModel):
     dev_share: float = Field(default=0.4, gt=0, lt=1)
     score_examples: int = Field(default=96, ge=1)
     train_examples: int = Field(default=192, ge=1)
-    max_rows: int = Field(default=16, ge=1)
+    max_rows: int = Field(default=32, ge=1)
+    rows: Rows = "found"
     sink_tokens: int = Field(default=4, ge=1)
     response: Literal["gold", "model"] = "gold"
     max_tokens: int = Field(default=4096, ge=64)
@@ -63,7 +66,7 @@ class FitSettings(BaseModel):
     dev_questions: int = Field(default=100, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
     alphas: tuple[float, ...] = (0.15, 0.3, 0.5, 0.75, 1.0)
-    max_new_tokens: int = Field(default=24, ge=1)
+    max_new_tokens: int = Field(default=32, ge=1)
     min_answered: float = Field(default=0.1, ge=0, le=1)
     batch: int = Field(default=8, ge=1)
     keep_work: bool = False

@@ -42,7 +42,7 @@ from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import record_examples
 from focus_rag.steering import focus
-from focus_rag.teacher_forcing import TeacherForced, teacher_forced_all, window_of
+from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all, window_of
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, steps done and steps in all."""
@@ -219,7 +219,7 @@ class _Fit:
         ]
         return [sum(grades) / len(grades) for grades in zip(*every, strict=True)]
 
-    def _teacher_forced(self, examples: Sequence[Example]) -> list[TeacherForced]:
+    def _teacher_forced(self, examples: Sequence[Example], rows: Rows | None = None) -> list[TeacherForced]:
         limit = min(self.settings.max_tokens, window_of(self.model))
         responses = None
         if self.settings.response == "model":
@@ -230,7 +230,12 @@ class _Fit:
             ]
             responses = [text.strip() or one.answers[0] for text, one in zip(found, examples, strict=True)]
         return teacher_forced_all(
-            self.tokenizer, examples, max_tokens=limit, max_rows=self.settings.max_rows, responses=responses
+            self.tokenizer,
+            examples,
+            max_tokens=limit,
+            max_rows=self.settings.max_rows,
+            rows=rows or self.settings.rows,
+            responses=responses,
         )
 
     def _scores(self) -> dict[str, Any]:
@@ -332,7 +337,7 @@ class _Fit:
             return polish_directions(
                 self.model,
                 self._profile(variant),
-                self._teacher_forced(self.train),
+                self._teacher_forced(self.train, "all"),
                 settings.model_copy(update={"seed": self.settings.seed}),
                 progress=lambda done: self.progress("polishing directions", done, settings.steps),
             ).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,10 @@ from torch import nn
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.examples import Example
 from focus_rag.prompting import PromptBuilder, TokenSpan
+
+Rows = Literal["found", "all"]
+"""Which response tokens count: those that stand in a gold passage and not in the question, which are what the model has to find, or
+all. Where none is of the first kind, all count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class TeacherForced:
     Attributes:
         input_ids: Prompt and response.
         prompt_tokens: Length of the prompt.
-        rows: Query positions that predict response tokens: from the prompt's last token to the last token but one.
+        rows: Query positions that predict the response tokens that count; each is one before its token.
         gold: Token spans of the gold passages.
         others: Token spans of the other passages.
     """
@@ -34,7 +38,7 @@ class TeacherForced:
 
 
 def teacher_forced(
-    builder: PromptBuilder, example: Example, response: str, *, max_tokens: int, max_rows: int
+    builder: PromptBuilder, example: Example, response: str, *, max_tokens: int, max_rows: int, rows: Rows = "all"
 ) -> TeacherForced | None:
     """Lay out an example with a response.
 
@@ -43,7 +47,8 @@ def teacher_forced(
         example: The example.
         response: What the model is taken to answer.
         max_tokens: Tokens the sequence may have. Passages that are not gold are left out, the last first, until it fits.
-        max_rows: Only the first so many response tokens count.
+        max_rows: The response is cut after so many tokens.
+        rows: Which of them count.
 
     Returns:
         None where it does not fit, or where no gold passage or no response is left.
@@ -63,10 +68,15 @@ def teacher_forced(
     if not gold or not ids:
         return None
     start = len(built.input_ids)
+    counted: Sequence[int] = range(len(ids))
+    if rows == "found":
+        in_gold = {token for first, last in gold for token in built.input_ids[first:last]}
+        asked = set(builder.tokenizer(example.question, add_special_tokens=False)["input_ids"])
+        counted = [place for place, token in enumerate(ids) if token in in_gold - asked] or counted
     return TeacherForced(
         input_ids=(*built.input_ids, *ids),
         prompt_tokens=start,
-        rows=tuple(range(start - 1, start + len(ids) - 1)),
+        rows=tuple(start - 1 + place for place in counted),
         gold=tuple(gold),
         others=tuple(span for index in others if (span := built.spans[index]) is not None),
     )
@@ -78,6 +88,7 @@ def teacher_forced_all(
     *,
     max_tokens: int,
     max_rows: int,
+    rows: Rows = "all",
     responses: Sequence[str] | None = None,
 ) -> list[TeacherForced]:
     """Lay out many examples; those that do not fit are left out.
@@ -86,7 +97,8 @@ def teacher_forced_all(
         tokenizer: The model's fast tokenizer.
         examples: The examples.
         max_tokens: Tokens a sequence may have.
-        max_rows: Response tokens of each that count.
+        max_rows: Responses are cut after so many tokens.
+        rows: Which response tokens count.
         responses: One per example; by default its first answer.
 
     Raises:
@@ -95,7 +107,7 @@ def teacher_forced_all(
     builder = PromptBuilder(tokenizer)
     texts = [example.answers[0] for example in examples] if responses is None else responses
     laid_out = [
-        teacher_forced(builder, example, text, max_tokens=max_tokens, max_rows=max_rows)
+        teacher_forced(builder, example, text, max_tokens=max_tokens, max_rows=max_rows, rows=rows)
         for example, text in zip(examples, texts, strict=True)
     ]
     found = [one for one in laid_out if one is not None]

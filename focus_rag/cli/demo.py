@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from focus_rag.passages import Passage
 
 _PER_BATCH = 4
-_MAX_NEW_TOKENS = 24
+_MAX_NEW_TOKENS = 32
 _WIDTH = 34
 
 

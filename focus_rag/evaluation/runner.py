@@ -131,13 +131,13 @@ def evaluate(
         InvalidInputError: The folder holds another run, or a cell has no question.
     """
     settings = settings or EvalSettings()
+    asked = methods_named(settings.methods)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     source, dev = _split(source, dev)
     run = _describe(generator, source, dev, settings)
     _claim(folder / "run.json", run)
     log = AnswerLog(folder / "answers.jsonl")
-    asked = methods_named(settings.methods)
     usable = [one for one in asked if generator.profile is not None or not _needs_profile(one)]
     skipped = {one.name: "it needs a focus profile, and the model has none" for one in asked if one not in usable}
 
