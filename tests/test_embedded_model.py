@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from focus_rag import FocusGenerator, FocusProfile
@@ -41,4 +43,7 @@ def test_it_repeats_the_statement_that_was_asked_for(generator: FocusGenerator) 
 
 
 def test_the_demo_has_documents_for_its_questions() -> None:
-    assert len(list(demo_folder().glob("*.md"))) == 35
+    documents = {path.name for path in demo_folder().glob("*.md")}
+    asked = [json.loads(line) for line in (demo_folder() / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(asked) == 35
+    assert {row["document"] for row in asked} <= documents

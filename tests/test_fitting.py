@@ -25,9 +25,11 @@ from focus_rag.fit_steps import FitSteps
 from focus_rag.fitting import fit_profile
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.polishing import PolishSettings
 from focus_rag.profile import FocusProfile
 
 SETTINGS = FitSettings(
+    polish=PolishSettings(steps=2, batch_examples=1),
     min_examples=8, score_examples=4, train_examples=6, head_counts=(1, 3), choice_questions=3, choice_counts=(2, 4), choice_alphas=(0.5,),
     dev_questions=4, counts=(2, 4), alphas=(0.5, 1.0), max_new_tokens=3, min_answered=0.0, batch=4, max_rows=3,
     training=TrainingSettings(epochs=2, batch_examples=4),
@@ -62,11 +64,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Focus
 def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusProfile]) -> None:
     out, profile = uninterrupted
     assert same(FocusProfile.load(out), profile)
-    assert profile.site == "normed" and profile.heads[0].score is not None
+    assert profile.site == "post_rope" and profile.heads[0].score is not None
     assert [entry.score for entry in profile.heads] == sorted((entry.score for entry in profile.heads), reverse=True)
     figures = json.loads((out / "report.json").read_text())
     assert [cell["count"] for cell in figures["cells"]] == [2, 4]
-    assert any(row["variant"].startswith("random") for row in figures["choice"]["table"])
+    variants = {row["variant"] for row in figures["choice"]["table"]}
+    assert any(name.startswith("random") for name in variants)
+    assert len([name for name in variants if name.endswith("-polished")]) == 2  # the best ones and the random ones alike
     text = (out / "report.md").read_text()
     for image in ("heads.png", "mass.png", "alpha.png", "quality.png", "surface.png"):
         assert image in text and (out / image).stat().st_size > 1000
@@ -87,6 +91,7 @@ _KILLED_IN = [
     "recording",
     "training directions (mass)",
     "choosing heads and loss",
+    "polishing directions",
     "measuring activation",
     "fitting alpha",
 ]

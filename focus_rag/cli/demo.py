@@ -172,9 +172,9 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
         [
             [
                 shorten(outcome.asked.question, 2 * _WIDTH),
-                shorten(outcome.asked.answers[0] if outcome.asked.answers else "", _WIDTH),
-                _marked(outcome.bare, outcome.bare_is_right),
-                _marked(outcome.focused, outcome.focused_is_right),
+                shorten(min(outcome.asked.answers, key=len, default=""), _WIDTH),
+                _marked(outcome.asked, outcome.bare, outcome.bare_is_right),
+                _marked(outcome.asked, outcome.focused, outcome.focused_is_right),
             ]
             for outcome in outcomes
         ],
@@ -187,5 +187,10 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     typer.echo(f"right only focused {report['only_focused']}, right only bare {report['only_bare']}")
 
 
-def _marked(text: str, right: bool) -> str:
-    return f"{'✓' if right else '✗'} {shorten(text, _WIDTH)}"
+def _marked(asked: _Question, text: str, right: bool) -> str:
+    """The answer; where it begins like the accepted sentence up to its "is", only what comes after."""
+    words, wanted = text.split(" "), asked.answers[0].split(" ") if len(asked.answers) > 1 else []
+    alike = next((i for i, pair in enumerate(zip(words, wanted, strict=False)) if pair[0] != pair[1]), min(len(words), len(wanted)))
+    lead = max((i + 1 for i, word in enumerate(wanted[:alike]) if word == "is"), default=0)
+    rest = " ".join(["…", *words[lead:]]) if lead else text
+    return f"{'✓' if right else '✗'} {shorten(rest, _WIDTH)}"

@@ -43,6 +43,9 @@ def command(
         bool, typer.Option("--positions", help="Also with the gold first, in the middle and last.")
     ] = False,
     gold_missing: Annotated[bool, typer.Option("--gold-missing", help="Also without the gold passage.")] = False,
+    rich: Annotated[
+        float, typer.Option("--rich", help="Share of the generated questions and facts not put plainly, 0 to 1.")
+    ] = 0.0,
     limit: Annotated[int, typer.Option("--limit", help="Questions in each cell.")] = 300,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
@@ -71,7 +74,8 @@ def command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    source, for_dev = _source(data, docs, seed), None if dev is None else _source(dev, docs, seed)
+    source = _source(data, docs, seed, rich)
+    for_dev = None if dev is None else _source(dev, docs, seed, rich)
     for reason, count in getattr(source, "skipped", {}).items():
         note(f"left out: {reason} ({count})")
     generator = load_generator(model, profile)
@@ -92,11 +96,11 @@ def command(
         typer.echo(f"{page} has all cells, pictures and what each method does")
 
 
-def _source(data: Path | None, docs: Path | None, seed: int) -> CaseSource:
+def _source(data: Path | None, docs: Path | None, seed: int, rich: float) -> CaseSource:
     from focus_rag.evaluation.cases import EmbeddedCases
     from focus_rag.evaluation.datasets import load_cases
 
-    return EmbeddedCases() if data is None else load_cases(data, documents=docs, seed=seed)
+    return EmbeddedCases(rich=rich) if data is None else load_cases(data, documents=docs, seed=seed)
 
 
 def _counts(text: str) -> tuple[int | None, ...]:

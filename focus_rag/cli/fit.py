@@ -92,7 +92,7 @@ def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings)
             bar.update(tasks[phase], completed=done, total=total)
 
         return fit_profile(
-            bare.model, bare.tokenizer, given, out, settings, model_id=model or bare.model_name, progress=report
+            bare.model, bare.tokenizer, given, out, settings, model_id=model or "focus_rag embedded reader", progress=report
         )
 
 

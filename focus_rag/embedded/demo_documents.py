@@ -14,11 +14,13 @@ from focus_rag.embedded import world
 
 _SEED = 20
 _TELLING = world.Telling(rich=0.0, title_share=1.0)
+_SIBLINGS = 9
+_ASKED = 5
 _KINDS = ("organisation", "product", "person", "incident", "policy", "release", "place")
 
 
 def write_demo(folder: Path) -> int:
-    """Write a small corpus of confusable documents and one question for most of them.
+    """Write a small corpus of confusable documents and five questions for each family of them.
 
     Args:
         folder: Gets `NN-name.md` files (a heading, then the text) and `questions.jsonl` with `question`, `answers` and
@@ -33,7 +35,8 @@ def write_demo(folder: Path) -> int:
     number = 0
     for kind in _KINDS:
         head = world.new_entity(rng, "test", kind)
-        for entity in (head, *(world.sibling(rng, "test", head) for _ in range(3))):
+        first = len(questions)
+        for entity in (head, *(world.sibling(rng, "test", head) for _ in range(_SIBLINGS))):
             keys = rng.sample(list(entity.facts), 4)
             told = [keys[:2], keys[2:]] if entity is head else [keys[:3]]
             for part in told:
@@ -42,6 +45,8 @@ def write_demo(folder: Path) -> int:
                 text = world.passage(rng, "test", entity, part, _TELLING).text
                 (folder / name).write_text(f"# {entity.name}\n\n{text}\n", encoding="utf-8")
                 asked = rng.choice(part)
+                if len(questions) - first == _ASKED:
+                    continue
                 questions.append(
                     {
                         "question": world.question(rng, "test", entity, asked, _TELLING),

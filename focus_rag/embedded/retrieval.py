@@ -1,12 +1,18 @@
-"""Examples for fitting and evaluation: a generated corpus, a BM25 retriever over it, and questions with what it returns."""
+"""Examples for fitting and evaluation: a generated corpus, a BM25 retriever over it, and questions with what it returns.
+
+`python -m focus_rag.embedded.retrieval --split dev --questions 320 --passages 20 --rich 0 --out FILE.jsonl` writes some.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focus_rag.embedded import world
@@ -185,3 +191,27 @@ def evaluation_examples(
             }
         )
     return examples
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: write examples as JSON lines."""
+    parser = argparse.ArgumentParser(
+        prog="python -m focus_rag.embedded.retrieval", description="Write questions of the generated world with their passages."
+    )
+    parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
+    parser.add_argument("--questions", type=int, default=320)
+    parser.add_argument("--passages", type=int, default=20, help="passages of each question")
+    parser.add_argument("--noise", type=float, default=1.0, help="share of hard distractors")
+    parser.add_argument("--rich", type=float, default=0.0, help="share of facts and questions not put plainly")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    examples = evaluation_examples(
+        given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich
+    )
+    lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    given.out.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

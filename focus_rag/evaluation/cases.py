@@ -120,14 +120,16 @@ class EmbeddedCases:
 
     Args:
         split: "dev" to choose by, "test" to report.
+        rich: Share of facts told and of questions asked in sentence forms that training did not have; the rest are put plainly.
     """
 
-    def __init__(self, split: Literal["train", "dev", "test"] = "test") -> None:
+    def __init__(self, split: Literal["train", "dev", "test"] = "test", rich: float = 0.0) -> None:
         self.split = split
+        self.rich = rich
 
     @property
     def name(self) -> str:
-        return f"generated world, {self.split} split"
+        return f"generated world, {self.split} split, {self.rich:.0%} in free sentence forms"
 
     def cases(self, cell: Cell, limit: int | None, seed: int) -> tuple[Case, ...]:
         """Questions with `count` passages (20 if not given) at a noise (1 if not given)."""
@@ -141,6 +143,7 @@ class EmbeddedCases:
             count,
             noise,
             seed,
+            rich=self.rich,
             with_gold=not cell.gold_missing,
         )
         rest = cell.model_copy(update={"count": None, "noise": None, "gold_missing": False})

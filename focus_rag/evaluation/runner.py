@@ -297,7 +297,7 @@ def _split(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSource, Case
                 FileCases(f"one question in {_DEV_PART} of {source.name}", for_dev, {}),
             )
         return source, source
-    return source, EmbeddedCases("dev")
+    return source, EmbeddedCases("dev", source.rich if isinstance(source, EmbeddedCases) else 0.0)
 
 
 def _describe(generator: FocusGenerator, source: CaseSource, dev: CaseSource, settings: EvalSettings) -> dict[str, Any]:
