@@ -9,6 +9,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 from focus_rag.embedded import world
 
@@ -31,7 +32,7 @@ def write_demo(folder: Path) -> int:
     """
     rng = random.Random(_SEED)
     folder.mkdir(parents=True, exist_ok=True)
-    questions = []
+    questions: list[dict[str, Any]] = []
     number = 0
     for kind in _KINDS:
         head = world.new_entity(rng, "test", kind)
