@@ -106,6 +106,8 @@ def _head_map(evaluation: Evaluation) -> bytes | None:
     )  # fmt: skip
     figure.colorbar(drawn, label="contextual score (mass on gold)")
     axes.set(xlabel="layer", ylabel="query head")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
