@@ -274,22 +274,19 @@ class FocusGenerator:
 
     async def astream(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> AsyncAnswerStream:
         """`stream` for `async for`: `async for piece in await generator.astream(...)`."""
-        return self._async_stream(self._request(options, question=question, passages=tuple(passages)))
+        return await self.arun_stream(self._request(options, question=question, passages=tuple(passages)))
 
     async def astream_generate(
         self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
     ) -> AsyncAnswerStream:
         """`stream_generate` for `async for`."""
-        return self._async_stream(self._text_request(messages_or_prompt, passages, options))
-
-    def _async_stream(self, request: Request) -> AsyncAnswerStream:
-        return AsyncAnswerStream(
-            lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
-        )
+        return await self.arun_stream(self._text_request(messages_or_prompt, passages, options))
 
     async def arun_stream(self, request: Request) -> AsyncAnswerStream:
         """`run_stream` for `async for`; input errors are raised by the stream."""
-        return self._async_stream(request)
+        return AsyncAnswerStream(
+            lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
+        )
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         context = contextvars.copy_context()
