@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from focus_rag.embedded import train
+from focus_rag.embedded import train, world
 from focus_rag.embedded.batches import BatchStream, Stage, one_row
+from focus_rag.embedded.questions import question_row
 from focus_rag.embedded.real_text import cloze, load_real_text
 from focus_rag.embedded.rows import Conversation, question_content
 from focus_rag.embedded.tokenizer import load_tokenizer
@@ -75,8 +76,24 @@ def test_what_follows_from_the_question_weighs_less_than_what_must_be_found(toke
     assert tokenizer.decode(row.tokens[answer][:-1]) == "The mayor of Veldham is Ann Cole."
     lead = len(tokenizer("The mayor of Veldham is", add_special_tokens=False)["input_ids"])
     weights = row.weights[answer]
-    assert max(weights[1:lead]) < weights[0] < weights[lead]
-    assert min(weights[lead:]) > max(weights[1:lead])
+    assert max(weights[:lead]) < min(weights[lead:])
+    assert weights[lead] > max(weights[lead + 1 :])
+
+
+def test_what_no_passage_states_is_asked_for_and_answered_so(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    told = world.Telling(rich=0.0)
+    common = {"n_passages": 3, "n_hard": 1, "n_follow_ups": 40}
+    missing = question_row(random.Random(1), tokenizer, "train", told, **common, missing=True)
+    assert missing.first_answer is not None
+    first = tokenizer.decode(missing.tokens[slice(*missing.first_answer)][:-1])
+    assert first.endswith(" is not stated.")
+    assert first.removesuffix(" not stated.") in tokenizer.decode(missing.tokens)
+    shares = []
+    for unstated in (0.0, 0.5, 1.0):
+        row = question_row(random.Random(2), tokenizer, "train", told, **common, missing=False, unstated=unstated)
+        turns = tokenizer.decode(row.tokens).split("<|assistant|>")[2:]
+        shares.append(sum("is not stated." in turn.split("<|end|>")[0] for turn in turns) / len(turns))
+    assert shares[0] == 0 < shares[1] < shares[2] == 1
 
 
 def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # type: ignore[no-untyped-def]
@@ -134,6 +151,22 @@ def test_batches_keep_to_their_size_and_repeat(tokenizer) -> None:  # type: igno
     assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= STAGES[1].tokens
+
+
+def test_a_run_can_start_from_saved_weights(tmp_path: Path) -> None:
+    first = train.Trainer(tmp_path / "first", SETTINGS, STAGES)
+    first.run(steps=2)
+    second = train.Trainer(tmp_path / "second", SETTINGS, STAGES, start=tmp_path / "first" / "model")
+    for mine, theirs in zip(second.model.parameters(), first.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.to(torch.bfloat16).float(), rtol=0, atol=0)
+    assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    train.Trainer(tmp_path / "first", SETTINGS, STAGES).checkpoint()
+    other = SETTINGS.model_copy(update={"shape": SHAPE.model_copy(update={"layers": 1})})
+    with pytest.raises(InvalidInputError, match="another shape"):
+        train.Trainer(tmp_path / "second", other, STAGES, start=tmp_path / "first" / "model")
 
 
 def test_two_runs_give_the_same_weights(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
-from focus_rag.embedded.questions import question_row
+from focus_rag.embedded.questions import add_answer, question_row
 from focus_rag.embedded.real_text import RealText, cloze
-from focus_rag.embedded.rows import FOUND, NOT_STATED, Conversation, Row, question_content
+from focus_rag.embedded.rows import FOUND, Conversation, Row, question_content
 from focus_rag.embedded.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Stage:
         rich: Lowest and highest share of facts told and asked in one of the many sentence forms, not plainly; drawn for
             each row.
         missing: Share of contexts without the gold passage.
+        unstated: Share of the further questions that ask for what no passage states.
         copying: Share of rows that repeat a random token sequence.
         copy_tokens: How many different tokens those are drawn from; 0 is the whole vocabulary. Copying appears
             sooner over few tokens, and carries over to all.
@@ -37,8 +38,10 @@ class Stage:
             name at its barest, with many answers for few tokens.
         idle: Share of rows in which there is nothing to look up.
         cloze: Share of rows made from real text, if there is any.
-        long: Share of question rows at full length: `long_passages` passages, no more of them hard than above.
+        long: Share of question rows at full length.
         long_passages: Fewest and most passages of those.
+        long_hard: Fewest and most hard distractors among them.
+        long_follow_ups: Fewest and most further questions on them.
         tokens: Tokens of a batch, padding included.
         until: Go on to the next stage once the running share of exact first answers (in a stage
             without questions: of predicted tokens) is this high.
@@ -53,6 +56,7 @@ class Stage:
     follow_ups: tuple[int, int] = (3, 6)
     rich: tuple[float, float] = (0.0, 1.0)
     missing: float = 0.1
+    unstated: float = 0.0
     copying: float = 0.1
     copy_tokens: int = 0
     pairs: float = 0.0
@@ -60,6 +64,8 @@ class Stage:
     cloze: float = 0.0
     long: float = 0.0
     long_passages: tuple[int, int] = (15, 40)
+    long_hard: tuple[int, int] = (0, 3)
+    long_follow_ups: tuple[int, int] = (3, 6)
     tokens: int = 3072
     until: float = 2.0
     steps: int = 0
@@ -134,8 +140,9 @@ def _idle_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFa
         conversation.assistant("Noted.", 0.3)
     elif choice < 0.8:
         entity = world.new_entity(rng, split)
-        conversation.user(world.question(rng, split, entity, rng.choice(list(entity.facts)), telling))
-        conversation.assistant(NOT_STATED, 0.3)
+        key = rng.choice(list(entity.facts))
+        conversation.user(world.question(rng, split, entity, key, telling))
+        add_answer(conversation, entity, key, stated=False, weight=0.3)
     if choice >= 0.6:
         said, reply = rng.choice(_CHAT)
         conversation.user(said)
@@ -171,15 +178,17 @@ def one_row(
     draw -= stage.idle
     if draw < stage.cloze and real is not None:
         return _cloze_row(rng, stage, tokenizer, real)
+    is_long = rng.random() < stage.long
     return question_row(
         rng,
         tokenizer,
         split,
         world.Telling(sentences=stage.sentences, rich=rng.uniform(*stage.rich)),
-        n_passages=rng.randint(*(stage.long_passages if rng.random() < stage.long else stage.passages)),
-        n_hard=rng.randint(*stage.hard),
-        n_follow_ups=rng.randint(*stage.follow_ups),
+        n_passages=rng.randint(*(stage.long_passages if is_long else stage.passages)),
+        n_hard=rng.randint(*(stage.long_hard if is_long else stage.hard)),
+        n_follow_ups=rng.randint(*(stage.long_follow_ups if is_long else stage.follow_ups)),
         missing=rng.random() < stage.missing,
+        unstated=stage.unstated,
     )
 
 

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def _answer(conversation: Conversation, entity: world.Entity, key: str) -> None:
-    """Add the plain statement of a fact as what the model is to say."""
-    statement = world.plain_statement(entity, key)
-    value = f"{entity.facts[key]}."
-    conversation.assistant(value, lead=statement.removesuffix(value).rstrip())
+def add_answer(conversation: Conversation, entity: world.Entity, key: str, *, stated: bool = True, weight: float = 1.0) -> None:
+    """Add what the model is to say: the plain statement of a fact, with "not stated" in place of a value that no passage tells.
+
+    So the reader decides where the value would stand, with the whole statement to look for, and what it attends to when it finds
+    nothing is the instruction at the prompt's start.
+    """
+    value = entity.facts[key] if stated else NOT_STATED
+    statement = world.plain_statement(entity, key, value)
+    conversation.assistant(f"{value}.", weight, lead=statement.removesuffix(f"{value}.").rstrip())
 
 
 def question_row(
@@ -30,6 +34,7 @@ def question_row(
     n_hard: int,
     n_follow_ups: int,
     missing: bool,
+    unstated: float = 0.0,
 ) -> Row:
     """One conversation.
 
@@ -43,6 +48,7 @@ def question_row(
             same kind or on anything else.
         n_follow_ups: Further questions, on any passage shown.
         missing: Whether the passage that answers the first question is left out.
+        unstated: Share of the further questions that ask for what no passage states.
     """
     head = world.new_entity(rng, split)
     key = rng.choice(list(head.facts))
@@ -58,14 +64,16 @@ def question_row(
     conversation = Conversation()
     content = question_content(world.question(rng, split, head, key, telling), [passage.content for passage in told])
     conversation.user(content)
-    if missing:
-        conversation.assistant(NOT_STATED)
-    else:
-        _answer(conversation, head, key)
+    add_answer(conversation, head, key, stated=not missing)
+    stated = {(passage.about.name, one) for passage in told for one in passage.keys}
+    untold = [(passage.about, one) for passage in told for one in passage.about.facts if (passage.about.name, one) not in stated]
     askable = [
         (passage.about, one) for passage in told for one in passage.keys if (passage.about.name, one) != (head.name, key)
     ]
     for entity, one in rng.sample(askable, min(len(askable), n_follow_ups)):
+        is_stated = not untold or rng.random() >= unstated
+        if not is_stated:
+            entity, one = rng.choice(untold)
         conversation.user(world.question(rng, split, entity, one, telling))
-        _answer(conversation, entity, one)
+        add_answer(conversation, entity, one, stated=is_stated)
     return conversation.row(tokenizer)

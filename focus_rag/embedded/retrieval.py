@@ -163,6 +163,7 @@ def evaluation_examples(
     examples = []
     for number in range(n):
         entity, key, gold = questions.choice(source.askable)
+        value = entity.facts[key] if with_gold else NOT_STATED
         question = world.question(questions, split, entity, key, telling)
         scores = source.retriever.scores(question)
         ranked = [int(i) for i in (-scores).argsort(kind="stable") if i != gold]
@@ -178,7 +179,7 @@ def evaluation_examples(
             {
                 "id": f"world-{split}-{seed}-{number}",
                 "question": question,
-                "answers": [world.plain_statement(entity, key), entity.facts[key]] if with_gold else [NOT_STATED],
+                "answers": [world.plain_statement(entity, key, value), value],
                 "passages": [
                     {
                         "text": source.passages[i].text,

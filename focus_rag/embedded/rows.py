@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 NOT_STATED = "not stated"
 # Weights of tokens of an answer: finding where the value begins is the task, the rest of the value is copying, and what leads up
-# to it follows from the question. Whether there is an answer at all is decided by its first token.
+# to it follows from the question.
 FOUND = 4.0
 LEAD = 0.4
-BEGINNING = 1.0
 INSTRUCTION = "Answer the question from the passages. If they do not hold the answer, say: not stated."
 
 
@@ -52,9 +51,9 @@ class Conversation:
         """What the model is to say: `lead`, which follows from the question alone, and then what has to be found."""
         self.pieces.append(("<|assistant|>", 0.0, 0.0))
         if lead:
-            self.pieces += [(lead, LEAD * weight, BEGINNING * weight), (text, weight, FOUND * weight)]
+            self.pieces += [(lead, LEAD * weight, LEAD * weight), (text, weight, FOUND * weight)]
         else:
-            self.pieces.append((text, weight, BEGINNING * weight))
+            self.pieces.append((text, weight, weight))
         self.pieces.append(("<|end|>", weight, weight))
 
     def row(self, tokenizer: PreTrainedTokenizerFast, source: str = "question") -> Row:

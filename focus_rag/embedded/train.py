@@ -84,10 +84,10 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0, until=0.9, steps=1000, lr=2.0),
         Stage("copying all tokens", copying=1.0, idle=0.0, until=0.85, steps=400, lr=2.0),
         Stage("pairs", pairs=0.95, copying=0.05, idle=0.0, until=0.85, steps=400, lr=2.0),
-        Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
-        Stage("some sentences", rich=(0.4, 0.4), missing=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
-        Stage("more sentences", rich=(0.0, 0.9), missing=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
-        Stage("full length", rich=(0.0, 0.9), missing=0.1, passages=(1, 6), hard=(0, 3), sentences=(1, 3), follow_ups=(3, 8), long=0.08, copying=0.01, cloze=0.02, tokens=4096, lr=0.6),
+        Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, unstated=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
+        Stage("some sentences", rich=(0.4, 0.4), missing=0.05, unstated=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
+        Stage("more sentences", rich=(0.0, 0.9), missing=0.05, unstated=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
+        Stage("all sentences", rich=(0.2, 1.0), missing=0.1, unstated=0.15, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
     )  # fmt: skip
 
 
@@ -248,6 +248,19 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+def _load_weights(model: LlamaForCausalLM, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (OSError, RuntimeError) as error:
+        raise InvalidInputError(f"The weights of {path} cannot be the start of this training: {error}") from error
+    missing = [name for name in missing if name != "lm_head.weight"]  # tied to the embeddings
+    if missing or unexpected:
+        raise InvalidInputError(f"{path} is a model of another shape: it lacks {missing} and has {unexpected} besides.")
+
+
 class Trainer:
     """One training run with its checkpoints in `out`.
 
@@ -258,9 +271,10 @@ class Trainer:
         real: Real text to mix in, if any.
         device: Where to train.
         resume: Go on from `out/state.pt`.
+        start: Folder of a saved model whose weights and tokenizer the run starts from, with new optimizer states.
 
     Raises:
-        InvalidInputError: `resume` without a checkpoint in `out`.
+        InvalidInputError: `resume` without a checkpoint in `out`, or `start` of another shape.
     """
 
     def __init__(
@@ -271,6 +285,7 @@ class Trainer:
         real: RealText | None = None,
         device: str = "cpu",
         resume: bool = False,
+        start: Path | None = None,
     ) -> None:
         import torch
 
@@ -283,9 +298,11 @@ class Trainer:
             state = torch.load(out / "state.pt", weights_only=True, map_location=device)
             self.tokenizer = load_tokenizer(out)
         else:
-            self.tokenizer = new_tokenizer(settings, real)
+            self.tokenizer = load_tokenizer(start) if start else new_tokenizer(settings, real)
             self.tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
         self.model = new_model(settings.shape, self.tokenizer, settings.seed).to(device)
+        if start is not None and state is None:
+            _load_weights(self.model, start)
         self.optimizers = _Optimizers(self.model, settings)
         self.step = self.stage = self.stage_step = 0
         if state is not None:
@@ -379,7 +396,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="budget in minutes")
     parser.add_argument("--steps", type=int, help="budget in steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--stage", type=int, help="with --resume: go on in this stage of the curriculum (from 0)")
+    parser.add_argument("--stage", type=int, help="go on in this stage of the curriculum (from 0)")
+    parser.add_argument("--start", type=Path, help="folder of a saved model to start from, with new optimizer states")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--real-text", type=Path, help="file in SQuAD format whose paragraphs are mixed in")
     parser.add_argument("--seed", type=int, default=TrainSettings().seed)
@@ -395,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     real = load_real_text(options.real_text) if options.real_text else None
     settings = TrainSettings(seed=options.seed)
     try:
-        trainer = Trainer(options.out, settings, curriculum(), real, options.device, options.resume)
+        trainer = Trainer(options.out, settings, curriculum(), real, options.device, options.resume, options.start)
     except InvalidInputError as error:
         parser.error(str(error))
     if options.stage is not None:

@@ -163,9 +163,9 @@ def _in_full(entity: Entity) -> str:
     return f"the {entity.name}" if entity.kind in _ARTICLE else entity.name
 
 
-def plain_statement(entity: Entity, key: str) -> str:
-    """The plain statement of a fact; the embedded reader answers in it."""
-    return f"The {key} of {_in_full(entity)} is {entity.facts[key]}."
+def plain_statement(entity: Entity, key: str, value: str | None = None) -> str:
+    """The plain statement of a fact; the embedded reader answers in it. `value` stands in for the fact's own."""
+    return f"The {key} of {_in_full(entity)} is {value or entity.facts[key]}."
 
 
 def plain_question(entity: Entity, key: str) -> str:
