@@ -173,7 +173,7 @@ def _start_for_copying(model: LlamaForCausalLM) -> None:
                     bias[half:][chosen] = strength * torch.sin(angles)
 
 
-class _Optimizers:
+class Optimizers:
     """Muon for the matrices inside the layers, AdamW for the rest, one shared learning rate factor."""
 
     def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
@@ -185,7 +185,7 @@ class _Optimizers:
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(inner, lr=settings.matrix_lr, weight_decay=settings.weight_decay, adjust_lr_fn="original"),
-            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda),
         ]
         self._full = [settings.matrix_lr, settings.lr]
 
@@ -237,14 +237,14 @@ def first_answers_exact(rows: list[Row], right: torch.Tensor) -> list[bool]:
     ]
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model (bfloat16) and tokenizer as transformers loads them."""
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, largest_file: str = "1GB") -> None:
+    """Write model (bfloat16, in files of at most `largest_file`) and tokenizer as transformers loads them."""
     import copy
 
     import torch
 
     half = copy.deepcopy(model).to(torch.bfloat16).cpu()
-    half.save_pretrained(folder)
+    half.save_pretrained(folder, max_shard_size=largest_file)
     tokenizer.save_pretrained(folder)
 
 
@@ -303,7 +303,7 @@ class Trainer:
         self.model = new_model(settings.shape, self.tokenizer, settings.seed).to(device)
         if start is not None and state is None:
             _load_weights(self.model, start)
-        self.optimizers = _Optimizers(self.model, settings)
+        self.optimizers = Optimizers(self.model, settings)
         self.step = self.stage = self.stage_step = 0
         if state is not None:
             self.model.load_state_dict(state["model"])
