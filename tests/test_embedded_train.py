@@ -15,6 +15,7 @@ from focus_rag.embedded.batches import BatchStream, Stage, one_row
 from focus_rag.embedded.questions import question_row
 from focus_rag.embedded.real_text import cloze, load_real_text
 from focus_rag.embedded.rows import Conversation, question_content
+from focus_rag.embedded.short_attention import attend
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage
@@ -104,6 +105,17 @@ def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # typ
     row = conversation.row(tokenizer)
     assert row.first_answer is not None
     assert row.tokens[: row.first_answer[0]] == list(built.input_ids)
+
+
+@pytest.mark.parametrize("rows", [5, 320, 321, 700, 1600])
+def test_attention_in_blocks_of_rows_is_causal_attention(rows: int) -> None:
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, rows, 16) for heads in (4, 2, 2))
+    output, _ = attend(module, query, key, value, None)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(output, wanted.transpose(1, 2), rtol=0, atol=2e-6)
 
 
 def test_every_kind_of_row_has_something_to_learn(tokenizer, real_file: Path) -> None:  # type: ignore[no-untyped-def]
