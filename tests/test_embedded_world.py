@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 
@@ -26,6 +27,28 @@ def test_no_sentence_form_belongs_to_two_splits() -> None:
                 assert all(forms)
                 together = [form for part in forms for form in part]
                 assert len(together) == len(set(together))
+
+
+def _bare(form: str) -> set[str]:
+    """All that a form can read as once its choices are made, without its slots, marks and capitals."""
+    parts = [part.split("|") if i % 2 else [part] for i, part in enumerate(re.split(r"\[([^\[\]]*)\]", form))]
+    readings = (re.sub(r"\{[^}]*\}", "_", "".join(chosen)) for chosen in itertools.product(*parts))
+    return {" ".join(re.findall(r"\w+", reading.lower())) for reading in readings}
+
+
+@pytest.mark.parametrize("kind", names.ENTITY_NAMES)
+def test_no_training_form_can_read_like_a_held_out_one(kind: str) -> None:
+    for trained, *held_out in zip(*(phrasings(split).attributes[kind] for split in SPLITS), strict=True):
+        for part in ("forms", "questions", "past"):
+            seen = {reading for form in getattr(trained, part) for reading in _bare(form)}
+            for row in held_out:
+                assert row.key == trained.key
+                for form in getattr(row, part):
+                    assert not seen & _bare(form)
+
+
+def test_free_choices_are_all_compared() -> None:
+    assert _bare("{S} [runs|is run] by {v!}.") == {"_ runs by _", "_ is run by _"}
 
 
 @pytest.mark.parametrize("kind", names.ENTITY_NAMES)
