@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -135,11 +134,21 @@ def split_examples(examples: Sequence[Example], *, dev_share: float) -> tuple[li
     return ranked[n_dev:], ranked[:n_dev]
 
 
+class _PunctuationToSpaces(dict[int, str]):
+    """A table for `str.translate` that learns every character it meets: typographic marks and symbols count as well."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        self[code] = " " if unicodedata.category(letter)[0] in "PS" else letter
+        return self[code]
+
+
+_PUNCTUATION_TO_SPACES = _PunctuationToSpaces()
+
+
 def normalised(text: str) -> str:
     """Lower case, without punctuation, articles and doubled spaces: the usual normal form of short answers."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(" " if letter in string.punctuation else letter for letter in text)
-    words = text.split()
+    words = unicodedata.normalize("NFKC", text).lower().translate(_PUNCTUATION_TO_SPACES).split()
     # An answer that is nothing but an article is a letter somebody asked for.
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 

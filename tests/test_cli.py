@@ -12,7 +12,7 @@ import pytest
 
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
-from focus_rag.cli.demo import holds_answer, read_questions
+from focus_rag.cli.demo import read_questions
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
 from focus_rag.errors import DocumentError, InvalidInputError
@@ -133,12 +133,6 @@ def test_inspect_shows_and_draws(saved, tmp_path, capsys):
     assert main(["inspect", saved[3], "--png", str(tmp_path / "heads.png")]) == 0
     assert "4 contextual heads" in capsys.readouterr().out
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_words_of_an_answer():
-    assert holds_answer("It was the Old Mill.", ("old mill",))
-    assert not holds_answer("in 18820", ("1882",))
-    assert not holds_answer("anything", ("", "the"))
 
 
 def test_control_characters_never_reach_the_terminal():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from focus_rag.cli.loading import JsonOption, ModelOption, ProfileOption, load_generator
 from focus_rag.cli.output import progress, shorten, write_json, write_table
 from focus_rag.errors import DocumentError, InvalidInputError
+from focus_rag.examples import holds_answer
 
 if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
@@ -94,16 +94,6 @@ def read_questions(path: Path) -> list[_Question]:
     if not asked:
         raise DocumentError(f"{path} holds no questions.")
     return asked
-
-
-def holds_answer(text: str, answers: tuple[str, ...]) -> bool:
-    """Whether one of the answers stands in the text as whole words, case, punctuation and articles aside."""
-    words = f" {_normal(text)} "
-    return any(wanted and f" {wanted} " in words for wanted in map(_normal, answers))
-
-
-def _normal(text: str) -> str:
-    return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the"))
 
 
 def _retrieve(documents: Path, asked: list[_Question], top_k: int) -> list[list[Passage]]:
