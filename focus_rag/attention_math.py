@@ -92,12 +92,14 @@ class AttentionCall:
         query: `(batch, query_heads, tokens, head_dim)`, after RoPE.
         key: `(batch, key_heads, keys, head_dim)`, after RoPE, cached keys included.
         value: `(batch, key_heads, keys, value_dim)`.
-        mask: None (causal), boolean or additive `(batch or 1, query_heads or 1, tokens, keys)`, `(batch, keys)` padding, or
-            the block mask of flex attention.
+        mask: None (causal), boolean or additive `(batch or 1, query_heads or 1, tokens, keys)`, `(batch, filled keys)` padding
+            (flash attention; keys after it are the empty tail of a static cache), or the block mask of flex attention.
         scaling: Factor on the logits.
         softcap: Logits are squashed to `softcap * tanh(logits / softcap)`, if given.
         window: Sliding window in tokens, if the layer has one.
         sinks: `(query_heads,)` extra logits that take part in the softmax and hold no value, if the layer has them.
+        starts_first: Whether the first of several tokens sees the first key where there is no mask (sdpa, which then has a
+            static cache's empty tail behind the tokens). Flash attention lines the last token up with the last key.
     """
 
     query: Tensor
@@ -108,6 +110,17 @@ class AttentionCall:
     softcap: float | None = None
     window: int | None = None
     sinks: Tensor | None = None
+    starts_first: bool = True
+
+    @property
+    def filled(self) -> int:
+        """Keys that hold something: all of them, but for the empty tail of a static cache where the mask does not hide it."""
+        tokens, keys = self.query.shape[2], self.key.shape[2]
+        if self.mask is None:
+            return tokens if self.starts_first and tokens > 1 else keys
+        if isinstance(self.mask, Tensor) and self.mask.dim() == 2:
+            return min(keys, self.mask.shape[1])
+        return keys
 
 
 def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
@@ -123,10 +136,8 @@ def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor) -> Ite
     Yields:
         The heads of the group and their weights `(batch, len(group), rows, keys)`: probability mass in float32.
     """
-    tokens, keys = call.query.shape[2], call.key.shape[2]
+    tokens, keys = call.query.shape[2], call.filled
     group_size = call.query.shape[1] // call.key.shape[1]
-    if call.mask is None and tokens > 1 and keys > tokens:
-        keys = tokens  # a static cache's empty tail: sdpa cuts it off in exactly this case
     visible = visible_keys(call, rows, tokens, keys)
     for key_head in sorted({head // group_size for head in heads}):
         group = [head for head in heads if head // group_size == key_head]
@@ -171,11 +182,8 @@ def _block_mask_rows(mask: BlockMask, call: AttentionCall, rows: Tensor, keys: i
 
 def last_position(call: AttentionCall) -> int:
     """Position among the keys of the last query, told from the mask where the cache may have an empty tail."""
-    tokens, keys = call.query.shape[2], call.key.shape[2]
-    if call.mask is None:
-        # sdpa gets no mask where there is nothing to hide: one token after a full cache, or the start of an empty one.
-        return keys - 1 if tokens == 1 else tokens - 1
-    if isinstance(call.mask, Tensor) and call.mask.dim() == 2:
+    tokens, keys = call.query.shape[2], call.filled
+    if call.mask is None or (isinstance(call.mask, Tensor) and call.mask.dim() == 2):
         return keys - 1
     last_row = torch.tensor([tokens - 1], device=call.query.device)
     visible = visible_keys(call, last_row, tokens, keys)

@@ -81,7 +81,8 @@ class AttentionTap:
             if self.across_threads:
                 _open_everywhere = (*_open_everywhere, self)
         if not self.across_threads:
-            _OPEN_HERE.set((*_OPEN_HERE.get(), self))
+            # Taps that were closed from another context are let go of here.
+            _OPEN_HERE.set((*(tap for tap in _OPEN_HERE.get() if tap._is_open), self))
 
     def close(self) -> None:
         """Stop serving; closing twice does no harm."""
@@ -148,7 +149,7 @@ class _WrappedInterface:
     def install(self) -> None:
         try:
             for name in dict.fromkeys([*self.interface, "eager"]):
-                self._ours[name] = _tapped(self._own.get(name, self.interface._global_mapping.get(name)))
+                self._ours[name] = _tapped(name, self._own.get(name, self.interface._global_mapping.get(name)))
                 self.interface[name] = self._ours[name]
         except BaseException:
             self.remove()
@@ -183,8 +184,9 @@ def _unwrap(interface: Any) -> None:
         del _wrapped[id(interface)]
 
 
-def _tapped(original: Callable[..., Any] | None) -> Callable[..., Any]:
+def _tapped(name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
     """Wrap an attention function; None stands for the eager function of the calling module's own file."""
+    starts_first = "flash" not in name
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -202,7 +204,7 @@ def _tapped(original: Callable[..., Any] | None) -> Callable[..., Any]:
         watching = [tap for tap in taps if tap._watches]
         if not watching:
             return output, weights
-        call = _call_of(module, query, key, value, attention_mask, kwargs)
+        call = _call_of(module, query, key, value, attention_mask, kwargs, starts_first)
         for tap in watching:
             tap.observe(tap.layers[module], call)
             output = tap.change(tap.layers[module], call, output)
@@ -212,12 +214,18 @@ def _tapped(original: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def _call_of(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+    starts_first: bool,
 ) -> AttentionCall:
     scaling = kwargs.get("scaling")
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
     sinks = kwargs.get("s_aux", getattr(module, "sinks", None))
     return AttentionCall(
-        query, key, value, mask, float(scaling), kwargs.get("softcap"), kwargs.get("sliding_window"), sinks
+        query, key, value, mask, float(scaling), kwargs.get("softcap"), kwargs.get("sliding_window"), sinks, starts_first
     )

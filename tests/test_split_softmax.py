@@ -7,9 +7,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from focus_rag import attention_math
 from focus_rag.errors import AttachError, InvalidInputError
+from focus_rag.measuring import SpanMeter
 from focus_rag.split_softmax import split_softmax
 from tests.test_measuring import HEADS, LENGTH, SPANS, batch
 from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model
@@ -117,6 +120,41 @@ def test_long_prompts_are_split_in_pieces_without_seams():
     with torch.no_grad(), split_by_hand(eager, [(5, 20)], 20, 0.3):
         expected = eager(ids).logits
     assert (ours - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements any tensor computed inside has."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("what", ["split softmax", "span mass"])
+def test_no_matrix_of_prompt_by_prompt_is_ever_made(what):
+    """Four heads share keys two by two: an eager layer makes 4 * 900 ** 2 elements, a mask alone 900 ** 2."""
+    model = tiny_model("llama", max_position_embeddings=1024)
+    ids = torch.randint(3, VOCABULARY, (1, 900), generator=torch.Generator().manual_seed(4))
+    opened = (
+        split_softmax(model, HEADS, [[(5, 20)]], 900, tau=0.3)
+        if what == "split softmax"
+        else SpanMeter(model, HEADS, [[(5, 20)]], 900)
+    )
+    with torch.no_grad(), LargestTensor() as bare:
+        model(ids, logits_to_keep=1)
+    with torch.no_grad(), opened, LargestTensor() as ours:
+        model(ids, logits_to_keep=1)
+    assert ours.elements < 900**2 / 3
+    assert bare.elements < ours.elements or what == "span mass"
+    with torch.no_grad(), LargestTensor() as eager:
+        tiny_model("llama", attention="eager", max_position_embeddings=1024)(ids, logits_to_keep=1)
+    assert eager.elements == 4 * 900**2
 
 
 def test_static_cache_and_beams_generate_what_they_generate_otherwise():
