@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ class GenerationSettings(BaseModel):
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[str, ...] = ()
 
     @field_validator("stop", mode="before")
@@ -100,6 +100,9 @@ class Request:
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text.strip()):
                 raise InvalidInputError(f"{name} must be a string that is not empty; got {text!r:.80}.")
+        if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
+            raise InvalidInputError(f"passages must be a list of Passage objects; got {type(self.passages).__name__}.")
+        object.__setattr__(self, "passages", tuple(self.passages))
         wrong = [passage for passage in self.passages if not isinstance(passage, Passage)]
         if wrong:
             raise InvalidInputError(

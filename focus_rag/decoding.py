@@ -41,10 +41,10 @@ class RowSampler(LogitsProcessor):
             if row is None:
                 continue
             warpers, generator = row
-            probabilities = (
-                warpers(input_ids[index : index + 1], scores[index : index + 1].float()).softmax(dim=-1).cpu()
-            )
-            token = int(torch.multinomial(probabilities[0], 1, generator=generator))
+            logits = scores[index : index + 1].float()
+            # Measured from the best one, so that no temperature, however low, makes them overflow.
+            logits = warpers(input_ids[index : index + 1], logits - logits.max())
+            token = int(torch.multinomial(logits.softmax(dim=-1)[0].cpu(), 1, generator=generator))
             chosen[index] = -float("inf")
             chosen[index, token] = 0.0
         return chosen

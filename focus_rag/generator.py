@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from focus_rag.alpha import AlphaChoice, FixedAlpha
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.decoding import RowSampler, RowStopping, RowText
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.measuring import SpanMeter
 from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage, RetrievalSignal
@@ -27,8 +27,6 @@ from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
 from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
-
-T = TypeVar("T")
 
 _REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
@@ -54,6 +52,9 @@ class FocusGenerator:
 
     One generation runs at a time; `answer_batch` is the way to throughput, with one alpha per row.
 
+    Attributes:
+        model_name: What the model is called in reports.
+
     Args:
         model: A Hugging Face causal LM.
         tokenizer: Its fast tokenizer.
@@ -63,6 +64,7 @@ class FocusGenerator:
         layout: How question and passages are laid out.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
+        name: What to call the model in reports; by default its id or the last part of its folder.
 
     Raises:
         ProfileMismatchError: The profile belongs to another model.
@@ -80,6 +82,7 @@ class FocusGenerator:
         layout: PromptLayout | None = None,
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
+        name: str | None = None,
     ) -> None:
         if profile is not None:
             profile.check(model, tokenizer)
@@ -92,6 +95,8 @@ class FocusGenerator:
         self.settings = settings or GenerationSettings()
         self.measure = measure
         self.max_batch = max_batch
+        path = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.model_name = name or path.rstrip("/").rsplit("/", maxsplit=1)[-1]
         self._prompts = PromptBuilder(tokenizer, layout)
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
@@ -136,15 +141,20 @@ class FocusGenerator:
 
         Raises:
             InvalidInputError: The model cannot be loaded.
+            MissingDependencyError: transformers needs a package for it that is not installed.
             ProfileError: The profile cannot be loaded.
             ProfileMismatchError: The profile belongs to another model.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        name = None
         if model is None:
             from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
 
+            name = "embedded reader"
             model, profile = embedded_model_folder(), profile or embedded_profile_folder()
+        if isinstance(profile, (str, Path)):  # read before the weights, which may take minutes
+            profile = FocusProfile.load(profile)
         optional = {
             "device_map": device_map,
             "quantization_config": quantization_config,
@@ -160,11 +170,11 @@ class FocusGenerator:
                 **{name: value for name, value in optional.items() if value is not None},
                 **model_kwargs,
             )
-        except (OSError, ValueError) as error:
+        except ImportError as error:
+            raise MissingDependencyError(f"The model {str(model)!r} cannot be loaded: {error}") from error
+        except Exception as error:  # a damaged or unknown model fails in whatever way it meets first
             raise InvalidInputError(f"The model {str(model)!r} cannot be loaded: {error}") from error
         loaded.eval()
-        if isinstance(profile, (str, Path)):
-            profile = FocusProfile.load(profile)
         return cls(
             loaded,
             tokenizer,
@@ -174,15 +184,7 @@ class FocusGenerator:
             layout=layout,
             measure=measure,
             max_batch=max_batch,
-        )
-
-    @property
-    def model_name(self) -> str:
-        """The model's id or the last part of its folder."""
-        return (
-            str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
-            .rstrip("/")
-            .rsplit("/", maxsplit=1)[-1]
+            name=name,
         )
 
     @property
@@ -209,11 +211,11 @@ class FocusGenerator:
             InvalidInputError: Something about the input cannot be used; the message says what.
             PromptTooLongError: The question alone does not fit the window.
         """
-        return self.run(self._request(options, question=question, passages=tuple(passages)))
+        return self.run(self._request(options, question=question, passages=passages))
 
     def stream(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> AnswerStream:
         """Like `answer`, piece by piece."""
-        return self.run_stream(self._request(options, question=question, passages=tuple(passages)))
+        return self.run_stream(self._request(options, question=question, passages=passages))
 
     def generate(
         self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
@@ -243,15 +245,11 @@ class FocusGenerator:
         Raises:
             InvalidInputError: One of them cannot be used; nothing is generated then.
         """
-        prepared = [self._prepare(request) for request in requests]
-        answers: list[Answer] = []
-        for start in range(0, len(prepared), self.max_batch):
-            answers += self._run(prepared[start : start + self.max_batch])
-        return answers
+        return self._answer_all(requests)
 
     def run(self, request: Request) -> Answer:
         """Serve one request."""
-        return self._run([self._prepare(request)])[0]
+        return self._answer_all([request])[0]
 
     def run_stream(self, request: Request) -> AnswerStream:
         """Serve one request piece by piece; input errors are raised here, before the stream begins."""
@@ -260,21 +258,32 @@ class FocusGenerator:
 
     async def aanswer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
         """`answer` without blocking the event loop."""
-        return await self._off_loop(lambda: self.answer(question, passages, **options))
+        return await self.arun(self._request(options, question=question, passages=passages))
 
     async def agenerate(
         self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
     ) -> Answer:
         """`generate` without blocking the event loop."""
-        return await self._off_loop(lambda: self.generate(messages_or_prompt, passages=passages, **options))
+        return await self.arun(self._text_request(messages_or_prompt, passages, options))
 
     async def aanswer_batch(self, requests: Sequence[Request]) -> list[Answer]:
-        """`answer_batch` without blocking the event loop."""
-        return await self._off_loop(lambda: self.answer_batch(requests))
+        """`answer_batch` without blocking the event loop; cancelling the task stops the model within a token."""
+        cancelled, context = threading.Event(), contextvars.copy_context()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._executor, context.run, self._answer_all, requests, cancelled.is_set
+            )
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def arun(self, request: Request) -> Answer:
+        """`run` without blocking the event loop."""
+        return (await self.aanswer_batch([request]))[0]
 
     async def astream(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> AsyncAnswerStream:
         """`stream` for `async for`: `async for piece in await generator.astream(...)`."""
-        return await self.arun_stream(self._request(options, question=question, passages=tuple(passages)))
+        return await self.arun_stream(self._request(options, question=question, passages=passages))
 
     async def astream_generate(
         self, messages_or_prompt: str | Sequence[Message], *, passages: Sequence[Passage] = (), **options: Any
@@ -288,9 +297,15 @@ class FocusGenerator:
             lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
         )
 
-    async def _off_loop(self, work: Callable[[], T]) -> T:
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: context.run(work))
+    def _answer_all(
+        self, requests: Sequence[Request], is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[Answer]:
+        """Prepare all requests, then serve them in batches."""
+        prepared = [self._prepare(request) for request in requests]
+        answers: list[Answer] = []
+        for start in range(0, len(prepared), self.max_batch):
+            answers += self._run(prepared[start : start + self.max_batch], is_cancelled=is_cancelled)
+        return answers
 
     def _request(self, options: Mapping[str, Any], **what: Any) -> Request:
         own = {name: value for name, value in options.items() if name in _REQUEST_OPTIONS}
@@ -303,9 +318,11 @@ class FocusGenerator:
         self, messages_or_prompt: str | Sequence[Message], passages: Sequence[Passage], options: Mapping[str, Any]
     ) -> Request:
         key = "prompt" if isinstance(messages_or_prompt, str) else "messages"
-        return self._request(options, **{key: messages_or_prompt}, passages=tuple(passages))
+        return self._request(options, **{key: messages_or_prompt}, passages=passages)
 
     def _prepare(self, request: Request) -> _Prepared:
+        if not isinstance(request, Request):
+            raise InvalidInputError(f"Requests must be Request objects; got {type(request).__name__}.")
         settings = request.settings or self.settings
         room = self.context_window - settings.max_new_tokens
         if room < 1:
@@ -408,7 +425,9 @@ class FocusGenerator:
             max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
             temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
             pad_token_id=self._pad_token, eos_token_id=sorted(self._end_tokens) or None,
-            return_dict_in_generate=False, output_scores=False, output_attentions=False,
+            return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
+            # Rows are read token by token and end by the request's own stop strings.
+            stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip
         return config
 
@@ -450,14 +469,14 @@ def _answer(row: _Prepared, text: RowText, shares: list[float] | None) -> Answer
     for index, (passage, span) in enumerate(zip(row.request.passages, row.prompt.spans, strict=True)):
         if span is not None:
             uses.append(PassageUse(passage, next(remaining, None), used=True))
+            continue
+        if not passage.content.strip():
+            reason = "it holds no text"
         elif index in row.prompt.dropped:
-            uses.append(
-                PassageUse(
-                    passage, None, used=False, dropped_reason="the prompt would not have fitted the model's window"
-                )
-            )
+            reason = "the prompt would not have fitted the model's window"
         else:
-            uses.append(PassageUse(passage, None, used=False, dropped_reason="not found in the prompt"))
+            reason = "not found in the prompt"
+        uses.append(PassageUse(passage, None, used=False, dropped_reason=reason))
     return Answer(
         text=text.text,
         alpha=row.choice.alpha,

@@ -7,6 +7,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 from focus_rag.answers import Answer
 from focus_rag.errors import InvalidInputError
@@ -112,11 +113,13 @@ class AsyncAnswerStream(_Stream, AsyncIterator[str]):
 
     def __init__(self, produce: Produce) -> None:
         loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+        pieces: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+        self._pieces = pieces
 
+        # The worker holds the queue and not the stream: a stream that nobody reads any more is collected, which cancels it.
         def deliver(piece: str | Answer | BaseException) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+            with suppress(RuntimeError):  # the loop was closed: nobody reads any more
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         super().__init__(_Worker(produce, deliver))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from focus_rag import attention_tap, steering
+from focus_rag import FocusGenerator, GenerationSettings, Passage, attention_tap, steering
 from focus_rag.measuring import SpanMeter
 from focus_rag.split_softmax import split_softmax
 from focus_rag.steering import FocusHandle, focus
 from tests.tiny_models import tiny_model, tiny_profile
+from tests.tiny_tokenizer import tiny_tokenizer
 
 IDS = torch.randint(3, 96, (1, 11), generator=torch.Generator().manual_seed(5))
 SITES = ("post_rope", "normed", "projection")
@@ -43,7 +47,7 @@ def state_of(model):
 @pytest.fixture(params=[("llama", "sdpa"), ("qwen3", "eager")], ids="-".join)
 def model(request):
     family, attention = request.param
-    return tiny_model(family, attention=attention)
+    return tiny_model(family, attention=attention, vocab_size=len(tiny_tokenizer()))
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +156,68 @@ def test_after_a_generator_of_tokens_is_abandoned(model):
     tokens = stream()
     next(tokens)
     tokens.close()
+
+
+PASSAGES = [Passage("The mill was built in 1840.", score=0.9), Passage("Bread is made of flour.", score=0.2)]
+LONG = 800
+
+
+@pytest.fixture
+def generator(model):
+    """Over the same model; nothing ends an answer but its length."""
+    tokenizer = tiny_tokenizer()
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    model.config.max_position_embeddings = 2048
+    return FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=LONG))
+
+
+@pytest.mark.parametrize("ending", ["closed", "left", "collected", "collected by the loop", "failing", "cancelled"])
+def test_after_a_stream_that_ends_in_the_middle(generator, ending):
+    """The worker thread stops and cleans up when its reader closes, leaves or forgets the stream, or the model fails."""
+    model, passes = generator.model, []
+
+    def count(*_):
+        passes.append(1)
+        if ending == "failing" and len(passes) == 4:
+            raise RuntimeError("out of memory")
+
+    generator.answer("When?", PASSAGES, alpha=0.5, max_new_tokens=1)
+    handle = model.model.layers[1].mlp.register_forward_pre_hook(count)
+    asked = ("When?", PASSAGES)
+    if ending == "failing":
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(generator.stream(*asked, alpha=0.5))
+    elif ending == "left":
+        with contextlib.suppress(KeyError), generator.stream(*asked, alpha=0.5) as stream:
+            next(stream)
+            raise KeyError
+    elif ending == "closed":
+        stream = generator.stream(*asked, alpha=0.5)
+        next(stream)
+        stream.close()
+    elif ending == "collected":
+        next(generator.stream(*asked, alpha=0.5))
+    else:
+        asyncio.run(forgotten(generator, asked) if ending == "collected by the loop" else cancelled(generator, asked))
+    assert generator._lock.acquire(timeout=30)
+    generator._lock.release()
+    assert 1 <= len(passes) < LONG
+    handle.remove()
+
+
+async def forgotten(generator, asked):
+    async for _ in await generator.astream(*asked, alpha=0.5):
+        break
+
+
+async def cancelled(generator, asked):
+    task = asyncio.create_task(generator.aanswer(*asked, alpha=0.5))
+    while not generator._lock.locked():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("failing", [False, True])
