@@ -10,8 +10,8 @@ from focus_rag.passages import Passage
 
 CharSpan = tuple[int, int]
 
+SHORTEST = 16  # characters; shorter texts occur by chance
 _WINDOW_WORDS = 8
-_SHORTEST = 16  # characters; shorter texts occur by chance
 _LONGEST_GROWTH = 1.5
 
 
@@ -68,7 +68,7 @@ class _Searched:
         wanted = content.strip()
         if not wanted:
             return None
-        if len(wanted) < _SHORTEST:
+        if len(wanted) < SHORTEST:
             matches = re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.text)
             return next((match.span() for match in matches if self._free(match.span())), None)
         start = self.text.find(wanted)
@@ -80,7 +80,7 @@ class _Searched:
 
     def _any_white_space(self, content: str) -> CharSpan | None:
         wanted = " ".join(content.split())
-        if len(wanted) < _SHORTEST:
+        if len(wanted) < SHORTEST:
             return None
         start = self.collapsed.find(wanted)
         while start >= 0:

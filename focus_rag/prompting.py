@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
-from focus_rag.locating import CharSpan, locate_passages
+from focus_rag.locating import SHORTEST, CharSpan, locate_passages
 from focus_rag.passages import Passage
 
 TokenSpan = tuple[int, int]
@@ -23,6 +23,7 @@ _LABEL_TOKENS = (
     12  # at most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped
 )
 Message = Mapping[str, str]
+_STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
 
 
 class PromptLayout(BaseModel):
@@ -34,7 +35,8 @@ class PromptLayout(BaseModel):
     Attributes:
         instruction: First line of the message.
         question_first: Whether the question also stands before the passages.
-        plain_ending: What follows the message where a tokenizer has no chat template.
+        plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns there.
+        template_options: What the chat template is called with besides the messages, such as `{"enable_thinking": False}`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class PromptLayout(BaseModel):
     instruction: str = "Answer the question from the passages. If they do not hold the answer, say: not stated."
     question_first: bool = True
     plain_ending: str = "\nAnswer:"
+    template_options: Mapping[str, Any] = {}
 
     def user_content(self, question: str, passages: Sequence[str]) -> tuple[str, list[CharSpan]]:
         """The message and where each passage stands in it.
@@ -52,7 +55,7 @@ class PromptLayout(BaseModel):
         """
         if not passages:
             return question, []
-        head = f"{self.instruction}\n"
+        head = f"{self.instruction}\n" if self.instruction else ""
         if self.question_first:
             head += f"Question: {question}\n"
         parts, spans, position = [head], [], len(head)
@@ -100,12 +103,12 @@ class PromptBuilder:
             )
         self.tokenizer = tokenizer
         self.layout = layout or PromptLayout()
-        self._guard = _SpecialTextGuard(tokenizer)
+        self._guard = _SpecialTextGuard(tokenizer, _probe(tokenizer, self.layout.template_options))
 
     def from_question(
         self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]
     ) -> BuiltPrompt:
-        """Lay out a question and passages, leaving out passages where the window is too small.
+        """Lay out a question and passages, leaving out empty ones, and others where the window is too small.
 
         Args:
             question: The question.
@@ -116,8 +119,8 @@ class PromptBuilder:
         Raises:
             PromptTooLongError: It does not fit even without passages.
         """
-        kept = set(range(len(passages)))
-        droppable = list(drop_order)
+        kept = {index for index, passage in enumerate(passages) if passage.content.strip()}
+        droppable = [index for index in drop_order if index in kept]
         while True:
             built = self._question_prompt(question, passages, sorted(kept))
             excess = len(built.input_ids) - max_tokens
@@ -154,9 +157,7 @@ class PromptBuilder:
             ):
                 break
         else:
-            raise InvalidInputError(
-                "A message still turns into special tokens after it was neutralised; remove control markup from it."
-            )
+            raise InvalidInputError(_STILL_SPECIAL.format("message"))
         self._require_fit(ids, max_tokens)
         shown = [_with_text(passage, self._guard.safe(passage.text, fold=fold)) for passage in passages]
         spans = [None if span is None else _token_span(offsets, span) for span in locate_passages(text, shown)]
@@ -165,64 +166,92 @@ class PromptBuilder:
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
         """Take a prompt as it is, neutralise the passages that stand in it, and locate them.
 
+        What else stands in it is the caller's: special tokens there, and in a question that the caller put there, are special.
+
         Raises:
             PromptTooLongError: It does not fit.
         """
-        prompt = _encodable(prompt)
-        passages = [_with_text(passage, _encodable(passage.text)) for passage in passages]
+        for fold in (False, True):
+            text, spans = self._neutralised(_encodable(prompt), passages, fold=fold)
+            # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
+            begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+            ids, offsets = self._tokens(text, add_special_tokens=not begins)
+            found = tuple(None if span is None else _token_span(offsets, span) for span in spans)
+            if not any(self._guard.count(ids[slice(*span)]) for span in found if span is not None):
+                break
+        else:
+            raise InvalidInputError(_STILL_SPECIAL.format("passage"))
+        self._require_fit(ids, max_tokens)
+        return BuiltPrompt(text, tuple(ids), found)
+
+    def _neutralised(
+        self, prompt: str, passages: Sequence[Passage], *, fold: bool
+    ) -> tuple[str, list[CharSpan | None]]:
+        """A raw prompt with the passages in it neutralised, and where they stand in it then."""
+        shown = []
+        for passage in passages:
+            text = _encodable(passage.text)
+            # A prompt may hold a passage more often than it was retrieved. Shorter texts could be the caller's own markup.
+            if len(text) >= SHORTEST and (safe := self._guard.safe(text, fold=fold)) != text:
+                prompt, text = prompt.replace(text, safe), safe
+            shown.append(_with_text(passage, text))
         parts: list[str] = []
         spans: list[CharSpan | None] = [None] * len(passages)
         position = length = 0
-        found = [(span, index) for index, span in enumerate(locate_passages(prompt, passages)) if span is not None]
+        found = [(span, index) for index, span in enumerate(locate_passages(prompt, shown)) if span is not None]
         for (start, end), index in sorted(found):
-            inside = self._guard.safe(prompt[start:end])
+            inside = self._guard.safe(prompt[start:end], fold=fold)
             parts += [prompt[position:start], inside]
             length += start - position
             spans[index] = (length, length + len(inside))
             length, position = length + len(inside), end
-        text = "".join([*parts, prompt[position:]])
-        # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
-        begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        ids, offsets = self._tokens(text, add_special_tokens=not begins)
-        self._require_fit(ids, max_tokens)
-        return BuiltPrompt(
-            text, tuple(ids), tuple(None if span is None else _token_span(offsets, span) for span in spans)
-        )
+        return "".join([*parts, prompt[position:]]), spans
 
     def _question_prompt(self, question: str, passages: Sequence[Passage], kept: list[int]) -> BuiltPrompt:
         benign, _ = self.layout.user_content("x", ["x"] * len(kept))
         allowed = self._guard.count(self._tokens(self._rendered([{"role": "user", "content": benign}]))[0])
         for fold in (False, True):
-            contents = [self._guard.safe(passages[index].content.strip(), fold=fold) for index in kept]
-            content, within = self.layout.user_content(self._guard.safe(question.strip(), fold=fold), contents)
+            contents = [self._data(passages[index].content, fold=fold) for index in kept]
+            content, within = self.layout.user_content(self._data(question, fold=fold), contents)
             text = self._rendered([{"role": "user", "content": content}])
             ids, offsets = self._tokens(text)
             if self._guard.count(ids) <= allowed:
                 break
         else:
-            raise InvalidInputError(
-                "A passage still turns into special tokens after it was neutralised; remove control markup from it."
-            )
-        start = text.find(content)
+            raise InvalidInputError(_STILL_SPECIAL.format("passage"))
+        start = text.find(content.strip())  # many templates strip messages
         if start < 0 and kept:
             raise InvalidInputError(
                 "The chat template changes the message's text, so that passages cannot be found in it; use another template."
             )
+        start -= len(content) - len(content.lstrip())
         spans: list[TokenSpan | None] = [None] * len(passages)
         for index, (first, last) in zip(kept, within, strict=True):
             spans[index] = _token_span(offsets, (start + first, start + last))
-        dropped = tuple(index for index in range(len(passages)) if index not in set(kept))
+        dropped = tuple(
+            index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
+        )
         return BuiltPrompt(text, tuple(ids), tuple(spans), dropped)
+
+    def _data(self, text: str, *, fold: bool) -> str:
+        """A question or passage as it may stand in a prompt: neither special tokens nor the mark of an answer in it."""
+        text = self._guard.safe(text.strip(), fold=fold)
+        return text if self.tokenizer.chat_template else text.replace(self._answer_mark, _broken(self._answer_mark))
+
+    @property
+    def _answer_mark(self) -> str:
+        """What begins the assistant's turns where there is no chat template."""
+        return self.layout.plain_ending.strip()
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         if not self.tokenizer.chat_template:
             turns = [
-                message["content"] if message["role"] != "assistant" else f"Answer: {message['content']}"
+                message["content"] if message["role"] != "assistant" else f"{self._answer_mark} {message['content']}"
                 for message in messages
             ]
             return "\n\n".join(turns) + self.layout.plain_ending
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+            return _through_template(self.tokenizer, messages, self.layout.template_options)
         except Exception as error:  # templates raise whatever their authors chose
             raise InvalidInputError(
                 f"The chat template refuses these messages ({[m['role'] for m in messages]}): {error}"
@@ -250,15 +279,22 @@ def _with_text(passage: Passage, text: str) -> Passage:
 
 
 def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    if not messages:
-        raise InvalidInputError("messages is empty: give at least one message with role and content.")
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InvalidInputError(f"messages must be a list with at least one message of role and content; got {messages!r:.200}.")
     checked = []
     for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise InvalidInputError(f"A message needs a role and a content, both strings; got {dict(message)!r:.200}.")
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        # Templates write the role between their markers: only a word can do no harm there.
+        if not isinstance(role, str) or not re.fullmatch(r"[\w-]+", role) or not isinstance(content, str):
+            raise InvalidInputError(
+                f"A message needs a role of one word and a content, both strings; got {message!r:.200}."
+            )
         checked.append({"role": role, "content": content})
     return checked
+
+
+def _through_template(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options))
 
 
 def _token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
@@ -270,23 +306,28 @@ def _token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan
 
 
 class _SpecialTextGuard:
-    """Knows which strings a tokenizer or its chat template gives a meaning to, and takes that meaning away."""
+    """Knows which strings a tokenizer or its chat template gives a meaning to, and takes that meaning away.
 
-    def __init__(self, tokenizer: Any) -> None:
-        template = (
-            tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else str(tokenizer.chat_template or "")
-        )
+    Args:
+        tokenizer: The tokenizer.
+        conversation: What `_probe` made of its chat template.
+    """
+
+    def __init__(self, tokenizer: Any, conversation: str) -> None:
+        template = str(tokenizer.chat_template or "")
         special = {
             token.content: index
             for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special or token.content in template or re.fullmatch(r"<\|.*\|>", token.content)
+            if token.special
+            or (token.content.strip() and (token.content in template or token.content in conversation))
+            or re.fullmatch(r"<\|.*\|>|<｜.*｜>", token.content)
         }
         special.update({text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens})
         # Ordinary words become the unknown token where a vocabulary lacks them; it says nothing about the text.
         roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         self._ids = frozenset(special.values()) - ({tokenizer.unk_token_id} - roles)
         # Stripped, so that a space put inside always breaks the string.
-        strings = {text.strip() for text in special if text.strip()} | _turn_markers(tokenizer, set(special))
+        strings = {text.strip() for text in special if text.strip()} | _turn_markers(conversation, set(special))
         pattern = "|".join(re.escape(text) for text in sorted(strings, key=len, reverse=True))
         self._pattern = re.compile(pattern) if strings else None
         self._any_case = re.compile(pattern, re.IGNORECASE) if strings else None
@@ -320,24 +361,32 @@ def _encodable(text: str) -> str:
 
 
 def _break(match: re.Match[str]) -> str:
-    found = match.group()
-    return f"{found[:-1]} {found[-1]}" if len(found) > 1 else ""
+    return _broken(match.group())
 
 
-def _turn_markers(tokenizer: Any, special: set[str]) -> set[str]:
-    """Plain-text strings a chat template puts between turns, such as `[INST]` or `### User:`."""
+def _broken(marker: str) -> str:
+    return f"{marker[:-1]} {marker[-1]}" if len(marker) > 1 else ""
+
+
+_PROBE = {"system": "qwfp", "user": "arst", "assistant": "zxcd"}
+
+
+def _probe(tokenizer: Any, options: Mapping[str, Any]) -> str:
+    """A conversation of meaningless words through the chat template: what is not these words is the template's own."""
     if not tokenizer.chat_template:
-        return set()
-    contents = ("qwfp", "arst", "zxcd")
-    turns = [
-        {"role": role, "content": content}
-        for role, content in zip(("user", "assistant", "user"), contents, strict=True)
-    ]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except Exception:  # a template that takes no such conversation has no turns to imitate
-        return set()
+        return ""
+    turns = [{"role": role, "content": _PROBE[role]} for role in ("system", "user", "assistant", "user")]
+    for conversation in (turns, turns[1:], turns[1:2]):
+        try:
+            return _through_template(tokenizer, conversation, options)
+        except Exception:  # a template that takes no system message, or only one turn
+            continue
+    return ""
+
+
+def _turn_markers(conversation: str, special: set[str]) -> set[str]:
+    """Plain-text strings a chat template puts between turns, such as `[INST]` or `### User:`."""
     for known in sorted(special, key=len, reverse=True):
-        text = text.replace(known, "\n")
-    pieces = re.split("|".join(contents) + r"|\n", text)
-    return {piece.strip() for piece in pieces if len(piece.strip()) >= 3 and re.search(r"[^\w\s]", piece.strip())}
+        conversation = conversation.replace(known, "\n")
+    pieces = (piece.strip() for piece in re.split("|".join([*_PROBE.values(), r"\n"]), conversation))
+    return {piece for piece in pieces if len(piece) >= 3 and re.search(r"[^\w\s]", piece)}
