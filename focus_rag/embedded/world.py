@@ -30,7 +30,7 @@ _PRONOUNS = {
 _ARTICLE = frozenset({"product", "incident", "policy"})
 # What follows a `{s}` that is the subject of its clause; after anything else it is an object.
 _PREDICATES = frozenset(
-    ["attended", "began", "comes", "does", "earns", "gives", "graduated", "grew", "had", "has", "holds", "is", "leads", "left", "moved", "never", "now", "reads", "received", "speaks", "spent", "studied", "studies", "took", "travels", "used", "was", "went", "won", "worked", "works"]
+    ["attended", "began", "came", "comes", "does", "earns", "gave", "gives", "graduated", "grew", "had", "has", "holds", "is", "leads", "left", "likes", "moved", "never", "now", "rarely", "reads", "received", "speaks", "spent", "still", "studied", "studies", "took", "travels", "used", "was", "went", "won", "worked", "works"]
 )
 
 
