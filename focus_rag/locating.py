@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 
 from focus_rag.passages import Passage
 
@@ -20,7 +21,8 @@ def locate_passages(text: str, passages: Sequence[Passage]) -> list[CharSpan | N
 
     A passage is looked for verbatim (with its title, then without), then with any run of white space equal to any
     other, then by anchors: windows of eight words, the first and the last of which mark what is left of a truncated or
-    split passage. Passages with the same text take its occurrences in order.
+    split passage. Passages with the same text take its occurrences in order; what stands there unaltered takes its
+    place before anything altered is looked for.
 
     Args:
         text: The assembled prompt.
@@ -31,7 +33,17 @@ def locate_passages(text: str, passages: Sequence[Passage]) -> list[CharSpan | N
         characters count only if they stand there verbatim, whole words.
     """
     searched = _Searched(text)
-    return [searched.take(passage) for passage in passages]
+    spans: list[CharSpan | None] = [None] * len(passages)
+    # What stands there unaltered comes first, so that what is left of another passage is not looked for in its place.
+    for find in (searched.verbatim, searched.any_white_space, searched.anchored):
+        for place, passage in enumerate(passages):
+            if spans[place] is None:
+                contents = dict.fromkeys((passage.content, passage.text))
+                found = next((span for content in contents if (span := find(content)) is not None), None)
+                if found is not None:
+                    spans[place] = found
+                    searched.taken.append(found)
+    return spans
 
 
 class _Searched:
@@ -48,61 +60,45 @@ class _Searched:
             self._starts.append(position)
             self._origins.append(match.start())
             position += len(match.group()) + 1
-        self._taken: list[CharSpan] = []
+        self.taken: list[CharSpan] = []
 
-    def take(self, passage: Passage) -> CharSpan | None:
-        span = next(
-            (span for find in (self._verbatim, self._any_white_space, self._anchored)
-             for content in dict.fromkeys((passage.content, passage.text))
-             if (span := find(content)) is not None),
-            None,
-        )  # fmt: skip
-        if span is not None:
-            self._taken.append(span)
-        return span
-
-    def _free(self, span: CharSpan) -> bool:
-        return all(span[1] <= start or end <= span[0] for start, end in self._taken)
-
-    def _verbatim(self, content: str) -> CharSpan | None:
+    def verbatim(self, content: str) -> CharSpan | None:
         wanted = content.strip()
-        if not wanted:
+        if len(wanted) >= SHORTEST:
+            starts = _occurrences(self.text, wanted)
+        elif wanted:
+            starts = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.text))
+        else:
             return None
-        if len(wanted) < SHORTEST:
-            matches = re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.text)
-            return next((match.span() for match in matches if self._free(match.span())), None)
-        start = self.text.find(wanted)
-        while start >= 0:
-            if self._free((start, start + len(wanted))):
-                return start, start + len(wanted)
-            start = self.text.find(wanted, start + 1)
-        return None
+        return next((span for start in starts if self._is_free(span := (start, start + len(wanted)))), None)
 
-    def _any_white_space(self, content: str) -> CharSpan | None:
+    def any_white_space(self, content: str) -> CharSpan | None:
         wanted = " ".join(content.split())
-        if len(wanted) < SHORTEST:
-            return None
-        start = self.collapsed.find(wanted)
-        while start >= 0:
-            span = self._original(start, start + len(wanted))
-            if self._free(span):
-                return span
-            start = self.collapsed.find(wanted, start + 1)
-        return None
+        return self._in_collapsed(wanted) if len(wanted) >= SHORTEST else None
 
-    def _anchored(self, content: str) -> CharSpan | None:
+    def anchored(self, content: str) -> CharSpan | None:
         words = content.split()
-        windows = [
-            " ".join(words[i : i + _WINDOW_WORDS]) for i in range(0, len(words) - _WINDOW_WORDS + 1, _WINDOW_WORDS // 2)
-        ]
-        found = [(start, start + len(window)) for window in windows if (start := self.collapsed.find(window)) >= 0]
+        found: list[tuple[int, CharSpan]] = []
+        position = 0
+        for first in range(0, len(words) - _WINDOW_WORDS + 1, _WINDOW_WORDS // 2):
+            window = " ".join(words[first : first + _WINDOW_WORDS])
+            if (span := self._in_collapsed(window)) is not None:
+                found.append((span[0] - position, span))
+            position += len(" ".join(words[first : first + _WINDOW_WORDS // 2])) + 1
         if not found:
             return None
-        first, last = found[0][0], max(end for _, end in found)
-        if last - first > _LONGEST_GROWTH * len(content):
-            last = found[0][1]
-        span = self._original(first, last)
-        return span if self._free(span) else None
+        # Windows that many passages share (headings, notices) may have been found elsewhere: what most of them say counts.
+        begin = statistics.median_low([begin for begin, _ in found])
+        near = [span for other, span in found if abs(other - begin) <= _LONGEST_GROWTH / 2 * len(content)]
+        span = min(start for start, _ in near), max(end for _, end in near)
+        return span if self._is_free(span) else None
+
+    def _in_collapsed(self, wanted: str) -> CharSpan | None:
+        spans = (self._original(start, start + len(wanted)) for start in _occurrences(self.collapsed, wanted))
+        return next((span for span in spans if self._is_free(span)), None)
+
+    def _is_free(self, span: CharSpan) -> bool:
+        return all(span[1] <= start or end <= span[0] for start, end in self.taken)
 
     def _original(self, start: int, end: int) -> CharSpan:
         return self._origin(start), self._origin(end - 1) + 1
@@ -110,3 +106,10 @@ class _Searched:
     def _origin(self, position: int) -> int:
         word = bisect.bisect_right(self._starts, position) - 1
         return self._origins[word] + position - self._starts[word]
+
+
+def _occurrences(text: str, wanted: str) -> Iterator[int]:
+    start = text.find(wanted)
+    while start >= 0:
+        yield start
+        start = text.find(wanted, start + 1)

@@ -42,6 +42,27 @@ def test_a_truncated_passage_is_found_by_its_windows():
     assert len(span) > len(cut) / 2
 
 
+def test_what_is_left_of_a_passage_is_not_looked_for_in_the_place_of_another():
+    notice = "This report is confidential and may not be shown to anybody outside of the office."
+    cut, whole = f"{notice} {LONG}", f"{notice} The bakery on the square opened in 1902 and closed again in 1931."
+    left = cut[: cut.index(" who")]
+    for text in (f"{whole}\n\n{left}...", f"{left}...\n\n{whole}"):
+        for order in ((cut, whole), (whole, cut)):
+            spans = dict(zip(order, found(text, *order), strict=True))
+            assert spans[whole] == whole
+            assert spans[cut] in left
+            assert "three brothers" in spans[cut]
+
+
+def test_a_notice_that_stands_elsewhere_too_does_not_stretch_a_passage():
+    notice = "This report is confidential and may not be shown to anybody outside of the office."
+    body = f"{LONG} Its wheel was of oak, and its stones were cut in the quarry above the town by hand."
+    (span,) = found(f"{notice}\n\n{'Something else. ' * 40}\n\n{body}", f"{notice} {body}")
+    assert span is not None
+    assert span in body
+    assert len(span) > len(body) - 60
+
+
 def test_short_texts_count_as_whole_words_only():
     assert found("the millstone", "mill") == [None]
     assert found("the mill stone", "mill") == ["mill"]
