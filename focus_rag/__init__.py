@@ -18,10 +18,12 @@ _HOMES = {
     "CapturedPassages": "focus_rag.passage_registry",
     "FittedAlpha": "focus_rag.alpha",
     "FixedAlpha": "focus_rag.alpha",
+    "FocusCall": "focus_rag.calls",
     "FocusGenerator": "focus_rag.generator",
     "FocusHandle": "focus_rag.steering",
     "FocusProfile": "focus_rag.profile",
     "FocusRagError": "focus_rag.errors",
+    "FocusSettings": "focus_rag.calls",
     "GenerationSettings": "focus_rag.answers",
     "InvalidInputError": "focus_rag.errors",
     "ModelLayout": "focus_rag.model_layout",
@@ -50,10 +52,12 @@ __all__ = [
     "CapturedPassages",
     "FittedAlpha",
     "FixedAlpha",
+    "FocusCall",
     "FocusGenerator",
     "FocusHandle",
     "FocusProfile",
     "FocusRagError",
+    "FocusSettings",
     "GenerationSettings",
     "InvalidInputError",
     "ModelLayout",
@@ -77,6 +81,7 @@ __all__ = [
 if TYPE_CHECKING:
     from focus_rag.alpha import AlphaPolicy, FittedAlpha, FixedAlpha, RetrievalAlpha
     from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request
+    from focus_rag.calls import FocusCall, FocusSettings
     from focus_rag.chat_turns import chat_turns
     from focus_rag.errors import FocusRagError, InvalidInputError
     from focus_rag.generator import FocusGenerator

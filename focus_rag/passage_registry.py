@@ -5,12 +5,14 @@ between the passages may be formatted, reordered, cut, cached, or cross threads.
 runs only rank who may have retrieved them:
 
     registry = PassageRegistry()
-    registry.record(run, parent)                      # every run, as it starts; gate=True for retrievers and rerankers
-    registry.put(run, [(text, score, id), ...], query="...", source="VectorStoreRetriever")
+    registry.record(run, parent)                      # every run, as it starts
+    registry.record(run, parent, gate=True, query="...", source="VectorStoreRetriever")     # retrievers and rerankers
+    registry.put(run, [(text, score, id), ...])       # as they return
     found = registry.lookup(run, prompt)              # found.passages in prompt order, found.how, found.higher_is_better
 
 `lookup` looks among the passages of the run and its ancestors, nearest first (*lineage*); if none of them stands in the prompt, among all
-recent ones (*registry*), where a text that several queries retrieved gets the scores of the query that stands in the prompt. Calls
+recent ones (*registry*), where a text that several queries retrieved gets the scores of the query that stands in the prompt, and where a
+few words of it, as an answer quotes them, do not count. Calls
 inside a gate (a reranker that asks the model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or
 told apart are withheld, never guessed.
 
@@ -48,14 +50,18 @@ _Row = tuple[str, float | None, str | None]
 
 _DEEPEST_LINEAGE: Final = 256
 _MOST_FEW_WORD_TEXTS: Final = 512
+_LEAST_WITHOUT_LINEAGE: Final = 0.3
+_CLEARLY: Final = 2  # times as many steps up as down, or the other way round, make an order
 
 
 class _Run:
-    __slots__ = ("gate", "parent", "retrievals")
+    __slots__ = ("gate", "parent", "query", "retrievals", "source")
 
-    def __init__(self, parent: Hashable | None, gate: bool) -> None:
+    def __init__(self, parent: Hashable | None, gate: bool, query: str | None, source: str | None) -> None:
         self.parent = parent
         self.gate = gate
+        self.query = query
+        self.source = source
         self.retrievals: dict[Retrieval, None] = {}
 
     def hold(self, retrieval: Retrieval) -> None:
@@ -119,17 +125,27 @@ class PassageRegistry:
             self._few_words.clear()
             self._bytes = 0
 
-    def record(self, run_id: Hashable, parent_id: Hashable | None = None, *, gate: bool = False) -> None:
+    def record(
+        self,
+        run_id: Hashable,
+        parent_id: Hashable | None = None,
+        *,
+        gate: bool = False,
+        query: str | None = None,
+        source: str | None = None,
+    ) -> None:
         """Note that a run has started.
 
         Args:
             run_id: The run.
             parent_id: The run that started it.
             gate: Whether model calls below it serve the retrieval itself and are not to be focused.
+            query: What it was asked to retrieve.
+            source: Who gives the scores of what it returns. Scores of different sources are never mixed.
         """
         with self._lock:
             if run_id not in self._runs:
-                self._runs[run_id] = _Run(parent_id, gate)
+                self._runs[run_id] = _Run(parent_id, gate, query, source)
                 if parent_id in self._runs:
                     self._runs.move_to_end(parent_id)
                     self._runs.move_to_end(run_id)
@@ -154,9 +170,10 @@ class PassageRegistry:
         Args:
             run_id: The run; None if there is none, then the passages are found by content only.
             passages: In retrieval order.
-            query: What was asked; None where a run hands passages on and nobody knows what for.
-            source: Who gives the scores (the retriever's name). Scores of different sources are never mixed.
-            higher_is_better: Orientation where it is known; by default the order of the scores tells it.
+            query: What was asked; by default what the run was recorded with. Without any, nobody knows what for.
+            source: Who gives the scores; by default what the run was recorded with.
+            higher_is_better: Orientation where it is known; by default the order of the scores tells it, if it clearly rises or falls.
+                If the order says the opposite, the orientation counts as unknown.
             handed_on: Whether ancestors of the run have retrieved the passages; without a query this is taken for granted.
         """
         rows = [(stripped, _number(score), id_) for text, score, id_ in passages if (stripped := text.strip())]
@@ -164,11 +181,17 @@ class PassageRegistry:
             return
         with self._lock:
             lineage = list(self._lineage(run_id))
+            if lineage:
+                query = lineage[0].query if query is None else query
+                source = source or lineage[0].source
             earlier = list(_newest_first(lineage if handed_on or query is None else lineage[:1]))
             repeated = next((r for r in earlier if query in (None, r.query) and self._repeats(r, rows)), None)
             if repeated is None:
+                told = _orientation([score for _, score, _ in rows])
                 if higher_is_better is None:
-                    higher_is_better = _orientation([score for _, score, _ in rows])
+                    higher_is_better = told
+                elif told is not None and told != higher_is_better:
+                    higher_is_better = None
                 repeated = self._new_retrieval(query, rows, Origin(source, higher_is_better), earlier)
             for run in lineage:
                 run.hold(repeated)
@@ -193,9 +216,14 @@ class PassageRegistry:
         """File rows; texts that repeat a hit of an earlier retrieval, or have no score, keep that hit."""
         hits: dict[StoredText, Hit] = {}
         for content, score, id_ in rows:
-            hit = hits.setdefault(self._remembered(content), Hit(origin))
+            text = self._remembered(content)
+            hit = hits.get(text)
+            if hit is None:
+                hit = hits[text] = Hit(origin)
             hit.scores.append(score)
             hit.ids.append(id_)
+        if query is None:  # they still serve the question that they were retrieved for
+            query = next((r.query for r in earlier if not hits.keys().isdisjoint(r.hits)), None)
         for text, hit in hits.items():
             hits[text] = next((old for r in earlier if (old := r.hits.get(text)) and old.agrees(hit)), hit)
         retrieval = Retrieval(query, hits)
@@ -231,7 +259,7 @@ class PassageRegistry:
             texts = self._mentioned(prompt)
             recent = dict.fromkeys(r for text in texts for r in text.retrievals if r.hits)
             candidates_anywhere = {text: n for text, n in _copies(recent).items() if text in texts}
-        if places := _placed(prompt, candidates_anywhere):
+        if places := _placed(prompt, candidates_anywhere, least=_LEAST_WITHOUT_LINEAGE):
             return from_registry(prompt, places, recent, len(candidates))
         missed = (
             f"{len(candidates)} retrieved texts, none of them in this prompt"
@@ -312,20 +340,22 @@ def _copies(retrievals: Iterable[Retrieval]) -> dict[StoredText, int]:
     return copies
 
 
-def _placed(prompt: str, copies: Mapping[StoredText, int]) -> dict[StoredText, list[int]]:
-    texts = {text.text: text for text in copies}
-    found = places_in(prompt, {text.text: n for text, n in copies.items()})
-    return {texts[text]: starts for text, starts in found.items()}
+def _placed(prompt: str, copies: Mapping[StoredText, int], *, least: float = 0.0) -> dict[StoredText, list[int]]:
+    texts = {text.text: (text, n) for text, n in copies.items()}
+    found = places_in(prompt, {content: n for content, (_, n) in texts.items()}, least=least)
+    return {texts[content][0]: starts for content, starts in found.items()}
 
 
 def _orientation(scores: Sequence[float | None]) -> bool | None:
-    """Whether scores in retrieval order fall (True), rise as distances do (False), or do not tell."""
+    """Whether scores in retrieval order fall (True), rise as distances do (False), or are in no order that tells (None)."""
     known = [score for score in scores if score is not None]
-    rises = sum(after > before for before, after in itertools.pairwise(known))
-    falls = sum(after < before for before, after in itertools.pairwise(known))
-    if rises == falls == 0:
-        return None
-    return not rises >= 2 * falls
+    rises = falls = 0
+    for before, after in itertools.pairwise(known):
+        rises += after > before
+        falls += after < before
+    if rises >= _CLEARLY * falls and rises:
+        return False
+    return True if falls >= _CLEARLY * rises and falls else None
 
 
 def _number(score: object) -> float | None:

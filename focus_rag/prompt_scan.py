@@ -39,7 +39,7 @@ def anchors(text: str) -> tuple[WordTriple, ...]:
     return tuple(dict.fromkeys(tuple(words[:3]) for words in slices if len(words) >= 3))
 
 
-def places_in(prompt: str, copies: Mapping[str, int]) -> dict[str, list[int]]:
+def places_in(prompt: str, copies: Mapping[str, int], *, least: float = 0.0) -> dict[str, list[int]]:
     """Where texts stand in a prompt.
 
     Verbatim texts are told by searching on from the end of the one before, which is where prompts mostly put the
@@ -48,6 +48,7 @@ def places_in(prompt: str, copies: Mapping[str, int]) -> dict[str, list[int]]:
     Args:
         prompt: The prompt.
         copies: Texts without white space at their ends, likely order first, and how often each may be found.
+        least: Share of a text that has to stand there, in characters.
 
     Returns:
         The first characters of every text that stands there.
@@ -80,7 +81,7 @@ def places_in(prompt: str, copies: Mapping[str, int]) -> dict[str, list[int]]:
     wanted = [text for text in (*verbatim, *altered) for _ in range(copies[text])]
     places: dict[str, list[int]] = {}
     for text, span in zip(wanted, locate_passages(prompt, [Passage(text) for text in wanted]), strict=True):
-        if span is not None:
+        if span is not None and span[1] - span[0] >= least * len(" ".join(text.split())):
             places.setdefault(text, []).append(span[0])
     return places
 

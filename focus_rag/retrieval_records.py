@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from focus_rag.passages import Passage
@@ -32,6 +32,13 @@ class CapturedPassages:
     higher_is_better: bool | None = None
     retrieved: int = 0
     note: str = ""
+
+    def comparable(self) -> CapturedPassages:
+        """The same, without scores where nothing tells which way up they are; for callers who do not know it either."""
+        if self.higher_is_better is not None or len({passage.score for passage in self.passages} - {None}) < 2:
+            return self
+        bare = tuple(replace(passage, score=None) for passage in self.passages)
+        return replace(self, passages=bare, note="the order of the scores does not tell which way up they are")
 
 
 class StoredText:
@@ -103,6 +110,8 @@ def from_registry(
     order = sorted(fits, key=lambda retrieval: (fits[retrieval], retrieval.serial), reverse=True)
     for text in places:
         rivals = [retrieval for retrieval in order if text in retrieval.hits]
+        if not rivals:  # evicted meanwhile
+            continue
         best = rivals[0]
         (place, _), covered, _ = fits[best]
         if place < 0 and covered < len(places):
@@ -149,7 +158,8 @@ def captured(
     if len(ways) > 1:
         doubt = doubt or "some scores are distances and some are similarities"
     passages = tuple(Passage(text, None if doubt else score, id=id_) for _, text, score, id_ in found if text)
-    return CapturedPassages(passages, how, None if doubt or not ways else ways.pop(), retrieved, doubt)
+    way = None if doubt or not ways else ways.pop()
+    return CapturedPassages(passages, how if passages else "none", way, retrieved, doubt)
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
     ("steering", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "teacher_forcing", "embedded"),
     ("split_softmax", "recording", "passage_registry", "cloze_examples", "head_scoring", "generator"),
-    ("recorded_heads", "alpha_fitting", "answer_report", "polishing"),
+    ("recorded_heads", "alpha_fitting", "answer_report", "polishing", "calls"),
     ("direction_training",),
     ("fit_settings", "fit_choice", "fit_report"),
     ("fit_steps",),

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from focus_rag.passage_registry import PassageRegistry, RetrievedText
+from focus_rag.retrieval_records import Retrieval, StoredText, from_registry
 
 
 def texts(n: int, seed: int = 0, words: int = 40) -> list[str]:
@@ -234,3 +235,79 @@ def test_handed_on_in_another_order_for_another_question() -> None:
         captured = registry.lookup(run, "\n".join(shuffled) + "\nWhat did the user ask?")
         assert [p.score for p in captured.passages] == [0.4, 0.1, 0.3, 0.2]
         assert captured.higher_is_better is False and not captured.note
+
+
+def test_what_a_run_was_recorded_with_goes_for_what_it_returns() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.record("root")
+    for name, part in (("bm25", found[:2]), ("faiss", found[2:])):
+        registry.record(name, "root", gate=True, query=f"asked of {name}", source=name)
+        registry.put(name, rows(part, [0.9, 0.8]))
+    registry.record("call", "root")
+    assert "different retrievers" in registry.lookup("call", "\n".join(found)).note
+    assert [p.score for p in registry.lookup(None, f"{found[0]}\nasked of bm25").passages] == [0.9]
+
+
+@pytest.mark.parametrize(
+    ("scores", "way"),
+    [
+        ([0.9, 0.7, 0.8, 0.2], True),
+        ([0.1, 0.5, 0.4, 0.9], False),
+        ([0.1, 0.3, 0.5, 0.6, 0.4, 0.2], None),  # distances, put in the order best first, best last
+        ([0.5, 0.9, 0.4, 0.7, 0.3, 0.8], None),
+    ],
+)
+def test_only_scores_in_some_order_tell_which_way_up_they_are(scores: list[float], way: bool | None) -> None:
+    registry, found = PassageRegistry(), texts(len(scores))
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, list(scores)), query="q")
+    got = registry.lookup(call, "\n".join(found))
+    assert got.higher_is_better is way and [p.score for p in got.passages] == scores
+    kept = [p.score for p in got.comparable().passages]
+    assert kept == ([None] * len(scores) if way is None else scores)
+
+
+def test_equal_scores_need_no_orientation() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [0.5] * 3), query="q")
+    got = registry.lookup(call, "\n".join(found))
+    assert got.higher_is_better is None and got.comparable() == got
+
+
+def test_one_passage_for_each_of_several_questions_has_no_order() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    registry.record("root")
+    registry.record("call", "root")
+    for i, score in enumerate([0.2, 0.5, 0.9]):
+        registry.record(f"retriever {i}", "root", gate=True, query=f"part {i}", source="store")
+        registry.put(f"retriever {i}", rows([found[i]], [score]))
+    got = registry.lookup("call", "\n".join(found))
+    assert [p.score for p in got.passages] == [0.2, 0.5, 0.9] and got.higher_is_better is None
+    assert [p.score for p in got.comparable().passages] == [None] * 3
+    assert "which way up" in got.comparable().note
+
+
+def test_an_orientation_that_the_order_contradicts_is_not_believed() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    for name, scores, way in (("a", [0.9, 0.8, 0.7], None), ("b", [0.1, 0.2, 0.3], False), ("c", [0.5] * 3, False)):
+        _, retriever, call = chain(registry, name)
+        registry.put(retriever, rows(found, list(scores)), query=name, higher_is_better=False)
+        assert registry.lookup(call, "\n".join(found)).higher_is_better is way
+
+
+def test_words_quoted_from_a_passage_are_no_passage() -> None:
+    registry, found = PassageRegistry(), texts(2, words=60)
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [0.9, 0.8]), query="earlier")
+    quotes = [" ".join(text.split()[10:22]) for text in found]
+    prompt = f"earlier\nIt is known that {quotes[0]}, and also that {quotes[1]}.\nAnd then?"
+    assert registry.lookup("a later turn", prompt).how == "none"
+    assert len(registry.lookup(call, prompt).passages) == 2
+
+
+def test_retrievals_evicted_during_a_look_up_are_passed_over() -> None:
+    text = StoredText("A text that stood in the prompt a moment ago.")
+    for prompt in (text.text, f"{text.text} q"):
+        got = from_registry(prompt, {text: [0]}, [Retrieval("q", {})], 0)
+        assert got.passages == ()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
@@ -23,9 +21,12 @@ from focus_rag import CapturedPassages, PassageRegistry, RetrievedText
 
 Handle = TypeVar("Handle", bound=Callable[..., None])
 
+SCORE_KEY: Final = "score"
+HIGHER_IS_BETTER_KEY: Final = "higher_is_better"
+
 SCORE_KEYS: Final = (
     "relevance_score",
-    "score",
+    SCORE_KEY,
     "_score",
     "@search.score",
     "similarity_score",
@@ -33,11 +34,8 @@ SCORE_KEYS: Final = (
 )
 """Metadata under which retrievers and rerankers keep scores, the later stage of a pipeline first."""
 
-HIGHER_IS_BETTER_KEY: Final = "higher_is_better"
-
 _DEEPEST: Final = 4
 _LONGEST: Final = 2000
-_MOST_OPEN_RETRIEVERS: Final = 4096
 
 _STARTED: ContextVar[list[tuple[str, UUID]] | None] = ContextVar("focus_rag_started", default=None)
 
@@ -73,7 +71,9 @@ class PassageCapture(BaseCallbackHandler):
     """Callback handler that files retrieved documents under the runs that hold them.
 
     Documents are picked up from retrievers, from the inputs and outputs of chains, graph nodes and tools, and from the artifacts
-    of tool messages. Scores come from `(Document, score)` pairs and from the metadata in `SCORE_KEYS`.
+    of tool messages; each list of documents by itself, in its order. Scores come from `(Document, score)` pairs and from the
+    metadata in `SCORE_KEYS`; a list that mixes several kinds of score has none. They are compared with scores of the same retriever,
+    tool or chain only.
 
     Args:
         registry: Where the passages go.
@@ -81,8 +81,6 @@ class PassageCapture(BaseCallbackHandler):
 
     def __init__(self, registry: PassageRegistry | None = None) -> None:
         self.registry = registry or PassageRegistry()
-        self._open: OrderedDict[UUID, tuple[str, str]] = OrderedDict()
-        self._lock = threading.Lock()
 
     def passages(self, run_id: UUID | None, prompt: str) -> CapturedPassages:
         """The passages of one model call.
@@ -95,9 +93,16 @@ class PassageCapture(BaseCallbackHandler):
 
     @_event
     def on_chain_start(
-        self, serialized: Any, inputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **_: Any
+        self,
+        serialized: Any,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        name: str | None = None,
+        **_: Any,
     ) -> None:
-        self.registry.record(run_id, parent_run_id)
+        self.registry.record(run_id, parent_run_id, source=name)
         self._put(run_id, inputs)
 
     @_event
@@ -108,7 +113,7 @@ class PassageCapture(BaseCallbackHandler):
     def on_tool_start(
         self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **_: Any
     ) -> None:
-        self.registry.record(run_id, parent_run_id)
+        self.registry.record(run_id, parent_run_id, source=(serialized or {}).get("name"))
 
     @_event
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
@@ -125,28 +130,18 @@ class PassageCapture(BaseCallbackHandler):
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.registry.record(run_id, parent_run_id, gate=True)
         known = metadata or {}
         names = (
-            known.get("ls_retriever_name") or kwargs.get("name") or "retriever",
+            kwargs.get("name") or known.get("ls_retriever_name") or "retriever",
             known.get("ls_vector_store_provider"),
             known.get("ls_embedding_provider"),
         )
-        with self._lock:
-            self._open[run_id] = (query, "/".join(str(name) for name in names if name))
-            if len(self._open) > _MOST_OPEN_RETRIEVERS:
-                self._open.popitem(last=False)
+        source = "/".join(str(name) for name in names if name)
+        self.registry.record(run_id, parent_run_id, gate=True, query=query, source=source)
 
     @_event
     def on_retriever_end(self, documents: Sequence[Document], *, run_id: UUID, **_: Any) -> None:
-        with self._lock:
-            query, source = self._open.pop(run_id, (None, None))
-        self._put(run_id, documents, query=query, source=source)
-
-    @_event
-    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
-        with self._lock:
-            self._open.pop(run_id, None)
+        self._put(run_id, documents)
 
     @_event
     def on_chat_model_start(
@@ -169,11 +164,9 @@ class PassageCapture(BaseCallbackHandler):
         self.registry.record(run_id, parent_run_id)
         _note_start(run_id, prompts)
 
-    def _put(self, run_id: UUID, value: Any, *, query: str | None = None, source: str | None = None) -> None:
-        found = _Found()
-        found.collect(value, _DEEPEST)
-        if found.rows:
-            self.registry.put(run_id, found.rows, query=query, source=source, higher_is_better=found.higher_is_better)
+    def _put(self, run_id: UUID, value: Any) -> None:
+        for found in _found_in(value, _DEEPEST):
+            self.registry.put(run_id, found.rows, source=found.source, higher_is_better=found.higher_is_better)
 
 
 class StartedRuns:
@@ -221,50 +214,82 @@ def _note_start(run_id: UUID, prompts: Sequence[str]) -> None:
         started.extend((prompt, run_id) for prompt in prompts)
 
 
+@dataclasses.dataclass(slots=True)
 class _Found:
-    """Documents on their way out of some value, in order."""
+    """Documents that some value holds side by side, in order.
 
-    def __init__(self) -> None:
-        self.rows: list[RetrievedText] = []
-        self.higher_is_better: bool | None = None
+    Attributes:
+        rows: Text, score and id of each; without any score, if the scores are of several kinds.
+        source: Name of the tool that gave them, if a tool message holds them.
+        higher_is_better: Orientation of the scores, if the documents say it.
+    """
 
-    def collect(self, value: Any, depth: int) -> None:
-        if isinstance(value, Document):
-            self._add(value, score_of(value))
-        elif value is None or isinstance(value, (str, int, float)) or depth == 0:
-            return
-        elif isinstance(value, BaseMessage):
-            self.collect(getattr(value, "artifact", None), depth - 1)
-        elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Document):
-            if isinstance(value[1], Document):
-                self._each(value, depth)
-            else:
-                self._add(value[0], value[1])
-        elif isinstance(value, Mapping):
-            self._each(value.values(), depth)
-        elif isinstance(value, (list, tuple)):
-            self._each(value[:_LONGEST], depth)
-        elif (isinstance(value, BaseModel) and not isinstance(value, PromptValue)) or dataclasses.is_dataclass(value):
-            self._each(list(getattr(value, "__dict__", {}).values()), depth)
+    rows: list[RetrievedText]
+    source: str | None
+    higher_is_better: bool | None
 
-    def _each(self, values: Iterable[Any], depth: int) -> None:
-        for value in values:
-            self.collect(value, depth - 1)
 
-    def _add(self, document: Document, score: object) -> None:
-        self.rows.append((document.page_content, score, document.id))
-        known = document.metadata.get(HIGHER_IS_BETTER_KEY)
-        if isinstance(known, bool):
-            self.higher_is_better = known
+def _found_in(value: Any, depth: int, source: str | None = None) -> Iterator[_Found]:
+    if value is None or isinstance(value, (str, int, float)):
+        return
+    if isinstance(value, Document) or _is_pair(value):
+        held: Sequence[Any] = [value]
+    elif isinstance(value, (list, tuple)):
+        held = value[:_LONGEST]
+    elif isinstance(value, BaseMessage):
+        held, source = [getattr(value, "artifact", None)], value.name or source
+    elif isinstance(value, Mapping):
+        held = list(value.values())
+    elif (isinstance(value, BaseModel) and not isinstance(value, PromptValue)) or dataclasses.is_dataclass(value):
+        held = list(getattr(value, "__dict__", {}).values())
+    else:
+        return
+    pairs = [(one, None) if isinstance(one, Document) else one for one in held if isinstance(one, Document) or _is_pair(one)]
+    if pairs:
+        yield _side_by_side(pairs, source)
+    if depth > 0 and len(pairs) < len(held):
+        for one in held:
+            if not isinstance(one, Document) and not _is_pair(one):
+                yield from _found_in(one, depth - 1, source)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether this is a document and its score."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], Document)
+        and not isinstance(value[1], Document)
+    )
+
+
+def _side_by_side(pairs: Iterable[tuple[Document, Any]], source: str | None) -> _Found:
+    rows: list[RetrievedText] = []
+    kinds: set[str] = set()
+    ways: set[bool] = set()
+    for document, score in pairs:
+        kind = "pair" if score is not None else _score_key(document)
+        if kind is not None:
+            kinds.add(kind)
+            score = document.metadata[kind] if score is None else score
+        # Whoever adds a score of their own, as rerankers do, leaves the orientation of the earlier one behind.
+        if kind == SCORE_KEY and isinstance(known := document.metadata.get(HIGHER_IS_BETTER_KEY), bool):
+            ways.add(known)
+        rows.append((document.page_content, score, document.id))
+    if len(kinds) > 1 or len(ways) > 1:
+        rows = [(text, None, id_) for text, _, id_ in rows]
+    return _Found(rows, source, ways.pop() if len(ways) == 1 else None)
+
+
+def _score_key(document: Document) -> str | None:
+    metadata = document.metadata
+    return next((key for key in SCORE_KEYS if key in metadata), None) if metadata else None
 
 
 def score_of(document: Document) -> Any:
     """The score in a document's metadata, None if there is none."""
-    metadata = document.metadata
-    for key in SCORE_KEYS:
-        if key in metadata:
-            return metadata[key]
-    return None
+    key = _score_key(document)
+    return None if key is None else document.metadata[key]
 
 
 CAPTURE: Final = PassageCapture()

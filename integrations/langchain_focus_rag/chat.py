@@ -16,14 +16,14 @@ from langchain_core.runnables.config import get_config_list, get_executor_for_co
 from langchain_core.runnables.utils import gather_with_concurrency
 from pydantic import ConfigDict
 
-from focus_rag import Answer
+from focus_rag import Answer, FocusCall
 from langchain_focus_rag.batching import LARGEST_BATCH, GatheredBatch, Row
-from langchain_focus_rag.calls import Call, FocusSettings
+from langchain_focus_rag.calls import LangChainSettings
 from langchain_focus_rag.capture import StartedRuns, text_of
 from langchain_focus_rag.messages import chat_template_messages
 
 
-class ChatFocus(FocusSettings, BaseChatModel):
+class ChatFocus(LangChainSettings, BaseChatModel):
     """Chat model that focuses on the relevant ones among the passages that its chain retrieved.
 
     The passages and scores of a call are found by themselves (see `PassageCapture`); pass `passages=` by `bind`, per call or as a
@@ -211,24 +211,24 @@ class ChatFocus(FocusSettings, BaseChatModel):
         stop: list[str] | None,
         run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
         options: dict[str, Any],
-    ) -> Call:
+    ) -> FocusCall:
         run_id = StartedRuns.of([text_of(messages)])[0] if run_manager is None else run_manager.run_id
-        return self.call(chat_template_messages(messages), run_id=run_id, stop=stop, options=options)
+        return self.chain_call(chat_template_messages(messages), run_id=run_id, stop=stop, options=options)
 
-    def _metadata(self, call: Call, answer: Answer) -> dict[str, Any]:
+    def _metadata(self, call: FocusCall, answer: Answer) -> dict[str, Any]:
         return {
             "model_name": self.model_name,
             "finish_reason": answer.finish_reason,
             "focus_rag": call.report(answer),
         }
 
-    def _result(self, call: Call, answer: Answer) -> ChatResult:
+    def _result(self, call: FocusCall, answer: Answer) -> ChatResult:
         message = AIMessage(
             content=answer.text, response_metadata=self._metadata(call, answer), usage_metadata=_usage(answer)
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _last_chunk(self, call: Call, answer: Answer) -> ChatGenerationChunk:
+    def _last_chunk(self, call: FocusCall, answer: Answer) -> ChatGenerationChunk:
         message = AIMessageChunk(
             content="",
             response_metadata=self._metadata(call, answer),

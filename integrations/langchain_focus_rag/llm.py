@@ -11,12 +11,12 @@ from langchain_core.language_models import BaseLLM, LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict
 
-from focus_rag import Answer
-from langchain_focus_rag.calls import Call, FocusSettings
+from focus_rag import Answer, FocusCall
+from langchain_focus_rag.calls import LangChainSettings
 from langchain_focus_rag.capture import StartedRuns
 
 
-class FocusLLM(FocusSettings, BaseLLM):
+class FocusLLM(LangChainSettings, BaseLLM):
     """Plain language model that focuses on the relevant ones among the passages that its chain retrieved.
 
     Everything said of `ChatFocus` holds here; how an answer came about is in `generation_info["focus_rag"]` of its generation
@@ -116,16 +116,16 @@ class FocusLLM(FocusSettings, BaseLLM):
         stop: list[str] | None,
         run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
         options: dict[str, Any],
-    ) -> list[Call]:
+    ) -> list[FocusCall]:
         runs = StartedRuns.of(prompts, _run_id(run_manager))
         return [self._call(prompt, stop, run, options) for prompt, run in zip(prompts, runs, strict=True)]
 
-    def _call(self, prompt: str, stop: list[str] | None, run_id: UUID | None, options: dict[str, Any]) -> Call:
+    def _call(self, prompt: str, stop: list[str] | None, run_id: UUID | None, options: dict[str, Any]) -> FocusCall:
         chat = self.use_chat_template and getattr(self.generator.tokenizer, "chat_template", None)
         what: Any = [{"role": "user", "content": prompt}] if chat else prompt
-        return self.call(what, run_id=run_id, stop=stop, options=options)
+        return self.chain_call(what, run_id=run_id, stop=stop, options=options)
 
-    def _info(self, call: Call, answer: Answer) -> dict[str, Any]:
+    def _info(self, call: FocusCall, answer: Answer) -> dict[str, Any]:
         return {
             "model_name": self.model_name,
             "finish_reason": answer.finish_reason,
@@ -134,7 +134,7 @@ class FocusLLM(FocusSettings, BaseLLM):
             "focus_rag": call.report(answer),
         }
 
-    def _result(self, calls: Sequence[Call], answers: Sequence[Answer]) -> LLMResult:
+    def _result(self, calls: Sequence[FocusCall], answers: Sequence[Answer]) -> LLMResult:
         pairs = list(zip(calls, answers, strict=True))
         generations = [
             [Generation(text=answer.text, generation_info=self._info(call, answer))] for call, answer in pairs

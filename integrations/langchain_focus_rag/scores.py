@@ -10,9 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStoreRetriever
 
 from focus_rag import InvalidInputError
-from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY
-
-_SCORE_KEY = "score"
+from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY, SCORE_KEY
 
 
 class ScoredVectorStoreRetriever(VectorStoreRetriever):
@@ -20,7 +18,8 @@ class ScoredVectorStoreRetriever(VectorStoreRetriever):
 
     Which way up the scores are is told by the order in which the store returns them, never by its name or settings: relevance
     scores that LangChain derives from distances leave [0, 1] and, for some stores, turn the order round.
-    `metadata["higher_is_better"]` says what the order said; it is missing where all scores are equal.
+    `metadata["higher_is_better"]` says what the order said; it is missing where all scores are equal. Code that puts another kind
+    of score into `metadata["score"]` is to remove it; where the two contradict each other, the scores are not used.
     """
 
     def _get_relevant_documents(
@@ -91,7 +90,7 @@ def _rescored(documents: Sequence[Document], pairs: Sequence[tuple[Document, Any
 def _with_score(document: Document, score: Any, higher_is_better: bool | None) -> Document:
     known = {} if higher_is_better is None else {HIGHER_IS_BETTER_KEY: higher_is_better}
     # A copy: stores that keep documents in memory hand out their own.
-    return document.model_copy(update={"metadata": {**document.metadata, _SCORE_KEY: float(score), **known}})
+    return document.model_copy(update={"metadata": {**document.metadata, SCORE_KEY: float(score), **known}})
 
 
 def _orientation(scores: Sequence[float]) -> bool | None:

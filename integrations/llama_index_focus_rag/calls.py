@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
-from focus_rag import Answer, Passage, Request, as_passages
-
-SIGNAL_OPTIONS: Final = ("alpha", "noise", "score_kind", "higher_is_better")
-SETTINGS: Final = {
-    "max_new_tokens": "max_new_tokens",
-    "max_tokens": "max_new_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "seed": "seed",
-    "stop": "stop",
-}
-"""Options of a call and the generation settings that they are."""
+from focus_rag import Answer, FocusCall, Passage, Request
 
 _REPORTS: ContextVar[list[dict[str, Any]] | None] = ContextVar("focus_rag_reports", default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One model call: the request, how its passages were found, and who collects reports."""
+    """One call of a model: what the generator is asked, and who collects reports."""
 
-    request: Request
-    how: Literal["given", "lineage", "registry", "none"]
-    note: str
+    focus: FocusCall
     model_name: str
     reports: list[dict[str, Any]] | None
+
+    @property
+    def request(self) -> Request:
+        """What the generator is asked."""
+        return self.focus.request
 
     def completion(self, answer: Answer, delta: str | None = None) -> CompletionResponse:
         """The response to `complete`, or the last piece of a stream."""
@@ -47,7 +38,7 @@ class Call:
         return ChatResponse(message=assistant(answer.text), delta=delta, **self._about(answer))
 
     def _about(self, answer: Answer) -> dict[str, Any]:
-        report = answer.report(self.how, self.note)
+        report = self.focus.report(answer)
         if self.reports is not None:
             self.reports.append(report)
         usage = {
@@ -85,16 +76,8 @@ def assistant(text: str) -> ChatMessage:
     return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
-def passages_of(values: Sequence[Any]) -> tuple[Passage, ...]:
-    """Passages from nodes with or without scores and all that `focus_rag.as_passages` takes.
-
-    Raises:
-        InvalidInputError: Something else was given.
-    """
-    return as_passages(values, _from_node)
-
-
-def _from_node(value: Any, score: Any) -> Passage | None:
+def from_node(value: Any, score: Any) -> Passage | None:
+    """A node, with or without a score, as a passage; for `focus_rag.as_passages`."""
     if isinstance(value, NodeWithScore):
         value, score = value.node, value.score if score is None else score
     if not isinstance(value, BaseNode):

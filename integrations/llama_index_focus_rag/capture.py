@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
-from collections import Counter, OrderedDict
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -14,14 +16,13 @@ from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
 from llama_index.core.instrumentation.span import active_span_id
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index_instrumentation import get_dispatcher
 from pydantic import PrivateAttr
 
 from focus_rag import CapturedPassages, PassageRegistry, RetrievedText
 
 _QUERY_ARGUMENTS: Final = ("query", "query_bundle", "query_str", "str_or_query_bundle")
-_MOST_OPEN_RETRIEVERS: Final = 4096
 _SHORT: Final = 16  # characters; shorter texts stand in a prompt by chance
 _INSTALLING: Final = threading.Lock()
 
@@ -39,8 +40,7 @@ class PassageCapture:
 
     def __init__(self, registry: PassageRegistry | None = None) -> None:
         self.registry = registry or PassageRegistry()
-        self._sources: OrderedDict[str, str] = OrderedDict()
-        self._lock = threading.Lock()
+        self._sources = _Sources()
         self._span_handler = _Spans(self)
         self._event_handler = _Events(self)
 
@@ -64,38 +64,47 @@ class PassageCapture:
 
     def entered(self, span_id: str, parent_id: str | None, instance: Any, arguments: Mapping[str, Any]) -> None:
         """A span begins."""
-        retriever = isinstance(instance, BaseRetriever)
-        gate = retriever or isinstance(instance, BaseNodePostprocessor)
-        self.registry.record(span_id, parent_id, gate=gate)
-        if retriever:
-            with self._lock:
-                self._sources[span_id] = f"{type(instance).__name__} at {id(instance):x}"
-                if len(self._sources) > _MOST_OPEN_RETRIEVERS:
-                    self._sources.popitem(last=False)
-        elif not gate and (nodes := arguments.get("nodes")):
-            self._put(span_id, nodes, _query_of(arguments), handed_on=True)
+        if isinstance(instance, (BaseRetriever, BaseNodePostprocessor)):
+            self.registry.record(span_id, parent_id, gate=True, source=self._sources.name_of(instance))
+        else:
+            self.registry.record(span_id, parent_id)
+            self._hand_on(span_id, arguments.get("nodes"), arguments)
 
     def left(self, span_id: str, instance: Any, arguments: Mapping[str, Any], result: Any) -> None:
         """A span ends, by an error if there is no result."""
-        if isinstance(instance, BaseRetriever):
-            with self._lock:
-                self._sources.pop(span_id, None)
-        elif isinstance(instance, BaseNodePostprocessor) and result:
-            source = f"{type(instance).__name__} at {id(instance):x}"
-            self._put(span_id, result, _query_of(arguments), source=source, handed_on=True)
+        if isinstance(instance, BaseNodePostprocessor):
+            self._hand_on(span_id, result, arguments)
 
     def retrieved(self, event: RetrievalEndEvent) -> None:
         """A retriever returns."""
-        span_id = event.span_id or active_span_id.get()
-        with self._lock:
-            source = self._sources.get(span_id or "")
-        self._put(span_id, event.nodes, _text_of(event.str_or_query_bundle), source=source)
+        query = _text_of(event.str_or_query_bundle)
+        self.registry.put(event.span_id or active_span_id.get(), rows_of(event.nodes), query=query)
 
-    def _put(
-        self, span_id: str | None, nodes: Any, query: str | None, *, source: str | None = None, handed_on: bool = False
-    ) -> None:
-        if isinstance(nodes, (list, tuple)) and (rows := list(rows_of(nodes))):
-            self.registry.put(span_id, rows, query=query, source=source, handed_on=handed_on)
+    def _hand_on(self, span_id: str, nodes: Any, arguments: Mapping[str, Any]) -> None:
+        if isinstance(nodes, (list, tuple)) and nodes:
+            self.registry.put(span_id, rows_of(nodes), query=_query_of(arguments), handed_on=True)
+
+
+class _Sources:
+    """Names of retrievers and postprocessors, no two the same, without keeping any of them alive."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._serials = itertools.count()
+
+    def name_of(self, instance: Any) -> str:
+        """Its own name, although many have the same class and ids are used again."""
+        key = id(instance)
+        known = self._names.get(key)
+        if known is None or known[0]() is not instance:
+            gone = weakref.ref(instance, lambda ref: self._forget(key, ref))
+            known = self._names[key] = gone, f"{type(instance).__name__} {next(self._serials)}"
+        return known[1]
+
+    def _forget(self, key: int, gone: weakref.ref[Any]) -> None:
+        known = self._names.get(key)
+        if known is not None and known[0] is gone:
+            self._names.pop(key, None)
 
 
 class _Spans(BaseSpanHandler[Any]):
@@ -161,17 +170,23 @@ def rows_of(nodes: Iterable[Any]) -> Iterator[RetrievedText]:
     """Text, score and id of nodes, by the texts that a prompt may hold.
 
     Synthesizers put a node's metadata before its text, code of one's own often leaves it out. The bare text
-    addresses both where it stands inside the other and no other node has it too; if not, both texts do.
+    addresses both if no other node has it too; if one has, both texts do.
     """
     scored = [node for node in nodes if isinstance(node, NodeWithScore)]
     texts = [node.node.get_content(metadata_mode=MetadataMode.NONE).strip() for node in scored]
     copies = Counter(texts)
     for node, bare in zip(scored, texts, strict=True):
-        shown = node.node.get_content(metadata_mode=MetadataMode.LLM).strip()
-        if shown != bare and (copies[bare] > 1 or len(bare) < _SHORT or bare not in shown):
-            yield shown, node.score, node.node.node_id
+        if copies[bare] > 1 or len(bare) < _SHORT or not _shows_its_text(node.node):
+            shown = node.node.get_content(metadata_mode=MetadataMode.LLM).strip()
+            if shown != bare:
+                yield shown, node.score, node.node.node_id
         if bare:
             yield bare, node.score, node.node.node_id
+
+
+def _shows_its_text(node: BaseNode) -> bool:
+    """Whether the text that synthesizers take of a node holds its bare text, as it does unless a template leaves that out."""
+    return not node.metadata or "{content}" in getattr(node, "text_template", "")
 
 
 def _query_of(arguments: Mapping[str, Any]) -> str | None:

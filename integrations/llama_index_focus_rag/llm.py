@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import llama_index.core
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -22,35 +21,17 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict
 
-from focus_rag import (
-    AlphaPolicy,
-    Answer,
-    CapturedPassages,
-    FocusGenerator,
-    GenerationSettings,
-    InvalidInputError,
-    Request,
-    estimate_noise,
-)
-from llama_index_focus_rag.calls import (
-    SETTINGS,
-    SIGNAL_OPTIONS,
-    Call,
-    assistant,
-    collector,
-    passages_of,
-)
+from focus_rag import Answer, FocusGenerator, FocusSettings, InvalidInputError, Passage, as_passages
+from llama_index_focus_rag.calls import Call, assistant, collector, from_node
 from llama_index_focus_rag.capture import CAPTURE
 from llama_index_focus_rag.messages import chat_template_messages
-
-logger = logging.getLogger("llama_index_focus_rag")
 
 Prompt = str | Sequence[Mapping[str, str]]
 
 
-class FocusLLM(CustomLLM):
+class FocusLLM(FocusSettings, CustomLLM):
     """Language model that focuses on the relevant ones among the passages that its query or chat engine retrieved.
 
         Settings.llm = FocusLLM(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="path-or-hub-id")
@@ -61,24 +42,10 @@ class FocusLLM(CustomLLM):
 
     Calls take `passages` (which then replace the captured ones), `alpha`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens`
     (or `max_tokens`), `temperature`, `top_p`, `top_k`, `seed` and `stop`. Asynchronous methods never block the event loop.
-    What is None below is left to the generator.
+    Fields are those of `focus_rag.FocusSettings` and these:
 
     Attributes:
-        generator: A loaded `FocusGenerator`; without one the model below is loaded.
-        model: Hub id or folder; None for the model that comes with focus_rag.
-        focus_profile: Profile, folder or Hub id.
-        model_kwargs: More arguments of `FocusGenerator.from_pretrained`.
-        alpha: A number, `"auto"`, or a policy.
-        noise: Expected share of irrelevant passages, if it is known.
-        score_kind: What the retriever's scores are, if it is known (see `focus_rag.estimate_noise`).
-        higher_is_better: Orientation of the scores; by default their order at retrieval tells it.
-        passages: Passages of every call, instead of the captured ones. Empty: never focus.
         max_new_tokens: Most tokens of an answer.
-        temperature: 0 decodes greedily.
-        top_p: Sample from the smallest set of tokens with this probability mass.
-        top_k: Sample from this many tokens; 0 for all.
-        seed: Makes sampling repeatable.
-        stop: Strings before which generation ends; a call's own replace them.
         use_chat_template: Whether prompts and messages are shown to the model by its chat template, if it has one.
         share_tokenizer: Whether this model's tokenizer becomes LlamaIndex's (`Settings.tokenizer`) if none is set yet, so that prompts
             are packed to this model's window.
@@ -89,41 +56,20 @@ class FocusLLM(CustomLLM):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    generator: Any = Field(default=None, exclude=True, repr=False)
-    model: str | None = None
-    focus_profile: Any = Field(default=None, exclude=True)
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True)
-    alpha: float | Literal["auto"] | AlphaPolicy | None = None
-    noise: float | None = None
-    score_kind: str | None = None
-    higher_is_better: bool | None = None
-    passages: Sequence[Any] | None = Field(default=None, exclude=True)
     max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
     use_chat_template: bool = True
     share_tokenizer: bool = True
 
-    _warned: bool = PrivateAttr(default=False)
-
     def __init__(self, generator: FocusGenerator | None = None, **settings: Any) -> None:
-        super().__init__(generator=generator, **settings)
-        if self.generator is None:
-            self.generator = FocusGenerator.from_pretrained(self.model, self.focus_profile, **self.model_kwargs)
-        elif self.model is not None or self.focus_profile is not None or self.model_kwargs:
-            raise InvalidInputError(
-                "Give either generator, or model, focus_profile and model_kwargs to load one; not both."
-            )
-        # Wrong settings are told now, not by the first call.
-        self._settings({})
-        estimate_noise([], score_kind=self.score_kind)  # type: ignore[arg-type]
-        passages_of(self.passages or ())
+        super().__init__(generator, **settings)
         CAPTURE.install()
         if self.share_tokenizer and llama_index.core.global_tokenizer is None:
-            llama_index.core.set_global_tokenizer(self.tokenizer_fn)
+            llama_index.core.set_global_tokenizer(self.token_ids)
+
+    @classmethod
+    def passages_of(cls, values: Sequence[Any]) -> tuple[Passage, ...]:
+        """Passages from nodes with or without scores and all that `focus_rag.as_passages` takes."""
+        return as_passages(values, from_node)
 
     @classmethod
     def class_name(cls) -> str:
@@ -133,17 +79,16 @@ class FocusLLM(CustomLLM):
     def metadata(self) -> LLMMetadata:
         return LLMMetadata(
             context_window=self.generator.context_window,
-            num_output=self._settings({}).max_new_tokens,
+            num_output=self.generation_settings({}).max_new_tokens,
             is_chat_model=self._has_chat_template,
             is_function_calling_model=False,
-            model_name=str(self.generator.model_name),
+            model_name=self.model_name,
         )
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:
         """Text -> token ids, for `Settings.tokenizer` and `TokenCountingHandler`."""
-        tokenizer = self.generator.tokenizer
-        return lambda text: list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return self.token_ids
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -221,44 +166,7 @@ class FocusLLM(CustomLLM):
         return responses()
 
     def _call(self, prompt: Prompt, options: Mapping[str, Any]) -> Call:
-        """Build the request of a call: passages given by hand, else the captured ones."""
-        settings = self._settings(options)
-        given = options.get("passages", self.passages)
-        how: Any = "given"
-        if given is not None:
-            found = CapturedPassages(passages_of(given), note="passages given by the caller")
-        else:
-            text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
-            found = CAPTURE.passages(text)
-            how = found.how
-            self._warn_if_missed(found)
-        signal: dict[str, Any] = {
-            name: options[name] if options.get(name) is not None else getattr(self, name) for name in SIGNAL_OPTIONS
-        }
-        if signal["higher_is_better"] is None:
-            signal["higher_is_better"] = found.higher_is_better
-        request = Request(
-            prompt=prompt if isinstance(prompt, str) else None,
-            messages=None if isinstance(prompt, str) else prompt,
-            passages=found.passages,
-            settings=settings,
-            **signal,
-        )
-        return Call(request, how, found.note, str(self.generator.model_name), collector())
-
-    def _settings(self, options: Mapping[str, Any]) -> GenerationSettings:
-        unknown = set(options) - {*SETTINGS, *SIGNAL_OPTIONS, "passages"}
-        if unknown:
-            raise InvalidInputError(
-                f"Unknown option {', '.join(map(repr, sorted(unknown)))}: a call takes passages, "
-                f"{', '.join((*SIGNAL_OPTIONS, *SETTINGS))}."
-            )
-        changes = {name: getattr(self, name) for name in set(SETTINGS.values())}
-        changes.update(
-            {SETTINGS[name]: value for name, value in options.items() if name in SETTINGS and value is not None}
-        )
-        settings: GenerationSettings = self.generator.settings.changed(changes)
-        return settings
+        return Call(self.focus_call(prompt, options, CAPTURE.passages), self.model_name, collector())
 
     @property
     def _has_chat_template(self) -> bool:
@@ -288,15 +196,6 @@ class FocusLLM(CustomLLM):
             return chat_template_messages(messages)
         chat_template_messages(messages)  # refuses what is not text
         return str(self.messages_to_prompt(messages))  # type: ignore[misc]
-
-    def _warn_if_missed(self, found: CapturedPassages) -> None:
-        if found.how == "none" and found.retrieved and not self._warned:
-            self._warned = True
-            logger.warning(
-                "%d texts were retrieved, but none of them stands in the prompt: alpha is 0 for such calls (rewriting a question and "
-                "merging summaries are some). If the prompt does hold passages, pass them to the call: passages=nodes. This is said once.",
-                found.retrieved,
-            )
 
 
 def _completion_piece(text: str, delta: str) -> CompletionResponse:

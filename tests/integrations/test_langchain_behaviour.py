@@ -22,7 +22,7 @@ from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, System
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import ConfigurableField, RunnablePassthrough
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
 from langchain_focus_rag.messages import chat_template_messages
@@ -182,6 +182,17 @@ def test_settings_can_be_configured_per_call(kind: str) -> None:
     configurable = model.configurable_fields(alpha=ConfigurableField(id="alpha"))
     configurable.batch(["a", "b"], [{"configurable": {"alpha": 0.5}}, {"configurable": {"alpha": 0.7}}])
     assert sorted(request.alpha for request in generator.requests) == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_configured_model_is_not_loaded_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = RecordingGenerator()
+    monkeypatch.setattr(FocusGenerator, "from_pretrained", lambda *_, **__: generator)
+    model = (ChatFocus if kind == "chat" else FocusLLM)(model="some/model")
+    monkeypatch.setattr(FocusGenerator, "from_pretrained", None)
+    configurable = model.configurable_fields(alpha=ConfigurableField(id="alpha"))
+    configurable.invoke("a", {"configurable": {"alpha": 0.5}})
+    assert generator.requests[-1].alpha == 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -418,10 +429,95 @@ def test_distances_are_told_by_their_order_even_where_the_prompt_has_another() -
     assert similar == pytest.approx(as_distances)
 
 
+def searched(scores: list[float], first: int = 0, **names: Any) -> Any:
+    """A search of one's own that returns documents and scores, in this order."""
+    found = documents()[first:]
+    return RunnableLambda(lambda _: [(found[i], score) for i, score in enumerate(scores)]).with_config(**names)
+
+
+def joined_pairs(pairs: list[tuple[Document, float]]) -> str:
+    return join([document for document, _ in pairs])
+
+
+def test_scores_in_no_order_are_not_used_unless_their_kind_is_told() -> None:
+    model, generator = model_of("chat")
+    shuffled = [0.4, 0.9, 0.1, 0.8, 0.3, 0.7]
+    rag = {"context": searched(shuffled) | joined_pairs, "question": RunnablePassthrough()} | PROMPT
+    message = (rag | model).invoke(QUESTION)
+    assert scores_sent(generator) == [None] * 6
+    assert noise_of(message) == pytest.approx(1 - 1 / 6)
+    assert "which way up" in report_of(message)["note"]
+    (rag | model.bind(score_kind="cosine")).invoke(QUESTION)
+    assert scores_sent(generator) == shuffled
+
+
+def test_scores_of_two_searches_are_not_mixed() -> None:
+    model, generator = model_of("chat")
+    both = RunnableParallel(
+        words=searched([9.5, 7.1, 6.2], run_name="bm25"),
+        vectors=searched([0.9, 0.5, 0.3], first=3, run_name="cosine"),
+    )
+    context = both | (lambda found: joined_pairs(found["words"] + found["vectors"]))
+    message = ({"context": context, "question": RunnablePassthrough()} | PROMPT | model).invoke(QUESTION)
+    assert scores_sent(generator) == [None] * 6
+    assert "different retrievers" in report_of(message)["note"]
+
+
+def test_scores_of_two_tools_are_not_mixed() -> None:
+    model, generator = model_of("chat")
+    words, vectors = documents([9.5, 7.1, 6.2, 0, 0, 0])[:3], documents([0, 0, 0, 0.9, 0.5, 0.3])[3:]
+    calls = [{"name": name, "args": {}, "id": name} for name in ("words", "vectors")]
+    results = [
+        ToolMessage(join(found), artifact=found, name=name, tool_call_id=name)
+        for name, found in (("words", words), ("vectors", vectors))
+    ]
+    message = model.invoke([HumanMessage(QUESTION), AIMessage("", tool_calls=calls), *results])
+    assert scores_sent(generator) == [None] * 6
+    assert "different retrievers" in report_of(message)["note"]
+    model.invoke([HumanMessage(QUESTION), AIMessage("", tool_calls=calls[:1]), results[0]])
+    assert scores_sent(generator) == [9.5, 7.1, 6.2]
+
+
+def test_documents_with_several_kinds_of_score_have_none() -> None:
+    model, generator = model_of("chat")
+    found = documents([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    found[4].metadata = {"relevance_score": 7.5}
+    message = chain(model, found).invoke(QUESTION)
+    assert scores_sent(generator) == [None] * 6
+    assert noise_of(message) == pytest.approx(1 - 1 / 6)
+
+
+def test_candidates_beside_their_reranked_half_in_one_state() -> None:
+    model, generator = model_of("chat")
+    candidates = documents([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    best = [
+        candidates[i].model_copy(update={"metadata": {"score": candidates[i].metadata["score"], "relevance_score": s}})
+        for i, s in ((3, 8.0), (1, 5.0), (0, 2.0))
+    ]
+
+    def answer(state: dict[str, Any]) -> Any:
+        return (PROMPT | model).invoke({"context": join(state["documents"]), "question": QUESTION})
+
+    state = {"candidates": candidates, "documents": best, "also": candidates}
+    RunnableLambda(answer).invoke(state)
+    assert scores_sent(generator) == [8.0, 5.0, 2.0]
+    assert generator.requests[-1].higher_is_better is True
+
+
+def test_an_answer_that_quotes_its_passages_makes_no_passages_of_the_next_question() -> None:
+    model, generator = model_of("chat")
+    found = documents([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    chain(model, found).invoke(QUESTION)
+    rewrite = ChatPromptTemplate.from_messages([("placeholder", "{history}"), ("human", "Rephrase: {question}")])
+    history = [HumanMessage(QUESTION), AIMessage(join(found[:3]))]
+    (rewrite | model).invoke({"history": history, "question": "And after that?"})
+    assert generator.requests[-1].passages == ()
+
+
 def test_a_prompt_without_its_passages_is_not_focused_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model, generator = model_of("chat")
     lost = chain(model, documents(), lambda found: "nothing")
-    with caplog.at_level(logging.WARNING, logger="langchain_focus_rag"):
+    with caplog.at_level(logging.WARNING, logger="focus_rag"):
         first, second = lost.invoke(QUESTION), lost.invoke(QUESTION)
     assert generator.requests[-1].passages == ()
     assert report_of(first)["alpha"] == report_of(second)["alpha"] == 0.0
@@ -432,7 +528,7 @@ def test_a_prompt_without_its_passages_is_not_focused_and_said_once(caplog: pyte
 
 def test_calls_that_have_nothing_to_find_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     model, _ = model_of("chat")
-    with caplog.at_level(logging.WARNING, logger="langchain_focus_rag"):
+    with caplog.at_level(logging.WARNING, logger="focus_rag"):
         model.invoke("Hello")
         chain(model.bind(passages=[]), documents(), lambda found: "nothing").invoke(QUESTION)
     assert caplog.records == []
@@ -504,6 +600,32 @@ def test_keep_scores(store: InMemoryVectorStore, search_type: str) -> None:
     ({"context": scored | join, "question": RunnablePassthrough()} | PROMPT | model).invoke(QUESTION)
     assert scores_sent(generator) == [raw[d.page_content] for d in found]
     assert generator.requests[-1].higher_is_better is True
+
+
+@pytest.mark.parametrize("key", ["relevance_score", "score"])
+def test_a_reranker_after_keep_scores_is_not_taken_for_a_distance(store: InMemoryVectorStore, key: str) -> None:
+    class Distances(InMemoryVectorStore):
+        def similarity_search_with_score(self, query: str, k: int = 4, **_: Any) -> list[tuple[Document, float]]:
+            return [(d, 1 - s) for d, s in super().similarity_search_with_score(query, k)]
+
+    distances = Distances(DeterministicFakeEmbedding(size=8))
+    distances.add_texts(TEXTS)
+    retriever = keep_scores(distances.as_retriever(search_kwargs={"k": 6}))
+    assert all(d.metadata["higher_is_better"] is False for d in retriever.invoke(QUESTION))
+
+    def rerank(found: list[Document]) -> list[Document]:
+        return [
+            d.model_copy(update={"metadata": {**d.metadata, key: 9.0 - 2 * i}}) for i, d in enumerate(reversed(found))
+        ]
+
+    model, generator = model_of("chat")
+    context = retriever | rerank | join
+    message = ({"context": context, "question": RunnablePassthrough()} | PROMPT | model).invoke(QUESTION)
+    if key == "score":  # the orientation that was left behind contradicts the order
+        assert scores_sent(generator) == [None] * 6 and "which way up" in report_of(message)["note"]
+    else:
+        assert scores_sent(generator) == [9.0 - 2 * i for i in range(6)]
+        assert generator.requests[-1].higher_is_better is True
 
 
 def test_keep_scores_takes_vector_store_retrievers_only() -> None:

@@ -18,6 +18,7 @@ import itertools
 import llama_index.core
 from llama_index.core import PromptTemplate, Settings
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.chat_engine import CondensePlusContextChatEngine
 from llama_index.core.llms import ChatMessage, ImageBlock, MessageRole
 from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -26,7 +27,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_focus_rag import FocusLLM, collect_reports
 
 from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage
-from tests.integrations.recording_generator import RecordingGenerator
+from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -338,6 +339,45 @@ def test_one_text_in_two_files_keeps_the_score_of_each() -> None:
     assert {(("first" in p.text), p.score) for p in request.passages} == {(True, 0.9), (False, 0.3)}
 
 
+def test_scores_in_no_order_are_not_used_unless_their_kind_is_told() -> None:
+    shuffled = scored([0.4, 0.9, 0.1, 0.8, 0.3])
+    assert [p.score for p in asked(shuffled).passages] == [None] * 5
+    assert [p.score for p in asked(shuffled, score_kind="cosine").passages] == [0.4, 0.9, 0.1, 0.8, 0.3]
+
+
+def test_scores_of_two_retrievers_are_not_mixed(llm: FocusLLM, generator: RecordingGenerator) -> None:
+    class Both(BaseRetriever):
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            words = Fixed(scored([9.5, 7.1], TEXTS[:2])).retrieve(query_bundle)
+            return words + Fixed(scored([0.9, 0.5, 0.3], TEXTS[2:])).retrieve(query_bundle)
+
+    engine = RetrieverQueryEngine.from_args(Both(), llm=llm)
+    with collect_reports() as reports:
+        engine.query("Where is the mill?")
+    assert [p.score for p in generator.requests[0].passages] == [None] * 5
+    assert "different retrievers" in reports[0]["note"]
+
+
+def test_a_node_whose_template_leaves_its_text_out_is_known_by_what_is_shown() -> None:
+    nodes = scored([0.9, 0.8, 0.5, 0.4, 0.2])
+    for i, node in enumerate(nodes):
+        node.node.metadata = {"summary": f"A summary of volume {i}, which is shown in place of the text."}
+        node.node.text_template = "{metadata_str}"
+    assert [p.score for p in asked(nodes).passages] == [0.9, 0.8, 0.5, 0.4, 0.2]
+
+
+def test_an_answer_that_quotes_its_passages_makes_no_passages_of_the_next_question() -> None:
+    long = [" ".join(f"word{i}{j}" for j in range(80)) for i in range(3)]
+    quotes = " and ".join(" ".join(text.split()[10:24]) for text in long)
+    generator = RecordingGenerator(text=f"It is said that {quotes}.")
+    chat = CondensePlusContextChatEngine.from_defaults(Fixed(scored([0.9, 0.8, 0.5], long)), llm=FocusLLM(generator))
+    chat.chat("Where is the mill?")
+    chat.chat("And after that?")
+    answered, condensed, again = generator.requests
+    assert len(answered.passages) == len(again.passages) == 3
+    assert quotes in prompt_of(condensed) and condensed.passages == ()
+
+
 def test_passages_in_another_order_keep_their_scores(llm: FocusLLM, generator: RecordingGenerator) -> None:
     Fixed(scored([0.1, 0.4, 0.6, 1.3, 1.9])).retrieve("order?")
     llm.complete("\n".join(reversed(TEXTS)) + "\norder?")
@@ -362,7 +402,7 @@ def test_a_retrieval_that_is_not_in_the_prompt_is_told_once(
             Fixed(scored([0.9, 0.8, 0.5, 0.4, 0.2])).retrieve(query_str)
             return llm.complete(f"Nothing but {query_str}").text
 
-    with caplog.at_level(logging.WARNING, logger="llama_index_focus_rag"):
+    with caplog.at_level(logging.WARNING, logger="focus_rag"):
         for _ in range(3):
             Engine().query("the question")
     assert len(caplog.records) == 1 and "none of them stands in the prompt" in caplog.text

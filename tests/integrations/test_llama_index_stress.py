@@ -20,6 +20,7 @@ import pytest
 
 pytest.importorskip("llama_index.core")
 
+from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, CondenseQuestionChatEngine, ContextChatEngine
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.postprocessor import LLMRerank, LongContextReorder
@@ -34,7 +35,7 @@ from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from llama_index.core.retrievers import BaseRetriever, QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from llama_index.core.tools import QueryEngineTool
+from llama_index.core.tools import QueryEngineTool, RetrieverTool
 from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
 from llama_index_focus_rag import FocusLLM
 
@@ -115,6 +116,14 @@ class ScriptedGenerator(RecordingGenerator):
             return replace(answer, text="Doc: 3, Relevance: 9\nDoc: 1, Relevance: 7\nDoc: 2, Relevance: 6")
         if is_condense(prompt):
             return replace(answer, text=f"In other words, {asked[-1]}")
+        if is_agent(prompt):
+            step = {"input": asked[-1]}
+            return replace(
+                answer,
+                text="Thought: I know enough.\nAnswer: It says so."
+                if "Observation: " in prompt.split(asked[-1], 1)[-1]
+                else f"Thought: I need a tool.\nAction: archive\nAction Input: {json.dumps(step)}",
+            )
         if "sub_question" in prompt:
             number = number_in(asked[-1])
             subs = [f"What does the archive say about item {number + i * 100000:06d}?" for i in (1, 2)]
@@ -129,6 +138,10 @@ class ScriptedGenerator(RecordingGenerator):
 
 def is_rerank(prompt: str) -> bool:
     return "Relevance" in prompt and "Doc" in prompt
+
+
+def is_agent(prompt: str) -> bool:
+    return "Action Input" in prompt
 
 
 def is_condense(prompt: str) -> bool:
@@ -392,6 +405,24 @@ def sub_rows(question: str) -> Expected:
     return {sub: rows(nodes_for(sub)) for sub in subs}
 
 
+def agents(*, over_engine: bool) -> Callable[[FocusLLM], Any]:
+    """ReAct agents, whose tool is a query engine that asks the model itself, or a retriever whose passages the agent reads."""
+
+    async def run(llm: FocusLLM) -> Expected:
+        about = {"name": "archive", "description": "The archive."}
+        tool = (
+            QueryEngineTool.from_defaults(engine(llm), **about)
+            if over_engine
+            else RetrieverTool.from_defaults(ArchiveRetriever(), **about)
+        )
+        asked = questions(4)
+        agent = ReActAgent(tools=[tool], llm=llm)
+        await asyncio.gather(*(agent.run(user_msg=question) for question in asked))
+        return {question: rows(nodes_for(question)) for question in asked}
+
+    return run
+
+
 class Retrieved(Event):
     nodes: list[NodeWithScore]
     question: str
@@ -494,7 +525,7 @@ SCENARIOS: list[Callable[[FocusLLM], Any]] = [
     conversation("condense_question"), aconversation("condense_plus_context"), aconversation("context"), aconversation("condense_question"),
     streamed_conversation("condense_plus_context"), streamed_conversation("context"), streamed_conversation("condense_question"),
     astreamed_conversation, cited, acited, asking_reranker, asking_reranker_async, fused, fused_by_score, afused, reordered_and_reranked,
-    sub_questions, asub_questions, workflows(synthesize=True), workflows(synthesize=False), own_engine, retrieval_outside, given_by_hand,
+    sub_questions, asub_questions, workflows(synthesize=True), workflows(synthesize=False), agents(over_engine=True), agents(over_engine=False), own_engine, retrieval_outside, given_by_hand,
     same_passages_two_questions,
 ]  # fmt: skip
 
