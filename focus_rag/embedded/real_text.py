@@ -30,6 +30,24 @@ class RealText:
         return rng.choice(self.paragraphs)
 
 
+def is_held_out(title: str) -> bool:
+    """Whether an article is one of the tenth that is kept out of the training."""
+    return crc32(title.encode()) % 10 == 0
+
+
+def sentence_ranges(text: str) -> list[tuple[int, int]]:
+    """Characters `[start, end)` of every sentence."""
+    starts = [0, *(gap.end() for gap in _SENTENCE.finditer(text))]
+    ends = [*(gap.start() for gap in _SENTENCE.finditer(text)), len(text)]
+    return list(zip(starts, ends, strict=True))
+
+
+def fillings(sentence: str) -> list[tuple[int, int]]:
+    """Characters `[start, end)` of the names and numbers of a sentence that a gap can ask for."""
+    spans = [found.span() for found in _SPAN.finditer(sentence)]
+    return [(start, end) for start, end in spans if start > 0 and end - start <= 40]
+
+
 def load_real_text(path: Path, *, held_out: bool = False) -> RealText:
     """Read the paragraphs of `path`, leaving out one article in ten (or reading only those).
 
@@ -40,7 +58,7 @@ def load_real_text(path: Path, *, held_out: bool = False) -> RealText:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         for article in json.loads(raw)["data"]:
-            if (crc32(article["title"].encode()) % 10 == 0) == held_out:
+            if is_held_out(article["title"]) == held_out:
                 for row in article["paragraphs"]:
                     paragraphs[" ".join(row["context"].split())] = None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,12 +74,13 @@ def cloze(rng: random.Random, real: RealText) -> tuple[str, str, str]:
     The span is a name or a number; the passage is shortened to a few sentences around the one with the gap.
     """
     while True:
-        sentences = _SENTENCE.split(real.paragraph(rng))
+        paragraph = real.paragraph(rng)
+        sentences = [paragraph[start:end] for start, end in sentence_ranges(paragraph)]
         i = rng.randrange(len(sentences))
-        spans = [found for found in _SPAN.finditer(sentences[i]) if found.start() > 0 and len(found.group()) <= 40]
+        spans = fillings(sentences[i])
         if not spans or not 30 <= len(sentences[i]) <= 300:
             continue
-        span = rng.choice(spans)
-        question = f"Fill the gap: {sentences[i][: span.start()]}___{sentences[i][span.end() :]}"
+        start, end = rng.choice(spans)
+        question = f"Fill the gap: {sentences[i][:start]}___{sentences[i][end:]}"
         first = max(0, i - rng.randint(0, 2))
-        return question, span.group(), " ".join(sentences[first : i + rng.randint(1, 2)])
+        return question, sentences[i][start:end], " ".join(sentences[first : i + rng.randint(1, 2)])
