@@ -1,0 +1,134 @@
+"""A checkpoint at half its size: matrices in eight bits with one scale per row, and back.
+
+    python -m focus_rag.embedded.real_reader.compact --model runs/reader/model --out runs/reader-int8
+    python -m focus_rag.embedded.real_reader.compact --expand --model runs/reader-int8 --out runs/reader/model
+
+The small form is for carrying and shipping; what transformers loads and the training resumes from is the expanded one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from focus_rag.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+
+_SCALE = ".scale"
+_LARGEST_FILE = 15_000_000
+
+
+def quantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices `(rows, columns)` as int8 beside float32 scales `(rows, 1)`: symmetric, the row's largest entry is 127."""
+    import torch
+
+    found: dict[str, torch.Tensor] = {}
+    for name, one in tensors.items():
+        if one.ndim != 2:
+            found[name] = one
+            continue
+        scale = one.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        found[name] = (one.float() / scale).round().to(torch.int8)
+        found[name + _SCALE] = scale
+    return found
+
+
+def dequantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `quantised` made, in bfloat16."""
+    import torch
+
+    return {
+        name: (one.float() * tensors[name + _SCALE] if name + _SCALE in tensors else one).to(torch.bfloat16)
+        for name, one in tensors.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def compact(model: Path, out: Path) -> int:
+    """Write a saved model in the small form, in files under 15 MB; returns the bytes of the folder.
+
+    Raises:
+        InvalidInputError: There is no saved model, or `out` exists.
+    """
+    from safetensors.torch import save_file
+
+    files: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, one in quantised(_tensors(model)).items():
+        if size + one.nbytes > _LARGEST_FILE and files[-1]:
+            files.append({})
+            size = 0
+        files[-1][name] = one.contiguous()
+        size += one.nbytes
+    _start(model, out)
+    for number, tensors in enumerate(files, start=1):
+        save_file(tensors, out / f"int8-{number}.safetensors")
+    return sum(path.stat().st_size for path in out.iterdir())
+
+
+def expand(folder: Path, out: Path) -> None:
+    """Write the small form as a model that transformers loads.
+
+    Raises:
+        InvalidInputError: There is no small form, or `out` exists.
+    """
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    from focus_rag.embedded.real_reader.train import LARGEST_FILE
+    from focus_rag.embedded.tokenizer import load_tokenizer
+    from focus_rag.embedded.train import save
+
+    weights = dequantised(_tensors(folder))
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(folder))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if set(missing) - {"lm_head.weight"} or unexpected:  # the head is tied to the embeddings
+        raise InvalidInputError(f"{folder} is no compact model: it lacks {missing} and has {unexpected} besides.")
+    _start(folder, out)
+    save(model, load_tokenizer(folder), out, LARGEST_FILE)
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(load_file(file))
+    if not found:
+        raise InvalidInputError(f"{folder} holds no .safetensors files: give the folder of a saved model.")
+    return found
+
+
+def _start(source: Path, out: Path) -> None:
+    """A new folder with everything but the weights."""
+    if out.exists():
+        raise InvalidInputError(f"{out} exists already: give a folder that does not.")
+    out.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copy(file, out / file.name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line of both directions."""
+    parser = argparse.ArgumentParser(
+        prog="python -m focus_rag.embedded.real_reader.compact", description="A saved model in eight bits, and back."
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder to read")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
+    parser.add_argument("--expand", action="store_true", help="from eight bits to a model that transformers loads")
+    given = parser.parse_args(arguments)
+    try:
+        if given.expand:
+            expand(given.model, given.out)
+        else:
+            compact(given.model, given.out)
+    except InvalidInputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
