@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import JsonOption, ModelOption, ProfileOption, load_generator
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, load_generator
 from focus_rag.cli.output import note, progress, write_json, write_table
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions in one forward pass.")] = 16,
     workers: Annotated[int, typer.Option("--workers", help="Batches that run at the same time.")] = 1,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare focusing with the bare model and every rival; an interrupted run goes on when it is run again.
@@ -78,7 +79,7 @@ def command(
     for_dev = None if dev is None else _source(dev, docs, seed, rich)
     for reason, count in getattr(source, "skipped", {}).items():
         note(f"left out: {reason} ({count})")
-    generator = load_generator(model, profile)
+    generator = load_generator(model, profile, device)
     with progress() as bar:
         task = bar.add_task("", total=None)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import JsonOption, ModelOption
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, move_model
 from focus_rag.cli.output import note, progress, write_json, write_table
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def command(
         typer.Option("--polish", help="Steps of polishing the directions on the model itself; slow, kept only if it wins."),
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find a model's contextual heads, train their focus directions and fit alpha.
@@ -53,7 +54,7 @@ def command(
     for reason, count in given.skipped.items():
         note(f"left out: {reason} ({count})")
     given.require(settings.min_examples)
-    profile = _fit(model, given, out, settings)
+    profile = _fit(model, given, out, settings, device)
     if as_json:
         write_json({"profile": str(out), "heads": len(profile.heads), "site": profile.site, "report": profile.report})
     else:
@@ -74,7 +75,7 @@ def _examples(examples: Path | None, from_documents: Path | None, seed: int) -> 
     return examples_from_documents(str(from_documents), seed=seed)
 
 
-def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings) -> FocusProfile:
+def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings, device: str | None) -> FocusProfile:
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
         from focus_rag.cli.output import quiet_libraries
@@ -83,6 +84,7 @@ def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings)
 
         quiet_libraries()
         bare = FocusGenerator.from_pretrained(model or _embedded_model())
+        move_model(bare, device)
         bar.remove_task(loading)
         tasks: dict[str, Any] = {}
 

@@ -21,6 +21,9 @@ ProfileOption = Annotated[
     str | None,
     typer.Option("--profile", help="Focus profile of the model: folder or Hub id; the default model has its own."),
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where to run the model, e.g. cuda; default: where it is loaded, the CPU.")
+]
 AlphaOption = Annotated[str, typer.Option("--alpha", help="How hard to focus: a number, or auto for by retrieval.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
@@ -42,7 +45,7 @@ def parse_alpha(text: str) -> float | Literal["auto"]:
     return alpha
 
 
-def load_generator(model: str | None, profile: str | None) -> FocusGenerator:
+def load_generator(model: str | None, profile: str | None, device: str | None = None) -> FocusGenerator:
     """Load model and profile with a sign of life on stderr.
 
     Raises:
@@ -53,4 +56,20 @@ def load_generator(model: str | None, profile: str | None) -> FocusGenerator:
         from focus_rag.generator import FocusGenerator
 
         quiet_libraries()
-        return FocusGenerator.from_pretrained(model, profile=profile)
+        generator = FocusGenerator.from_pretrained(model, profile=profile)
+        move_model(generator, device)
+        return generator
+
+
+def move_model(generator: FocusGenerator, device: str | None) -> None:
+    """Move the model to a device; None leaves it where it is.
+
+    Raises:
+        InvalidInputError: There is no such device here.
+    """
+    if device is None:
+        return
+    try:
+        generator.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+        raise InvalidInputError(f"The model cannot be moved to {device!r}: {str(error).splitlines()[0]}") from error
