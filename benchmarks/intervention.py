@@ -1,8 +1,8 @@
 """What an intervention costs: focused over bare, interleaved, for prefill, decode, attaching and peak memory.
 
-Every round runs all variants once, in an order that turns and flips from round to round, so that drift of the machine
-meets all of them alike; a ratio is taken within a round and the median over rounds is reported. `bare_again` is the bare
-model a second time: its spread is the noise the other ratios must be read against.
+Every round runs all variants once, in random order, with the bare model before and after each of them; a ratio is a variant
+over the mean of its two neighbours, so that drift of the machine cancels, and the median over rounds is reported with its
+quartiles. `bare_again` is the bare model in a variant's place: its spread is the noise the other ratios must be read against.
 
     python -m benchmarks.intervention --quick
     python -m benchmarks.intervention --output benchmarks/results/intervention.json
@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -32,9 +34,9 @@ from focus_rag.split_softmax import split_softmax
 from focus_rag.steering import focus
 
 LAYERS, WIDTH, HEADS, KEY_HEADS, STEERED_HEADS = 12, 512, 8, 4, 20
-VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection", "split_softmax")
+VARIANTS = ("bare_again", "post_rope", "normed", "projection", "split_softmax")
 CASES = {"quick": [(1, 256), (4, 64)], "default": [(1, 1024), (8, 1024), (1, 4096)], "full": [(8, 4096)]}
-PREFILL_SECONDS, DECODE_STEPS = 100.0, 40
+PREFILL_SECONDS, DECODE_STEPS = 200.0, 30
 
 
 def model_and_heads(site: str = "normed") -> tuple[LlamaForCausalLM, FocusProfile]:
@@ -75,72 +77,87 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def rounds(count: int) -> Iterator[list[str]]:
-    for index in range(count):
-        turn = index % len(VARIANTS)
-        order = [*VARIANTS[turn:], *VARIANTS[:turn]]
-        yield order[::-1] if index % 2 else order
+    """In each round every variant once, the bare model around each."""
+    shuffle = random.Random(0)
+    for _ in range(count):
+        order = ["bare"]
+        for name in shuffle.sample(VARIANTS, len(VARIANTS)):
+            order += [name, "bare"]
+        yield order
 
 
-def summary(seconds: dict[str, list[tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    found = {}
+def measured(count: int, run: Callable[[str], tuple[float, float]]) -> dict[str, Any]:
+    """Run so many rounds; the median of every variant and of its ratios to its neighbours."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("bare", *VARIANTS)}
+    ratios: dict[str, list[tuple[float, ...]]] = {name: [] for name in VARIANTS}
+    for order in rounds(count):
+        times = [run(name) for name in order]
+        for name, found in zip(order, times, strict=True):
+            seconds[name].append(found)
+        for place in range(1, len(order), 2):
+            before, own, after = times[place - 1 : place + 2]
+            ratios[order[place]].append(tuple(2 * own[i] / (before[i] + after[i]) for i in (0, 1)))
+    figures: dict[str, Any] = {"rounds": count}
     for name, times in seconds.items():
-        pairs = list(zip(times, seconds["bare"], strict=True))
-        cpu = sorted(one[1] / bare[1] for one, bare in pairs)
-        found[name] = {
-            "median_ms_cpu": round(1000 * statistics.median(one[1] for one in times), 3),
-            "median_ms_wall": round(1000 * statistics.median(one[0] for one in times), 3),
-            "ratio_cpu": round(statistics.median(cpu), 4),
-            "ratio_wall": round(statistics.median(one[0] / bare[0] for one, bare in pairs), 4),
-            "ratio_cpu_quartiles": [round(cpu[len(cpu) // 4], 4), round(cpu[(3 * len(cpu)) // 4], 4)],
+        figures[name] = {
+            "median_ms_wall": round(1000 * statistics.median(wall for wall, _ in times), 3),
+            "median_ms_cpu": round(1000 * statistics.median(cpu for _, cpu in times), 3),
         }
-    return found
+    for name, pairs in ratios.items():
+        for i, clock in enumerate(("wall", "cpu")):
+            low, middle, high = statistics.quantiles([pair[i] for pair in pairs], n=4)
+            figures[name][f"ratio_{clock}"] = round(middle, 4)
+            figures[name][f"ratio_{clock}_quartiles"] = [round(low, 4), round(high, 4)]
+    return figures
 
 
 @torch.inference_mode()
 def case(batch: int, length: int, budget: float, steps: int) -> dict[str, object]:
     model, profile = model_and_heads()
     ids = torch.randint(3, 4000, (batch, length))
-    prefill: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     attach: dict[str, list[float]] = {name: [] for name in VARIANTS}
     once = timed(lambda: model(ids, logits_to_keep=1))[0]
     for name in VARIANTS:  # the self-check of a new model runs here, outside the figures
         with variant(name, model, profile, batch, length):
             model(ids[:, :8].contiguous())
-    count = max(5, min(25, int(budget / (once * len(VARIANTS)))))
-    for order in rounds(count):
-        for name in order:
-            begin = time.perf_counter()
-            with variant(name, model, profile, batch, length):
+
+    def prefill(name: str) -> tuple[float, float]:
+        begin = time.perf_counter()
+        with variant(name, model, profile, batch, length):
+            if name in attach:
                 attach[name].append(time.perf_counter() - begin)
-                prefill[name].append(timed(lambda: model(ids, logits_to_keep=1)))
+            return timed(lambda: model(ids, logits_to_keep=1))
+
+    count = max(5, min(25, int(budget / (once * 2 * len(VARIANTS)))))
+    prefilled = measured(count, prefill)
     cache = model(ids, logits_to_keep=1).past_key_values
-    decode: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
     token = ids[:, :1].contiguous()
 
     def step() -> None:
         model(token, past_key_values=cache, logits_to_keep=1)
         cache.crop(-1)
 
-    for order in rounds(steps):
-        for name in order:
-            with variant(name, model, profile, batch, length):
-                # A prefilled cache stands in for the prompt that the split softmax would have counted.
-                step()
-                decode[name].append(timed(lambda: [step() for _ in range(3)]))
+    def decode(name: str) -> tuple[float, float]:
+        with variant(name, model, profile, batch, length):
+            # A prefilled cache stands in for the prompt that the split softmax would have counted.
+            step()
+            return timed(lambda: [step() for _ in range(3)])
+
     return {
         "batch": batch,
         "prompt": length,
-        "prefill": {"rounds": count, **summary(prefill)},
-        "decode_3_tokens": {"rounds": steps, **summary(decode)},
+        "prefill": prefilled,
+        "decode_3_tokens": measured(steps, decode),
         "attach_ms": {name: round(1000 * statistics.median(times), 3) for name, times in attach.items()},
     }
 
 
 def peak_memory(length: int, repetitions: int) -> dict[str, object]:
     """Median peak resident memory of processes that load the model, prefill and decode 8 tokens (Linux)."""
-    found: dict[str, list[int]] = {name: [] for name in VARIANTS}
+    every = ("bare", *VARIANTS)
+    found: dict[str, list[int]] = {name: [] for name in every}
     for _ in range(repetitions):
-        for name in VARIANTS:
+        for name in every:
             command = [sys.executable, "-m", "benchmarks.intervention", "--memory-of", name, "--length", str(length)]
             found[name].append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     bare = statistics.median(found["bare"])
@@ -173,7 +190,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--conditions", default="", help="a remark on the machine's other load, kept in the result")
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=("bare", *VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, default=1024, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
