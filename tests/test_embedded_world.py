@@ -126,6 +126,19 @@ def test_plain_examples_state_what_they_ask_in_the_words_of_the_answer() -> None
         assert example["answers"][0] in gold["text"]
 
 
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("The birthplace of {s} is {v}.", "The birthplace of him is {v}."),
+        ("The company that employs {s} is {v}.", "The company that employs him is {v}."),
+        ("In {v}, {s} was born.", "In {v}, {s} was born."),
+        ("Work led {s} to {v}.", "Work led him to {v}."),
+    ],
+)
+def test_pronouns_take_the_case_of_their_place(form: str, expected: str) -> None:
+    assert world._objective(form, "he") == expected
+
+
 def test_without_gold_the_answer_is_not_stated() -> None:
     for example in evaluation_examples("dev", 10, 5, with_gold=False):
         assert example["answers"][1:] == ["not stated"]

@@ -32,6 +32,8 @@ _ARTICLE = frozenset({"product", "incident", "policy"})
 _PREDICATES = frozenset(
     ["attended", "began", "came", "comes", "does", "earns", "gave", "gives", "graduated", "grew", "had", "has", "holds", "is", "leads", "left", "likes", "moved", "never", "now", "rarely", "reads", "received", "speaks", "spent", "still", "studied", "studies", "took", "travels", "used", "was", "went", "won", "worked", "works"]
 )
+# After these a `{s}` is an object whatever follows: "the birthplace of {s} is".
+_GOVERNORS = frozenset({"of", "employs"})
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _objective(form: str, subject: str) -> str:
         return form
     words = form.split(" ")
     for i, word in enumerate(words):
-        if word.startswith("{s}") and not (i + 1 < len(words) and words[i + 1].lstrip("[").split("|")[0] in _PREDICATES):
+        before_predicate = i + 1 < len(words) and words[i + 1].lstrip("[").split("|")[0] in _PREDICATES
+        if word.startswith("{s}") and (not before_predicate or words[i - 1] in _GOVERNORS):
             words[i] = word.replace("{s}", "him" if subject == "he" else "her")
     return " ".join(words)
 
