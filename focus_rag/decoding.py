@@ -51,7 +51,9 @@ class RowSampler(LogitsProcessor):
 
 
 def _warpers(settings: GenerationSettings) -> LogitsProcessorList:
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
+    # In float32 a lower temperature is 0, and the best logit 0 / 0.
+    temperature = max(settings.temperature, torch.finfo(torch.float32).tiny)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if settings.top_k:
         warpers.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1.0:

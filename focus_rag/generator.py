@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from focus_rag.alpha import AlphaChoice, FixedAlpha
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, PassageUse, Request, Usage
@@ -30,6 +31,7 @@ from focus_rag.streams import AnswerStream, AsyncAnswerStream
 
 _REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class FocusGenerator:
 
             name = "embedded reader"
             model, profile = embedded_model_folder(), profile or embedded_profile_folder()
+        if not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
+            raise InvalidInputError(f"No model at {str(model)!r}: neither a folder nor a Hub id (owner/name).")
         if isinstance(profile, (str, Path)):  # read before the weights, which may take minutes
             profile = FocusProfile.load(profile)
         optional = {
@@ -396,7 +400,7 @@ class FocusGenerator:
                 self.model.generate(
                     input_ids=input_ids.to(device),
                     attention_mask=mask.to(device),
-                    generation_config=self._generation_config(max(row.settings.max_new_tokens for row in rows)),
+                    **self._generation_options(max(row.settings.max_new_tokens for row in rows)),
                     logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
                     stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled)]),
                 )
@@ -418,10 +422,12 @@ class FocusGenerator:
         ]
         return SpanMeter(self.model, [(entry.layer, entry.head) for entry in self.profile.heads], spans, length)
 
-    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        """The model's own configuration with what a request decides put in; sampling is ours (`RowSampler`)."""
-        config = GenerationConfig.from_dict(self.model.generation_config.to_dict())
-        config.update(
+    def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:
+        """What a request decides, over the model's own configuration; sampling is ours (`RowSampler`).
+
+        Keyword arguments, because in a configuration object None means: as the model has it.
+        """
+        return dict(
             max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
             temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
             pad_token_id=self._pad_token, eos_token_id=sorted(self._end_tokens) or None,
@@ -429,7 +435,6 @@ class FocusGenerator:
             # Rows are read token by token and end by the request's own stop strings.
             stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip
-        return config
 
     @property
     def _end_tokens(self) -> frozenset[int]:
