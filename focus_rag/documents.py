@@ -20,6 +20,8 @@ SUFFIXES: Final = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
 
 _HEADING_CHARACTERS: Final = 100
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])")
+_HTML_CHARSET: Final = re.compile(rb"""<meta[^>]*charset\s*=\s*["']?([A-Za-z0-9._:-]+)""", re.IGNORECASE)
+_FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n(---|\.\.\.)\n", re.DOTALL)
 _MARKDOWN_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
 
 
@@ -174,6 +176,7 @@ def _pieces(text: str, limit: int) -> Iterator[str]:
 
 
 def _decode(path: Path) -> str:
+    """UTF-8 or UTF-16 by its mark; else what an HTML page says of itself, else Windows' western encoding."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
@@ -182,6 +185,10 @@ def _decode(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
+        declared = _HTML_CHARSET.search(data[:2048])
+    try:
+        return data.decode(declared[1].decode("ascii") if declared else "cp1252", errors="replace")
+    except (LookupError, UnicodeError):  # no encoding of that name, or one for something else than pages
         return data.decode("cp1252", errors="replace")
 
 
@@ -189,6 +196,7 @@ def _headed_text(text: str, *, markdown: bool) -> tuple[str, str]:
     """Title and the rest: the first Markdown heading, or a short first line that stands alone."""
     text = text.replace("\r\n", "\n").lstrip()
     if markdown:
+        text = _FRONT_MATTER.sub("", text)
         heading = _MARKDOWN_HEADING.search(text)
         if heading is None:
             return "", text
@@ -211,34 +219,10 @@ class _HtmlText(HTMLParser):
     """Visible text of a page; block elements end a paragraph."""
 
     _INVISIBLE = frozenset({"script", "style", "noscript", "template", "svg"})
-    _INLINE = frozenset(
-        [
-            "a",
-            "abbr",
-            "b",
-            "bdi",
-            "bdo",
-            "cite",
-            "code",
-            "data",
-            "em",
-            "i",
-            "kbd",
-            "mark",
-            "q",
-            "s",
-            "samp",
-            "small",
-            "span",
-            "strong",
-            "sub",
-            "sup",
-            "time",
-            "u",
-            "var",
-            "wbr",
-        ]
-    )
+    _INLINE = frozenset({
+        "a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "ins", "kbd",
+        "label", "mark", "nobr", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "wbr",
+    })  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -249,21 +233,25 @@ class _HtmlText(HTMLParser):
         self._into: list[str] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._hidden is None and tag in self._INVISIBLE:
+        if self._hidden is not None:
+            return
+        if tag in self._INVISIBLE:
             self._hidden = tag
         elif tag == "title":
             self._into = self.title
         elif tag == "h1" and not self.heading:
             self._into = self.heading
+        elif tag == "br":
+            (self.text if self._into is None else self._into).append("\n")
         elif tag not in self._INLINE:
+            self._into = None  # a heading that was never closed ends where the next block begins
             self.text.append("\n\n")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == self._hidden:
-            self._hidden = None
-        elif tag in ("title", "h1"):
-            self._into = None
+        if self._hidden is not None:
+            self._hidden = None if tag == self._hidden else self._hidden
         elif tag not in self._INLINE:
+            self._into = None
             self.text.append("\n\n")
 
     def handle_data(self, data: str) -> None:

@@ -50,6 +50,8 @@ def test_each_kind_gives_title_and_text(tmp_path):
     assert read_document(write(tmp_path / "plain.txt", "No heading. Just text.")).title == "plain"
     page = read_document(write(tmp_path / "a.md", "# The *Mill*\n\nBuilt  in\n1882.\n\n## Owners\nAda."))
     assert (page.title, page.text) == ("The *Mill*", "Built in 1882.\n\nOwners\n\nAda.")
+    page = read_document(write(tmp_path / "b.md", "---\ntitle: x\n---\nBuilt in 1882."))
+    assert (page.title, page.text) == ("b", "Built in 1882.")
     html = "<html><head><title>T</title><style>p{}</style></head><body><h1>Mill &amp; Co</h1><p>Built <b>in</b> 1882.<p>Ada<script>x()</script></body>"
     page = read_document(write(tmp_path / "a.html", html))
     assert (page.title, page.text) == ("Mill & Co", "Built in 1882.\n\nAda")
@@ -57,7 +59,25 @@ def test_each_kind_gives_title_and_text(tmp_path):
     assert (page.title, page.text) == ("report", "Built in 1882.")
 
 
+@pytest.mark.parametrize(
+    ("page", "title", "text"),
+    [
+        ("<h1>Mill<p>Built in 1882.<p>Sold.", "Mill", "Built in 1882.\n\nSold."),
+        ("<title>Mill</title><svg><title>Icon</title><h1>no</h1></svg><p>Built<br>in <del>1881</del> 1882.", "Mill", "Built in 1881 1882."),
+        ("<h1>The<br>Mill</h1>Built in 1882.<h1>Owners</h1>Ada.", "The Mill", "Built in 1882.\n\nOwners\n\nAda."),
+        ("<p>Built <img src=x> in 1882.<noscript><p>Turn it on</noscript> Sold.", "a", "Built in 1882. Sold."),
+    ],
+)  # fmt: skip
+def test_pages_as_people_write_them(tmp_path, page, title, text):
+    read = read_document(write(tmp_path / "a.html", page))
+    assert (read.title, read.text) == (title, text)
+
+
 def test_encodings(tmp_path):
+    page = '<meta charset="windows-1251"><p>Мельница'
+    assert read_document(write(tmp_path / "d.html", page.encode("cp1251"))).text == "Мельница"
+    odd = b'<meta charset="idna"><p>Caf\xe9'
+    assert read_document(write(tmp_path / "e.html", odd)).text == "Café"
     assert read_document(write(tmp_path / "a.txt", "Café".encode("utf-16"))).text == "Café"
     assert read_document(write(tmp_path / "b.txt", "\ufeffCafé".encode())).text == "Café"
     assert read_document(write(tmp_path / "c.txt", "Café".encode("cp1252"))).text == "Café"
