@@ -27,7 +27,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from focus_rag.passages import Passage
+from focus_rag.passages import usable_score
 from focus_rag.prompt_scan import SHORTEST_ANYWHERE, WordTriple, anchors, places_in, word_triples
 from focus_rag.retrieval_records import (
     CapturedPassages,
@@ -176,7 +176,7 @@ class PassageRegistry:
                 If the order says the opposite, the orientation counts as unknown.
             handed_on: Whether ancestors of the run have retrieved the passages; without a query this is taken for granted.
         """
-        rows = [(stripped, _number(score), id_) for text, score, id_ in passages if (stripped := text.strip())]
+        rows = [(stripped, usable_score(score), id_) for text, score, id_ in passages if (stripped := text.strip())]
         if not rows:
             return
         with self._lock:
@@ -224,7 +224,7 @@ class PassageRegistry:
             hit.ids.append(id_)
         if query is None:  # they still serve the question that they were retrieved for
             query = next((r.query for r in earlier if not hits.keys().isdisjoint(r.hits)), None)
-        for text, hit in hits.items():
+        for text, hit in hits.items() if earlier else ():
             hits[text] = next((old for r in earlier if (old := r.hits.get(text)) and old.agrees(hit)), hit)
         retrieval = Retrieval(query, hits)
         for text in hits:
@@ -282,7 +282,7 @@ class PassageRegistry:
             self._texts.move_to_end(text)
             return known
         new = self._texts[text] = StoredText(text)
-        self._bytes += _bytes(text)
+        self._bytes += new.size
         if len(text) >= SHORTEST_ANYWHERE:
             self._not_indexed[new] = None
         return new
@@ -302,8 +302,8 @@ class PassageRegistry:
         while len(self._retrievals) > self.max_retrievals:
             self._retrievals.popleft().hits = {}
         while self._texts and (len(self._texts) > self.max_texts or self._bytes > self.max_bytes):
-            content, gone = self._texts.popitem(last=False)
-            self._bytes -= _bytes(content)
+            _, gone = self._texts.popitem(last=False)
+            self._bytes -= gone.size
             self._not_indexed.pop(gone, None)
             self._few_words.pop(gone, None)
             for anchor in gone.anchors:
@@ -356,13 +356,3 @@ def _orientation(scores: Sequence[float | None]) -> bool | None:
     if rises >= _CLEARLY * falls and rises:
         return False
     return True if falls >= _CLEARLY * rises and falls else None
-
-
-def _number(score: object) -> float | None:
-    if score is None or (type(score) is float and score - score == 0.0):
-        return score
-    return Passage("", score=score).score  # type: ignore[arg-type]
-
-
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

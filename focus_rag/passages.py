@@ -10,8 +10,10 @@ from typing import Any, Literal
 from focus_rag.errors import InvalidInputError
 
 
-def _usable_score(score: object) -> float | None:
+def usable_score(score: object) -> float | None:
     """A finite float, or None: retrievers hand out strings, NaN and numpy scalars, and none of them may stop an answer."""
+    if type(score) is float:
+        return score if math.isfinite(score) else None
     if score is None or isinstance(score, bool):
         return None
     try:
@@ -48,7 +50,7 @@ class Passage:
             )
         if self.title is not None and not isinstance(self.title, str):
             raise InvalidInputError(f"A passage's title must be a string or None, got {type(self.title).__name__}.")
-        object.__setattr__(self, "score", _usable_score(self.score))
+        object.__setattr__(self, "score", usable_score(self.score))
 
     @property
     def content(self) -> str:

@@ -42,12 +42,13 @@ class CapturedPassages:
 
 
 class StoredText:
-    """One passage text. Eviction empties `text`, so that retrievals which still point here keep no characters alive."""
+    """One passage text, and its size in bytes of UTF-8. Eviction empties `text`, so that retrievals which still point here keep no characters alive."""
 
-    __slots__ = ("anchors", "retrievals", "text")
+    __slots__ = ("anchors", "retrievals", "size", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         self.anchors: tuple[WordTriple, ...] = ()
         self.retrievals: list[Retrieval] = []
 
@@ -80,7 +81,12 @@ class Hit:
 
     def agrees(self, other: Hit) -> bool:
         """Whether `other` repeats this hit, with the same scores or with none."""
-        return other.scores == self.scores or not any(score is not None for score in other.scores)
+        return other.scores == self.scores or not other.is_scored
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether there is any score."""
+        return self.scores.count(None) < len(self.scores)
 
 
 class Retrieval:
@@ -143,10 +149,12 @@ def captured(
     found: list[tuple[int, str, float | None, str | None]] = []
     origins: set[Origin] = set()
     for text, starts in places.items():
-        hit = next((hit for retrieval in order if (hit := retrieval.hits.get(text))), None)
-        if hit is None:  # evicted meanwhile
+        for retrieval in order:
+            if hit := retrieval.hits.get(text):
+                break
+        else:  # evicted meanwhile
             continue
-        if any(score is not None for score in hit.scores):
+        if hit.is_scored:
             origins.add(hit.origin)
         for i, start in enumerate(starts):
             known = min(i, len(hit.scores) - 1)

@@ -172,16 +172,15 @@ def rows_of(nodes: Iterable[Any]) -> Iterator[RetrievedText]:
     Synthesizers put a node's metadata before its text, code of one's own often leaves it out. The bare text
     addresses both if no other node has it too; if one has, both texts do.
     """
-    scored = [node for node in nodes if isinstance(node, NodeWithScore)]
-    texts = [node.node.get_content(metadata_mode=MetadataMode.NONE).strip() for node in scored]
-    copies = Counter(texts)
-    for node, bare in zip(scored, texts, strict=True):
-        if copies[bare] > 1 or len(bare) < _SHORT or not _shows_its_text(node.node):
-            shown = node.node.get_content(metadata_mode=MetadataMode.LLM).strip()
-            if shown != bare:
-                yield shown, node.score, node.node.node_id
-        if bare:
-            yield bare, node.score, node.node.node_id
+    scored = [(node.node, node.score) for node in nodes if isinstance(node, NodeWithScore)]
+    texts = [node.get_content(metadata_mode=MetadataMode.NONE) for node, _ in scored]
+    repeated = {text for text, n in Counter(texts).items() if n > 1} if len(set(texts)) < len(texts) else ()
+    for (node, score), bare in zip(scored, texts, strict=True):
+        if bare in repeated or len(bare) < _SHORT or not _shows_its_text(node):
+            shown = node.get_content(metadata_mode=MetadataMode.LLM)
+            if shown.strip() != bare.strip():
+                yield shown, score, node.node_id
+        yield bare, score, node.node_id
 
 
 def _shows_its_text(node: BaseNode) -> bool:
