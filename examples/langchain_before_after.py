@@ -1,10 +1,12 @@
 """One existing LangChain chain, before and after: only the line of the language model changes. Runs offline.
 
+    -llm = ChatHuggingFace(llm=HuggingFacePipeline.from_model_id("Qwen/Qwen2.5-7B-Instruct", task="text-generation"))
+    +llm = ChatFocus(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="my-profile")
+
     python examples/langchain_before_after.py
 
-The chain below is what people have: a vector store of LangChain's, its retriever, a prompt. "Before" is the bare model (alpha 0
-leaves it exactly as it is); with a model of your own that line would read `ChatHuggingFace(...)`. "After" is the same model with
-focus: nothing tells it about the retriever, it finds the passages of each call by itself.
+Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model that comes with
+the package, the one before with alpha 0, which leaves it exactly as it is.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class LocalEmbeddings(Embeddings):
 
 
 def existing_chain(texts: list[str], llm: Any) -> Any:
+    """What people have: a vector store of LangChain's, its retriever, a prompt, a model."""
     store = InMemoryVectorStore(LocalEmbeddings(texts))
     store.add_texts(texts)
     retriever = store.as_retriever(search_kwargs={"k": 12})
@@ -64,8 +67,9 @@ def main() -> None:
         asked = [json.loads(line) for line in (Path(folder) / "questions.jsonl").read_text("utf-8").splitlines()]
 
     generator = FocusGenerator.from_pretrained()
-    before = existing_chain(texts, ChatFocus(generator=generator, alpha=0.0, max_tokens=40))
-    after = existing_chain(texts, ChatFocus(generator=generator, max_tokens=40))
+    bare = ChatFocus(generator, alpha=0.0, max_tokens=40)
+    focused = ChatFocus(generator, max_tokens=40)
+    before, after = existing_chain(texts, bare), existing_chain(texts, focused)
 
     questions = [row["question"] for row in asked]
     right = {"before": 0, "after": 0}

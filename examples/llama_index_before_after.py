@@ -1,10 +1,12 @@
 """One existing LlamaIndex chain, before and after: only the line of the language model changes. Runs offline.
 
+    -llm = HuggingFaceLLM(model_name="Qwen/Qwen2.5-7B-Instruct", tokenizer_name="Qwen/Qwen2.5-7B-Instruct")
+    +llm = FocusLLM(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="my-profile")
+
     python examples/llama_index_before_after.py
 
-The chain is what people have: a vector index, a reordering postprocessor, a query engine. "Before" is the bare model (alpha 0
-leaves it exactly as it is); with a model of your own that line would read `HuggingFaceLLM(...)`. "After" is the same model
-with focus: nothing tells it about the retriever, it finds the passages of each call by itself.
+Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model that comes with
+the package, the one before with alpha 0, which leaves it exactly as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from focus_rag import FocusGenerator
 
 
 def existing_chain(nodes: list[TextNode], llm: Any) -> Any:
+    """What people have: a vector index, a reordering postprocessor, a query engine, a model."""
     embedding = LocalEmbedding().fit([node.text for node in nodes])
     index = VectorStoreIndex(nodes, embed_model=embedding)
     return index.as_query_engine(
@@ -31,9 +34,9 @@ def existing_chain(nodes: list[TextNode], llm: Any) -> Any:
 def main() -> None:
     nodes, asked = demo()
     generator = FocusGenerator.from_pretrained()
-
-    before = existing_chain(nodes, FocusLLM(generator, alpha=0.0, max_new_tokens=40))
-    after = existing_chain(nodes, FocusLLM(generator, max_new_tokens=40))
+    bare = FocusLLM(generator, alpha=0.0, max_new_tokens=40)
+    focused = FocusLLM(generator, max_new_tokens=40)
+    before, after = existing_chain(nodes, bare), existing_chain(nodes, focused)
 
     right = {"before": 0, "after": 0}
     for row in asked[:12]:

@@ -36,7 +36,8 @@ class ChatFocus(LangChainSettings, BaseChatModel):
 
     Example:
         ```python
-        chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | ChatFocus(generator=generator)
+        llm = ChatFocus(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="path-or-hub-id")      # or ChatFocus(generator)
+        chain = {"context": retriever | join, "question": RunnablePassthrough()} | prompt | llm
         ```
     """
 
