@@ -45,15 +45,16 @@ class Example:
         gold = sorted(self.gold)[:count]
         best_first = reversed(worst_first(self.passages))
         others = [index for index in best_first if index not in self.gold][: count - len(gold)]
-        return self._with(sorted([*gold, *others]))
+        return self.with_passages(sorted([*gold, *others]))
 
     def gold_only(self) -> Example:
         """The same question with its gold passages alone."""
-        return self._with(sorted(self.gold))
+        return self.with_passages(sorted(self.gold))
 
-    def _with(self, kept: Sequence[int]) -> Example:
+    def with_passages(self, kept: Sequence[int], added: Sequence[Passage] = ()) -> Example:
+        """The same question with some of its passages, in the order given, and then others that are not gold."""
         gold = frozenset(place for place, index in enumerate(kept) if index in self.gold)
-        return replace(self, passages=tuple(self.passages[index] for index in kept), gold=gold)
+        return replace(self, passages=(*(self.passages[index] for index in kept), *added), gold=gold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ def write_report(folder: Path, profile: FocusProfile, figures: dict[str, Any]) -
     present = [sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]
     _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
     _save(folder / "mass.png", lambda axes: _draw_activation(axes, figures["activation"]))
-    _save(folder / "alpha.png", lambda axes: _draw_sweeps(axes, present))
-    _save(folder / "quality.png", lambda axes: _draw_cells(axes, figures["cells"]))
+    _save(folder / "alpha.png", *_by_noise(present, _draw_sweeps))
+    _save(folder / "quality.png", *_by_noise(figures["cells"], _draw_cells))
     _save(folder / "surface.png", lambda axes: _draw_surface(axes, profile))
     (folder / "report.md").write_text(_text(profile, figures, scores), encoding="utf-8")
 
@@ -43,55 +44,47 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
     examples = figures["examples"]
     skipped = "; ".join(f"{reason}: {count}" for reason, count in examples["skipped"].items()) or "none"
     heads = [tuple(head) for head in figures["heads"]]
+    oracle = figures["choice"]["oracle"]
     parts = [
         f"# Focus profile of {profile.fingerprint.model_id}",
         f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`. "
         f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
         "Everything below is measured on dev questions, which loss, heads and alpha were chosen on: it is not a test. "
         "Intervals are 95%; quality is the share of answers that hold an accepted answer.",
+        *(f"**Warning.** {warning}" for warning in figures["warnings"]),
         "## Quality",
-        "Alpha is chosen by the lower limit of the gain over the bare model; `auto` is the fitted policy, alpha for each question by "
-        "its retrieval; `best single` is the one alpha that serves all counts best on these questions.",
+        "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of other questions. "
+        "`auto` is the fitted policy, alpha for each question by its retrieval; `best single` is the one alpha that serves all rows "
+        f"best on these questions ({figures['best_single']:g}). `alpha` is the mean alpha of auto.",
         _table(
-            [
-                "passages",
-                "n",
-                "bare",
-                "auto",
-                "best single",
-                "gold only",
-                "alpha",
-                "gain at alpha",
-                "regret bare",
-                "regret at alpha",
-            ],
+            ["passages", "noise", "n", "bare", "auto", "best single", "gold only", "alpha", "gain of auto", "regret of auto", "regret of bare"],
             [
                 [
                     cell["count"],
+                    f"{cell['noise']:g}",
                     cell["questions"],
                     _share(cell["bare"]),
                     _share(cell["auto"]),
                     _share(cell["at_best_single"]),
                     _share(cell["gold_only"]),
-                    f"{cell['alpha']:g}",
-                    _share(cell["gain"]),
-                    f"{cell['regret_bare']:.3f}",
-                    f"{cell['regret']:.3f}",
+                    f"{cell['auto_alpha']:.2f}",
+                    _share(cell["auto_gain"]),
+                    f"{100 * cell['regret']:.1f}",
+                    f"{100 * cell['regret_bare']:.1f}",
                 ]
                 for cell in figures["cells"]
             ],
         ),
-        _in_words(figures["cells"]),
-        f"Best single alpha: {figures['best_single']:g}. Regret is against each question's own best alpha, which nobody knows beforehand.",
+        _in_words(figures),
         "![quality](quality.png) ![alpha](alpha.png)",
         "## What the retrieval tells",
-        "Quality of the policy on the same questions under other signals, read off the sweep between its alphas: scores as "
-        "retrieved, without scores, and scores shuffled among the passages; and each question's mean alpha.",
+        "Mean alpha and quality of the policy on the same questions under other signals, read off the sweep between its alphas.",
         _table(
-            ["passages", *(f"{name}: {what}" for name in _signals(figures) for what in ("alpha", "quality"))],
+            ["passages", "noise", *(f"{name}: {what}" for name in figures["cells"][0]["signals"] for what in ("alpha", "quality"))],
             [
                 [
                     cell["count"],
+                    f"{cell['noise']:g}",
                     *(
                         text
                         for one in cell["signals"].values()
@@ -106,13 +99,17 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         "Gold passages taken away; the right answer is that it is not stated:",
         _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
         "## Choice of loss and heads",
-        f"{' and '.join(map(str, figures['choice']['passages']))} passages a question; bare {_share(figures['choice']['bare'])}. "
-        f"Chosen: `{figures['choice']['chosen']}`. `random` heads are a control.",
+        f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
+        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The last row "
+        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads could bring at most.",
         _table(
             ["variant", "heads", "alpha", "quality", "gain"],
             [
-                [row["variant"], row["heads"], f"{row['alpha']:g}", _share(row["quality"]), _share(row["gain"])]
-                for row in figures["choice"]["table"]
+                *(
+                    [row["variant"], row["heads"], f"{row['alpha']:g}", _share(row["quality"]), _share(row["gain"])]
+                    for row in figures["choice"]["table"]
+                ),
+                ["oracle", oracle["heads"], "", _share(oracle["quality"]), _share(oracle["gain"])],
             ],
         ),
         "## Heads",
@@ -151,16 +148,22 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
     return "\n\n".join(parts) + "\n"
 
 
-def _signals(figures: dict[str, Any]) -> list[str]:
-    return list(figures["cells"][0]["signals"])
+def _cells_in_words(cells: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"{count} passages{'' if noise == 1 else f' at noise {noise:g}'}" for count, noise in cells)
 
 
-def _in_words(cells: Sequence[dict[str, Any]]) -> str:
-    if any(cell["alpha"] for cell in cells):
-        return "Alpha is above 0 at " + ", ".join(f"{cell['count']}" for cell in cells if cell["alpha"]) + " passages."
+def _in_words(figures: dict[str, Any]) -> str:
+    overall = figures["overall"]
+    rest = (
+        f"Over all rows, regret against each question's own best alpha, which nobody knows beforehand: auto {100 * overall['regret']:.1f} "
+        f"points, bare {100 * overall['regret_bare']:.1f}; some of it is luck."
+    )
+    helped = [str(cell["count"]) for cell in figures["cells"] if cell["noise"] == 1 and cell["alpha"]]
+    if helped:
+        return f"Alpha is above 0 at {', '.join(helped)} passages. {rest}"
     return (
-        "No gain over the bare model could be told from chance at any passage count, so the policy leaves the model as it is. "
-        "More dev questions narrow the intervals."
+        "No gain over the bare model could be told from chance, so the policy leaves the model as it is. "
+        f"More dev questions narrow the intervals. {rest}"
     )
 
 
@@ -168,8 +171,11 @@ def _sweep_table(sweeps: Sequence[dict[str, Any]]) -> str:
     if not sweeps:
         return "(not measured)"
     alphas = sweeps[0]["alphas"]
-    rows = [[sweep["count"], sweep["quality"][0]["n"], *(_share(one) for one in sweep["quality"])] for sweep in sweeps]
-    return _table(["passages", "n", *(f"alpha {alpha:g}" for alpha in alphas)], rows)
+    rows = [
+        [sweep["count"], f"{sweep['noise']:g}", sweep["quality"][0]["n"], *(_share(one) for one in sweep["quality"])]
+        for sweep in sweeps
+    ]
+    return _table(["passages", "noise", "n", *(f"alpha {alpha:g}" for alpha in alphas)], rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -182,15 +188,31 @@ def _share(estimate: dict[str, float]) -> str:
     return f"{100 * estimate['mean']:.1f} ± {100 * half:.1f}"
 
 
-def _save(file: Path, draw: Any) -> None:
+def _save(file: Path, *draw: Callable[[Axes], None]) -> None:
+    """One picture with one part per drawing, side by side, on a common scale of quality or whatever they share."""
     # The object interface: pyplot would keep state and could pick a backend that wants a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(1.2 + 4.0 * len(draw), 3.4), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure.add_subplot())
+    for one, axes in zip(draw, figure.subplots(1, len(draw), sharey=True, squeeze=False)[0], strict=True):
+        one(axes)
     figure.savefig(file, metadata={"Software": None})
+
+
+def _by_noise(
+    cells: Sequence[dict[str, Any]], draw: Callable[[Sequence[dict[str, Any]], str, Axes], None]
+) -> list[Callable[[Axes], None]]:
+    """One drawing for each noise, the noisiest first."""
+    return [
+        partial(draw, [cell for cell in cells if cell["noise"] == noise], _noise_in_words(noise))
+        for noise in sorted({cell["noise"] for cell in cells}, reverse=True)
+    ]
+
+
+def _noise_in_words(noise: float) -> str:
+    return "as retrieved" if noise == 1 else f"noise {noise:g}"
 
 
 def _draw_heads(axes: Axes, scores: HeadScores, heads: Sequence[Sequence[int]]) -> None:
@@ -215,16 +237,14 @@ def _draw_activation(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
     axes.legend(fontsize=7)
 
 
-def _draw_sweeps(axes: Axes, sweeps: Sequence[dict[str, Any]]) -> None:
-    for sweep in sweeps:
-        means = [one["mean"] for one in sweep["quality"]]
-        halves = [(one["high"] - one["low"]) / 2 for one in sweep["quality"]]
-        axes.errorbar(sweep["alphas"], means, yerr=halves, capsize=2, marker=".", label=f"{sweep['count']} passages")
-    axes.set(xlabel="alpha", ylabel="quality", title="quality against alpha")
+def _draw_sweeps(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None:
+    for cell in cells:
+        _draw_estimates(axes, cell["alphas"], cell["quality"], f"{cell['count']} passages")
+    axes.set(xlabel="alpha", ylabel="quality", title=f"quality against alpha, {where}")
     axes.legend(fontsize=7)
 
 
-def _draw_cells(axes: Axes, cells: Sequence[dict[str, Any]]) -> None:
+def _draw_cells(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None:
     counts = [cell["count"] for cell in cells]
     for name, label in (
         ("bare", "bare"),
@@ -232,11 +252,15 @@ def _draw_cells(axes: Axes, cells: Sequence[dict[str, Any]]) -> None:
         ("at_best_single", "best single alpha"),
         ("gold_only", "gold only"),
     ):
-        means = [cell[name]["mean"] for cell in cells]
-        halves = [(cell[name]["high"] - cell[name]["low"]) / 2 for cell in cells]
-        axes.errorbar(counts, means, yerr=halves, capsize=2, marker=".", label=label)
-    axes.set(xlabel="passages", ylabel="quality", title="quality against passage count")
+        _draw_estimates(axes, counts, [cell[name] for cell in cells], label)
+    axes.set(xlabel="passages", ylabel="quality", title=f"quality against passages, {where}")
     axes.legend(fontsize=7)
+
+
+def _draw_estimates(axes: Axes, places: Sequence[float], estimates: Sequence[dict[str, float]], label: str) -> None:
+    means = [one["mean"] for one in estimates]
+    halves = [(one["high"] - one["low"]) / 2 for one in estimates]
+    axes.errorbar(places, means, yerr=halves, capsize=2, marker=".", label=label)
 
 
 def _draw_surface(axes: Axes, profile: FocusProfile) -> None:

@@ -24,7 +24,7 @@ class FitSettings(BaseModel):
         max_rows: Responses are cut after so many tokens.
         rows: Which response tokens count in scoring and training directions.
         sink_tokens: First tokens of the prompt that count as the sink.
-        response: Whose answer is taken for the response: the first accepted one, or what the bare model answers.
+        response: Whose answer is taken for the response: the first accepted one, what the bare model answers, or one after the other.
         max_tokens: Longest teacher-forced sequence; at most the model's window.
         head_counts: Numbers of contextual heads to compare; those above half of the model's heads are left out.
         sites: Where the shift may enter, in order of preference; the first that the model allows is used.
@@ -32,11 +32,14 @@ class FitSettings(BaseModel):
         training: How directions are trained; `loss` and `seed` are set from here.
         polish: Polish of the chosen directions on the model itself; kept only if it wins on dev.
         choice_questions: Dev questions for the choice of loss and number of heads.
-        choice_counts: Passages per question in that choice; a question's grade is the mean over them.
+        choice_counts: Passages per question in that choice; a question's grade is the mean over them, the largest count counting
+            once as retrieved and once with the least of `noises`.
         choice_alphas: Alphas tried in that choice.
         dev_questions: Dev questions for alpha.
         counts: Passage counts at which alpha is fitted.
-        alphas: Grid of alphas, rising from above 0.
+        noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
+            other questions. 1, as retrieved, is always among them.
+        alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
         max_new_tokens: Longest answer.
         min_answered: Share of dev questions the model must answer from their gold passages alone.
         batch: Questions answered at a time.
@@ -53,7 +56,7 @@ class FitSettings(BaseModel):
     max_rows: int = Field(default=32, ge=1)
     rows: Rows = "found"
     sink_tokens: int = Field(default=4, ge=1)
-    response: Literal["gold", "model"] = "gold"
+    response: Literal["gold", "model", "both"] = "gold"
     max_tokens: int = Field(default=4096, ge=64)
     head_counts: tuple[int, ...] = (2, 4, 8, 16, 32)
     sites: tuple[Site, ...] = ("post_rope", "normed")
@@ -65,7 +68,8 @@ class FitSettings(BaseModel):
     choice_alphas: tuple[float, ...] = (0.5, 1.0)
     dev_questions: int = Field(default=150, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5)
+    noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
+    alphas: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)
     min_answered: float = Field(default=0.1, ge=0, le=1)
     batch: int = Field(default=8, ge=1)
@@ -82,6 +86,6 @@ class FitSettings(BaseModel):
                 "choice_questions": min(self.choice_questions, 24),
                 "choice_alphas": self.choice_alphas[-1:],
                 "dev_questions": min(self.dev_questions, 32),
-                "alphas": self.alphas[1::2] or self.alphas,
+                "alphas": self.choice_alphas,
             }
         )

@@ -17,30 +17,25 @@ import torch
 from torch import nn
 
 import focus_rag
-from focus_rag.alpha_fitting import (
-    Estimate,
-    Sweep,
-    examples_at,
-    fit_policy,
-    measure_quality,
-    score_noise,
-    signal_quality,
-    without_gold,
-)
+from focus_rag.alpha_fitting import fit_policy, signal_quality
+from focus_rag.alpha_sweep import Estimate, Sweep, answer_texts, examples_at, measure_quality
+from focus_rag.calm_examples import calmed, pool_of
 from focus_rag.direction_training import LossKind, summary, train_directions
 from focus_rag.errors import InvalidInputError, UnsupportedModelError
 from focus_rag.examples import Example, ExampleSet, split_examples
-from focus_rag.fit_choice import Row, Variant, variant_of
+from focus_rag.fit_choice import Variant, choose_variant
 from focus_rag.fit_report import write_report
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps, fit_digest
+from focus_rag.fit_sweep import SweepCell, cells_of, climb
 from focus_rag.generator import FocusGenerator
 from focus_rag.head_scoring import PARTS, Head, HeadScores, example_masses, score_heads
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.noise import signal_of
+from focus_rag.oracle import oracle_quality
 from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
-from focus_rag.recorded_heads import record_examples
+from focus_rag.recorded_heads import Recording, record_examples
 from focus_rag.steering import focus
 from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all, window_of
 
@@ -120,15 +115,19 @@ class _Fit:
         self.fingerprint, self.work, self.progress = fingerprint, work, progress
         train, dev = split_examples(examples, dev_share=settings.dev_share)
         self.train, self.dev = train[: settings.train_examples], dev[: settings.dev_questions]
+        self.pool = pool_of(examples)
         self.layout = ModelLayout.of(model)
         self.site = self._site()
+        self._recorded: tuple[Recording, Recording] | None = None
         widest = max(len(one.passages) for one in self.dev)
         self.counts = sorted(
             {count for count in settings.counts if len(examples_at(self.dev, count)) >= settings.min_examples // 2}
         )
-        self.choice_counts = sorted({min(count, widest) for count in settings.choice_counts})
         if not self.counts:
             self.counts = [widest]
+        choice_counts = sorted({min(count, widest) for count in settings.choice_counts})
+        self.widest = choice_counts[-1]
+        self.choice_cells = self._choice_cells(choice_counts)
 
     def run(self) -> tuple[FocusProfile, dict[str, Any]]:
         """All phases."""
@@ -149,10 +148,18 @@ class _Fit:
             site=self.site,
         )
         activation = self.work.step("activation", lambda: self._activation(profile))
-        sweeps = self._sweeps(profile, self._bounded_alphas(activation))
+        cells, warnings = cells_of(
+            self.dev, self.pool, self.counts, self.settings.noises, max(self.settings.min_examples // 2, 1)
+        )
+        sweeps = climb(
+            cells,
+            self._bounded_alphas(activation),
+            partial(self._swept, profile),
+            partial(self.progress, "fitting alpha"),
+        )
         fit = fit_policy(sweeps)
-        present = [sweep for sweep in sweeps if not sweep.gold_missing]
         profile = profile.replace(policy=fit.policy)
+        present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         figures = {
             "site": self.site,
             "loss": chosen.loss,
@@ -163,11 +170,24 @@ class _Fit:
             "activation": activation,
             "sweeps": [_sweep_figures(sweep) for sweep in sweeps],
             "cells": [
-                self._with_references(cell, sweep, profile) for cell, sweep in zip(fit.cells, present, strict=True)
+                self._with_references(found, cell, sweep, profile)
+                for found, (cell, sweep) in zip(fit.cells, present, strict=True)
             ],
             "best_single": fit.best_single,
+            "overall": fit.overall,
+            "warnings": warnings,
         }
         return profile, figures
+
+    def _choice_cells(self, counts: Sequence[int]) -> list[tuple[int, float, list[Example]]]:
+        """The questions of the choice of heads at each passage count, and once more at the largest, calmed where that can be done."""
+        questions = [one for one in self.dev if len(one.passages) >= counts[-1]][: self.settings.choice_questions]
+        cells = [(count, 1.0, [one.at_count(count) for one in questions]) for count in counts]
+        calmest = min(self.settings.noises)
+        calm = [one for example in questions if (one := calmed(example, counts[-1], calmest, self.pool)) is not None]
+        if calmest < 1 and len(calm) == len(questions):
+            cells.append((counts[-1], calmest, calm))
+        return cells
 
     def _site(self) -> Site:
         for site in self.settings.sites:
@@ -212,34 +232,57 @@ class _Fit:
             generator, questions, alpha, max_new_tokens=self.settings.max_new_tokens, gold_missing=gold_missing
         )
 
-    def _mean_grades(self, profile: FocusProfile | None, questions: Sequence[Example], alpha: float) -> list[float]:
-        """Grade of each question, averaged over the passage counts of the choice."""
-        every = [
-            self._grades(profile, [one.at_count(count) for one in questions], alpha) for count in self.choice_counts
-        ]
-        return [sum(grades) / len(grades) for grades in zip(*every, strict=True)]
+    def _mean_grades(self, profile: FocusProfile | None, alpha: float) -> list[float]:
+        """Grade of each question of the choice, averaged over its cells."""
+        return _means([self._grades(profile, questions, alpha) for _, _, questions in self.choice_cells])
 
-    def _teacher_forced(self, examples: Sequence[Example], rows: Rows | None = None) -> list[TeacherForced]:
-        limit = min(self.settings.max_tokens, window_of(self.model))
-        responses = None
-        if self.settings.response == "model":
-            generator = FocusGenerator(self.model, self.tokenizer, None, max_batch=self.settings.batch)
-            found = [
-                generator.answer(one.question, one.passages, max_new_tokens=self.settings.max_new_tokens).text
-                for one in examples
-            ]
-            responses = [text.strip() or one.answers[0] for text, one in zip(found, examples, strict=True)]
+    def _swept(self, profile: FocusProfile, cell: SweepCell, alpha: float) -> list[float]:
+        return self.work.step(  # type: ignore[no-any-return]
+            f"sweep-{cell.name}-{alpha:g}",
+            lambda: self._grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
+        )
+
+    def _own_answers(self, which: str, examples: Sequence[Example]) -> dict[str, str]:
+        """What the bare model answers to each example, by key; generated once for all steps that need it."""
+
+        def compute() -> list[str]:
+            generator = FocusGenerator(self.model, self.tokenizer, None, measure=False, max_batch=self.settings.batch)
+            return answer_texts(generator, examples, 0.0, max_new_tokens=self.settings.max_new_tokens)
+
+        texts = self.work.step(f"answers-{which}", compute)
+        return {one.key: text.strip() for one, text in zip(examples, texts, strict=True)}
+
+    def _training_examples(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:
+        """Part of the training examples, laid out."""
+        return self._laid_out("train", self.train, self.train[part], rows)
+
+    def _laid_out(
+        self, which: str, every: Sequence[Example], examples: Sequence[Example], rows: Rows | None = None
+    ) -> list[TeacherForced]:
+        """Some of a named list of examples as sequences with their responses."""
+        response = self.settings.response
+        own = {} if response == "gold" else self._own_answers(which, every)
+        pairs = [
+            (one, text)
+            for one in examples
+            for text in dict.fromkeys(
+                [
+                    *([one.answers[0]] if response != "model" else []),
+                    *([own[one.key] or one.answers[0]] if response != "gold" else []),
+                ]
+            )
+        ]
         return teacher_forced_all(
             self.tokenizer,
-            examples,
-            max_tokens=limit,
+            [one for one, _ in pairs],
+            max_tokens=min(self.settings.max_tokens, window_of(self.model)),
             max_rows=self.settings.max_rows,
             rows=rows or self.settings.rows,
-            responses=responses,
+            responses=[text for _, text in pairs],
         )
 
     def _scores(self) -> dict[str, Any]:
-        laid_out = self._teacher_forced(self.train[: self.settings.score_examples])
+        laid_out = self._training_examples(slice(self.settings.score_examples))
         return score_heads(
             self.model,
             laid_out,
@@ -248,27 +291,11 @@ class _Fit:
         ).to_dict()
 
     def _train(self, loss: LossKind, heads: Sequence[Head]) -> dict[str, Any]:
-        held_out_share = max(len(self.train) // 5, 1)
-        parts = [self._teacher_forced(part) for part in (self.train[held_out_share:], self.train[:held_out_share])]
-        total = sum(len(part) for part in parts)
-        before = 0
-        recordings = []
-        for part in parts:
-            start = before
-            recordings.append(
-                record_examples(
-                    self.model,
-                    part,
-                    heads,
-                    self.site,
-                    progress=partial(self._recorded, start, total),
-                )
-            )
-            before += len(part)
+        training, held_out = self._recordings(heads)
         settings = self.settings.training.model_copy(update={"loss": loss, "seed": self.settings.seed})
         trained = train_directions(
-            recordings[0],
-            recordings[1],
+            training,
+            held_out,
             settings,
             progress=lambda done: self.progress(f"training directions ({loss})", done, settings.epochs),
         )
@@ -280,8 +307,21 @@ class _Fit:
             "summary": summary(trained),
         }
 
-    def _recorded(self, before: int, total: int, done: int) -> None:
-        self.progress("recording", before + done, total)
+    def _recordings(self, heads: Sequence[Head]) -> tuple[Recording, Recording]:
+        """Examples to train on and others to stop by, recorded once for all losses."""
+        if self._recorded is None:
+            held_out = max(len(self.train) // 5, 1)
+            parts = [self._training_examples(part) for part in (slice(held_out, None), slice(held_out))]
+            total = sum(map(len, parts))
+
+            def record(part: Sequence[TeacherForced], before: int) -> Recording:
+                def progress(done: int) -> None:
+                    self.progress("recording", before + done, total)
+
+                return record_examples(self.model, part, heads, self.site, progress=progress)
+
+            self._recorded = record(parts[0], 0), record(parts[1], len(parts[0]))
+        return self._recorded
 
     def _choose(
         self,
@@ -290,44 +330,45 @@ class _Fit:
         control: Sequence[Head],
         counts: Sequence[int],
     ) -> tuple[Variant, dict[str, Any]]:
-        """Number of heads first, then the loss at that number, then the polish, by answer quality; random heads are measured and
-        never chosen.
-        """
-        questions = examples_at(self.dev, self.choice_counts[-1])[: self.settings.choice_questions]
-        bare = self.work.step("choice-bare", lambda: self._mean_grades(None, questions, 0.0))
-        first, *others = trainings
-        rows: list[Row] = []
-        polishes = self.settings.polish.steps > 0
-        total = (len(counts) + len(others) + 1 + 2 * polishes) * len(self.settings.choice_alphas)
+        """Number of heads, loss and polish by answer quality, with what knowing the gold passage would bring at the same heads."""
+        bare = self.work.step("choice-bare", lambda: self._mean_grades(None, 0.0))
 
-        def measure(variant: Variant) -> None:
-            for alpha in self.settings.choice_alphas:
-                compute = partial(self._mean_grades, self._profile(variant), questions, alpha)
-                grades = self.work.step(f"choice-{variant.name}-{alpha:g}", compute)
-                gain = Estimate.of([after - before for after, before in zip(grades, bare, strict=True)])
-                rows.append(Row(variant, alpha, Estimate.of(grades), gain))
-                self.progress("choosing heads and loss", len(rows), total)
+        def grades(variant: Variant, alpha: float) -> list[float]:
+            compute = partial(self._mean_grades, self._profile(variant), alpha)
+            return self.work.step(f"choice-{variant.name}-{alpha:g}", compute)  # type: ignore[no-any-return]
 
-        for count in counts:
-            measure(variant_of(f"{first}-{count}", first, contextual[:count], trainings[first]))
-        best_count = len(max(rows, key=Row.worth).variant.heads)
-        for loss in others:
-            measure(variant_of(f"{loss}-{best_count}", loss, contextual[:best_count], trainings[loss]))
-        best = max(rows, key=Row.worth)
-        if polishes:
-            measure(self._polished(best.variant))
-            best = max(rows, key=Row.worth)
-        loss = best.variant.loss
-        random_heads = variant_of(f"random-{best_count}", loss, control[:best_count], trainings[loss])
-        measure(random_heads)
-        if polishes:
-            measure(self._polished(random_heads))
-        return best.variant, {
-            "passages": self.choice_counts,
+        best, rows = choose_variant(
+            trainings,
+            contextual,
+            control,
+            counts,
+            self.settings.choice_alphas,
+            bare=bare,
+            grades=grades,
+            polished=self._polished if self.settings.polish.steps > 0 else None,
+            progress=partial(self.progress, "choosing heads and loss"),
+        )
+        oracle = self.work.step(f"choice-oracle-{len(best.heads)}", lambda: self._oracle(best.heads))
+        return best, {
+            "cells": [[count, noise] for count, noise, _ in self.choice_cells],
             "bare": Estimate.of(bare).to_dict(),
             "table": [row.to_dict() for row in rows],
-            "chosen": best.variant.name,
+            "oracle": {
+                "heads": len(best.heads),
+                "quality": Estimate.of(oracle).to_dict(),
+                "gain": Estimate.of([after - before for after, before in zip(oracle, bare, strict=True)]).to_dict(),
+            },
+            "chosen": best.name,
         }
+
+    def _oracle(self, heads: Sequence[Head]) -> list[float]:
+        generator = FocusGenerator(self.model, self.tokenizer, None, measure=False, max_batch=self.settings.batch)
+        return _means(
+            [
+                oracle_quality(generator, heads, questions, max_new_tokens=self.settings.max_new_tokens)
+                for _, _, questions in self.choice_cells
+            ]
+        )
 
     def _polished(self, variant: Variant) -> Variant:
         name = f"{variant.name}-polished"
@@ -337,7 +378,7 @@ class _Fit:
             return polish_directions(
                 self.model,
                 self._profile(variant),
-                self._teacher_forced(self.train, "all"),
+                self._training_examples(slice(None), "all"),
                 settings.model_copy(update={"seed": self.settings.seed}),
                 progress=lambda done: self.progress("polishing directions", done, settings.steps),
             ).tolist()
@@ -350,7 +391,8 @@ class _Fit:
 
     def _activation(self, profile: FocusProfile) -> list[dict[str, float]]:
         """Where the steered heads look at each alpha, all of them steered at once, on dev examples."""
-        examples = self._teacher_forced([one.at_count(self.choice_counts[-1]) for one in self.dev[:24]])
+        shown = [one.at_count(self.widest) for one in self.dev[:24]]
+        examples = self._laid_out("activation", shown, shown)
         heads = [(entry.layer, entry.head) for entry in profile.heads]
         rows = []
         alphas = (0.0, *self.settings.alphas)
@@ -370,46 +412,34 @@ class _Fit:
         most = max(activation, key=lambda row: row["gold"])["alpha"]
         return [alpha for alpha in self.settings.alphas if alpha <= most] or list(self.settings.alphas[:1])
 
-    def _sweeps(self, profile: FocusProfile, alphas: Sequence[float]) -> list[Sweep]:
-        cells = [(count, examples_at(self.dev, count), False) for count in self.counts]
-        # Whether a model still says that nothing is stated is a guard, not the aim: one count, half of the questions.
-        if self.counts[-1] > 1:
-            questions = examples_at(self.dev, self.counts[-1])
-            cells.append((self.counts[-1], questions[: max(len(questions) // 2, 1)], True))
-        sweeps: list[Sweep] = []
-        for count, questions, missing in cells:
-            columns = []
-            for alpha in (0.0, *alphas):
-                name = f"sweep-{count}-{'missing-' if missing else ''}{alpha:g}"
-                compute = partial(self._grades, profile, questions, alpha, gold_missing=missing)
-                columns.append(self.work.step(name, compute))
-                steps = len(alphas) + 1
-                self.progress("fitting alpha", len(sweeps) * steps + len(columns), len(cells) * steps)
-            shown = [without_gold(one, count) if missing else one.passages for one in questions]
-            noises = tuple(score_noise(passages) for passages in shown)
-            sweeps.append(Sweep(count, (0.0, *alphas), tuple(zip(*columns, strict=True)), noises, missing))
-        return sweeps
-
-    def _with_references(self, cell: dict[str, Any], sweep: Sweep, profile: FocusProfile) -> dict[str, Any]:
+    def _with_references(
+        self, found: dict[str, Any], cell: SweepCell, sweep: Sweep, profile: FocusProfile
+    ) -> dict[str, Any]:
         """A cell with what the policy itself reaches, alpha chosen for each question, and with the gold passages alone."""
-        questions = examples_at(self.dev, sweep.count)
-        alphas = {profile.policy.choose(signal_of(one.passages)).alpha for one in questions}
-        if len(alphas) == 1 and alphas <= set(sweep.alphas):
-            auto = sweep.column(alphas.pop())
+        questions = cell.questions
+        alphas = [profile.policy.choose(signal_of(one.passages)).alpha for one in questions]
+        if set(alphas) <= set(sweep.alphas):
+            auto = [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
         else:
-            auto = self.work.step(f"auto-{sweep.count}", lambda: self._grades(profile, questions, profile.policy))
+            auto = self.work.step(f"auto-{cell.name}", lambda: self._grades(profile, questions, profile.policy))
         known = self._gold_only()
         return {
-            **cell,
+            **found,
             "auto": Estimate.of(auto).to_dict(),
+            "auto_gain": Estimate.of([after - row[0] for after, row in zip(auto, sweep.quality, strict=True)]).to_dict(),
             "gold_only": Estimate.of([known[one.key] for one in questions]).to_dict(),
             "signals": signal_quality(sweep, profile.policy, questions, self.settings.seed),
         }
 
 
+def _means(columns: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(grades) / len(grades) for grades in zip(*columns, strict=True)]
+
+
 def _sweep_figures(sweep: Sweep) -> dict[str, Any]:
     return {
         "count": sweep.count,
+        "noise": sweep.noise,
         "gold_missing": sweep.gold_missing,
         "alphas": list(sweep.alphas),
         "quality": [Estimate.of(sweep.column(alpha)).to_dict() for alpha in sweep.alphas],
@@ -419,7 +449,7 @@ def _sweep_figures(sweep: Sweep) -> dict[str, Any]:
 
 def _in_brief(figures: dict[str, Any]) -> dict[str, Any]:
     """What goes into the profile itself; the rest is in report.json."""
-    return {name: figures[name] for name in ("loss", "cells", "best_single", "activation")}
+    return {name: figures[name] for name in ("loss", "cells", "best_single", "overall", "activation", "warnings")}
 
 
 def _finished(out: Path, digest: str) -> FocusProfile | None:

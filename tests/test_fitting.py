@@ -17,6 +17,7 @@ from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 from focus_rag.alpha import AlphaChoice
+from focus_rag.alpha_sweep import answer_texts
 from focus_rag.direction_training import TrainingSettings
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example, examples_from_rows
@@ -29,7 +30,7 @@ from focus_rag.polishing import PolishSettings
 from focus_rag.profile import FocusProfile
 
 SETTINGS = FitSettings(
-    polish=PolishSettings(steps=2, batch_examples=1),
+    response="both", polish=PolishSettings(steps=2, batch_examples=1),
     min_examples=8, score_examples=4, train_examples=6, head_counts=(1, 3), choice_questions=3, choice_counts=(2, 4), choice_alphas=(0.5,),
     dev_questions=4, counts=(2, 4), alphas=(0.5, 1.0), max_new_tokens=3, min_answered=0.0, batch=4, max_rows=3,
     training=TrainingSettings(epochs=2, batch_examples=4),
@@ -67,7 +68,9 @@ def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusP
     assert profile.site == "post_rope" and profile.heads[0].score is not None
     assert [entry.score for entry in profile.heads] == sorted((entry.score for entry in profile.heads), reverse=True)
     figures = json.loads((out / "report.json").read_text())
-    assert [cell["count"] for cell in figures["cells"]] == [2, 4]
+    assert [(cell["count"], cell["noise"]) for cell in figures["cells"]] == [(2, 1.0), (4, 1.0), (2, 0.0), (4, 0.0)]
+    assert figures["choice"]["cells"] == [[2, 1.0], [4, 1.0], [4, 0.0]] and figures["warnings"] == []
+    assert figures["choice"]["oracle"]["heads"] == len(profile.heads)
     variants = {row["variant"] for row in figures["choice"]["table"]}
     assert any(name.startswith("random") for name in variants)
     assert len([name for name in variants if name.endswith("-polished")]) == 2  # the best ones and the random ones alike
@@ -160,9 +163,37 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
     at = {count: profile.policy.choose(RetrievalSignal(count, 1.0, "given", "")).alpha for count in (1, 2, 4, 30)}
     assert at[1] == at[2] == 0.0 and at[4] == at[30] >= 0.5
     cells = {cell["count"]: cell for cell in profile.report["cells"]}
-    assert cells[4]["bare"]["mean"] == 0.0 and cells[4]["at_alpha"]["mean"] == 1.0 and cells[4]["regret"] == 0.0
+    assert cells[4]["bare"]["mean"] == 0.0 and cells[4]["auto"]["mean"] == 1.0 and cells[4]["regret"] == 0.0
     assert cells[2]["auto"]["mean"] == 1.0
     assert "Alpha is above 0 at 4 passages." in (tmp_path / "report.md").read_text()
+
+
+def test_the_models_own_answers_are_generated_once_for_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[str] = []
+    real = answer_texts
+
+    def counted(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[str]:
+        answered.extend(f"{one.key} {len(one.passages)}" for one in examples)
+        return real(generator, examples, alpha, **options)
+
+    monkeypatch.setattr("focus_rag.fitting.answer_texts", counted)
+    settings = SETTINGS.model_copy(update={"response": "model"})
+    fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
+    train = settings.train_examples
+    assert len(answered) == train + len(answered[train:]) and len(set(answered)) == len(answered)
+    assert len(answered) == train + settings.dev_questions
+
+
+def test_examples_over_the_same_passages_cannot_be_calmed_and_the_report_says_so(tmp_path: Path) -> None:
+    passages = [Passage(f"Mill {i} is {100 + i} years old.", score=1 - i / 10) for i in range(4)]
+    examples = [
+        Example(f"How old is mill {i % 4}, asked {i}?", (str(100 + i % 4),), tuple(passages), frozenset({i % 4})) for i in range(12)
+    ]
+    profile = fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path, SETTINGS)
+    (warning,) = profile.report["warnings"]
+    assert "No retrievals of noise 0 could be made at 2, 4 passages" in warning
+    assert f"**Warning.** {warning}" in (tmp_path / "report.md").read_text()
+    assert {cell["noise"] for cell in profile.report["cells"]} == {1.0}
 
 
 def test_a_model_that_answers_nothing_is_refused(tmp_path: Path) -> None:

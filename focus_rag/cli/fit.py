@@ -105,20 +105,23 @@ def _embedded_model() -> Path:
 
 
 def _show(profile: FocusProfile, out: Path) -> None:
-    cells = profile.report["cells"]
+    columns = ["passages", "noise", "questions", "bare", "auto", "best single", "gold only", "alpha"]
     write_table(
-        ["passages", "questions", "bare", "auto", "gold only", "alpha"],
+        columns,
         [
             [
                 str(cell["count"]),
+                f"{cell['noise']:g}",
                 str(cell["questions"]),
-                *(f"{cell[name]['mean']:.1%}" for name in ("bare", "auto", "gold_only")),
-                f"{cell['alpha']:g}",
+                *(f"{cell[name]['mean']:.1%}" for name in ("bare", "auto", "at_best_single", "gold_only")),
+                f"{cell['auto_alpha']:.2f}",
             ]
-            for cell in cells
+            for cell in profile.report["cells"]
         ],
-        numbers=["passages", "questions", "bare", "auto", "gold only", "alpha"],
+        numbers=columns,
     )
+    for warning in profile.report["warnings"]:
+        note(f"warning: {warning}")
     typer.echo(
         f"{out}: {len(profile.heads)} contextual heads, site {profile.site}; {out / 'report.md'} says how it was found"
     )

@@ -1,0 +1,49 @@
+"""Calmer retrievals of the same questions: distractors exchanged for passages that were retrieved for other questions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from focus_rag.examples import Example, holds_answer
+from focus_rag.noise import worst_first
+from focus_rag.passages import Passage
+
+
+def calmed(example: Example, count: int, noise: float, pool: Sequence[Passage]) -> Example | None:
+    """The same question with `count` passages, of which fewer mislead.
+
+    Args:
+        example: As retrieved.
+        count: Passages to show.
+        noise: Share of the passages beside the gold that are this question's own, the best scored ones; 1 only cuts the example.
+        pool: Passages retrieved for other questions. What is drawn depends on the question alone.
+
+    Returns:
+        None where the pool has too few passages that were not retrieved for this question and do not hold its answer. Those
+        taken stand last and have the example's worst score: the nearest true word on a passage that was not retrieved.
+    """
+    shown = example.at_count(count)
+    others = [index for index in reversed(worst_first(shown.passages)) if index not in shown.gold]
+    kept = others[: round(noise * len(others))]
+    wanted = len(others) - len(kept)
+    if not wanted:
+        return shown
+    rng = random.Random(f"{example.key} {noise:g}")
+    worst = example.passages[worst_first(example.passages)[0]].score
+    texts = {passage.text for passage in example.passages}
+    easy: list[Passage] = []
+    for candidate in rng.sample(pool, len(pool)):
+        if candidate.text not in texts and not holds_answer(candidate.content, example.answers):
+            easy.append(replace(candidate, score=worst))
+            texts.add(candidate.text)
+        if len(easy) == wanted:
+            return shown.with_passages(sorted([*shown.gold, *kept]), easy)
+    return None
+
+
+def pool_of(examples: Sequence[Example]) -> list[Passage]:
+    """Every passage of these examples once, in a fixed order."""
+    found = {passage.content: passage for example in examples for passage in example.passages}
+    return [found[content] for content in sorted(found)]

@@ -1,0 +1,62 @@
+"""Answers under split softmax on the known gold passages: what perfect knowledge at the same heads would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from focus_rag.alpha_sweep import answer_quality
+from focus_rag.answers import GenerationSettings, Request
+from focus_rag.examples import Example
+from focus_rag.generator import FocusGenerator
+from focus_rag.head_scoring import Head
+from focus_rag.noise import worst_first
+from focus_rag.prompting import PromptBuilder
+from focus_rag.split_softmax import split_softmax
+
+
+def oracle_quality(
+    generator: FocusGenerator, heads: Sequence[Head], examples: Sequence[Example], *, max_new_tokens: int, tau: float = 0.1
+) -> list[float]:
+    """Answer every example with the softmax of some heads split in favour of its gold passages, and grade the answers.
+
+    Args:
+        generator: The model, bare.
+        heads: `(layer, head)` pairs.
+        examples: Questions with the passages to show.
+        max_new_tokens: Longest answer.
+        tau: See `split_softmax`.
+
+    Returns:
+        One grade per example, 0 or 1.
+    """
+    builder = PromptBuilder(generator.tokenizer)
+    settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    prompts = [
+        builder.from_question(
+            one.question,
+            one.passages,
+            max_tokens=generator.context_window - max_new_tokens,
+            drop_order=worst_first(one.passages),
+        )
+        for one in examples
+    ]
+    order = sorted(range(len(examples)), key=lambda index: len(prompts[index].input_ids))
+    grades = [0.0] * len(examples)
+    for start in range(0, len(order), generator.max_batch):
+        batch = order[start : start + generator.max_batch]
+        length = max(len(prompts[index].input_ids) for index in batch)
+        spans = []
+        for index in batch:
+            padding = length - len(prompts[index].input_ids)
+            gold = [span for place in sorted(examples[index].gold) if (span := prompts[index].spans[place]) is not None]
+            spans.append([(first + padding, last + padding) for first, last in gold])
+        requests = [
+            Request(question=examples[index].question, passages=examples[index].passages, alpha=0.0, settings=settings)
+            for index in batch
+        ]
+        with split_softmax(generator.model, heads, spans, length, tau=tau) if any(spans) else nullcontext():
+            answers = generator.answer_batch(requests)
+        for index, answer in zip(batch, answers, strict=True):
+            grades[index] = answer_quality(answer.text, examples[index].answers)
+    return grades
