@@ -53,26 +53,34 @@ class TrainingSettings(BaseModel):
 def log_masses(recording: Recording, batch: Batch, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Log mass on gold and on all passages under directions.
 
+    Heads that share keys are taken together, so keys are never copied per query head.
+
     Returns:
         Two tensors `(batch, heads, rows)`: log probability mass.
     """
-    logits = (
-        recording.shifted(batch, directions)
-        @ batch.keys.transpose(2, 3)
-        * recording.scaling.to(directions.device)[None, :, None, None]
-    )
-    if recording.softcap:
-        logits = recording.softcap * torch.tanh(logits / recording.softcap)
-    logits = logits.masked_fill(~batch.visible, float("-inf"))
-    total = logits.logsumexp(dim=-1)
-    if recording.sinks is not None:
-        total = torch.logaddexp(total, recording.sinks.to(total.device)[None, :, None].expand_as(total))
+    queries = recording.shifted(batch, directions)
+    order: list[int] = []
+    found: list[tuple[Tensor, Tensor]] = []
+    for slot, (layer, _) in enumerate(recording.slots):
+        heads = [head for head, one in enumerate(recording.key_of.tolist()) if one == slot]
+        shared = queries[:, heads].flatten(1, 2) @ batch.keys[:, slot].transpose(1, 2)
+        logits = shared.unflatten(1, (len(heads), -1)) * recording.scaling[heads].to(shared.device)[None, :, None, None]
+        if recording.softcap:
+            logits = recording.softcap * torch.tanh(logits / recording.softcap)
+        logits = logits.masked_fill(~batch.visible[:, layer, None], float("-inf"))
+        total = logits.logsumexp(dim=-1)
+        if recording.sinks is not None:
+            total = torch.logaddexp(total, recording.sinks[heads].to(total.device)[None, :, None].expand_as(total))
+        found.append((_log_mass_on(logits, batch.gold) - total, _log_mass_on(logits, batch.passages) - total))
+        order += heads
+    back = torch.tensor(order).argsort().to(queries.device)
+    gold, passages = (torch.cat(parts, dim=1)[:, back] for parts in zip(*found, strict=True))
+    return gold, passages
 
-    def of(member: Tensor) -> Tensor:
-        # Not -inf: a padded row sees no gold at all, and the gradient of logsumexp over nothing is not a number.
-        return logits.masked_fill(~member[:, None, None], -1e9).logsumexp(dim=-1) - total
 
-    return of(batch.gold), of(batch.passages)
+def _log_mass_on(logits: Tensor, member: Tensor) -> Tensor:
+    # Not -inf: a padded row sees no gold at all, and the gradient of logsumexp over nothing is not a number.
+    return logits.masked_fill(~member[:, None, None], -1e9).logsumexp(dim=-1)
 
 
 def head_losses(recording: Recording, batch: Batch, directions: Tensor, loss: LossKind) -> Tensor:

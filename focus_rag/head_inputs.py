@@ -18,7 +18,6 @@ class HeadInputs:
     Attributes:
         queries: `(heads, rows, head_dim)`, after RoPE, unshifted.
         keys: `(key heads read, keys, head_dim)`, after RoPE.
-        key_of: `(heads,)` index into the first axis of `keys`.
         visible: `(layers, rows, keys)` boolean.
         before: `(layers, query_heads, rows, head_dim)` at site `projection` under a query norm, else None.
         cos: `(layers, rows, rotary_dim)`, or None at site `post_rope`.
@@ -29,7 +28,6 @@ class HeadInputs:
 
     queries: Tensor
     keys: Tensor
-    key_of: Tensor
     visible: Tensor
     before: Tensor | None
     cos: Tensor | None

@@ -26,6 +26,8 @@ class Recording:
         site: Where the shift enters.
         examples: The recorded examples, on disk where they outgrow `memory_mb` megabytes.
         head_dim: Size of a direction.
+        slots: The key heads that the heads read, each once: index into the recorded layers, and key head.
+        key_of: `(heads,)` index of each head's slot.
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[Head], site: Site, *, memory_mb: float = 2048) -> None:
@@ -41,6 +43,10 @@ class Recording:
         place = {layer: index for index, layer in enumerate(self._layers)}
         self.layer_of = torch.tensor([place[layer] for layer, _ in self.heads])
         self.head_of = torch.tensor([head for _, head in self.heads])
+        group = layout.query_heads // layout.key_heads
+        read = [(place[layer], head // group) for layer, head in self.heads]
+        self.slots = sorted(set(read))
+        self.key_of = torch.tensor([self.slots.index(one) for one in read])
         by_index = {layer.index: layer for layer in layout.layers}
         self._rotation = Rotation(by_index[self._layers[0]].attention)
         self._kinds: list[RotationKind] = []
@@ -62,14 +68,6 @@ class Recording:
         layers = [recorder.records[index] for index in self._layers]
         if not self.examples:
             self._read_constants(layers)
-        slots = [(layer, key_head) for layer, record in enumerate(layers) for key_head in sorted(record.keys)]
-        group = self._query_heads // self._key_heads()
-        key_of = torch.tensor(
-            [
-                slots.index((layer, head // group))
-                for layer, head in zip(self.layer_of.tolist(), self.head_of.tolist(), strict=True)
-            ]
-        )
         length = len(example.input_ids)
         gold = torch.zeros(length, dtype=torch.bool)
         for start, end in example.gold:
@@ -91,8 +89,7 @@ class Recording:
                         for layer, head in zip(self.layer_of.tolist(), self.head_of.tolist(), strict=True)
                     ]
                 ),
-                keys=torch.stack([layers[layer].keys[key_head] for layer, key_head in slots]),
-                key_of=key_of,
+                keys=torch.stack([layers[layer].keys[key_head] for layer, key_head in self.slots]),
                 visible=torch.stack([record.visible for record in layers]),
                 before=before,
                 cos=torch.stack([cos for cos, _ in with_positions]) if with_positions else None,
@@ -101,9 +98,6 @@ class Recording:
                 passages=passages,
             )
         )
-
-    def _key_heads(self) -> int:
-        return ModelLayout.of(self._model).key_heads
 
     def _read_constants(self, layers: Sequence[LayerRecord]) -> None:
         self.scaling = torch.tensor([layers[layer].scaling for layer in self.layer_of.tolist()])
@@ -183,8 +177,8 @@ class Batch:
 
     Attributes:
         row_weight: `(batch, rows)`: 1 / rows of the example, 0 on padding.
-        visible: `(batch, heads, rows, keys)`.
-        keys: `(batch, heads, keys, head_dim)`.
+        visible: `(batch, layers, rows, keys)`.
+        keys: `(batch, slots, keys, head_dim)`: never one copy per query head.
         cos: `(batch, heads, rows, rotary_dim)` or None; `sin` alike.
         before: `(batch, layers, query_heads, rows, head_dim)` or None.
         gold: `(batch, keys)`; `passages` alike.
@@ -208,8 +202,8 @@ def padded_batch(recording: Recording, examples: Sequence[HeadInputs], device: t
     heads, size = len(recording.heads), recording.head_dim
     count = len(examples)
     queries = torch.zeros(count, heads, rows, size)
-    every_key = torch.zeros(count, heads, keys, size)
-    visible = torch.zeros(count, heads, rows, keys, dtype=torch.bool)
+    every_key = torch.zeros(count, len(recording.slots), keys, size)
+    visible = torch.zeros(count, len(examples[0].visible), rows, keys, dtype=torch.bool)
     visible[..., 0] = True  # a padded row must see something, or its softmax is not a number
     weight = torch.zeros(count, rows)
     gold, passages = torch.zeros(count, keys, dtype=torch.bool), torch.zeros(count, keys, dtype=torch.bool)
@@ -221,8 +215,8 @@ def padded_batch(recording: Recording, examples: Sequence[HeadInputs], device: t
     for place, one in enumerate(examples):
         r, k = one.queries.shape[1], one.keys.shape[1]
         queries[place, :, :r] = one.queries
-        every_key[place, :, :k] = one.keys[one.key_of]
-        visible[place, :, :r, :k] = one.visible[recording.layer_of]
+        every_key[place, :, :k] = one.keys
+        visible[place, :, :r, :k] = one.visible
         weight[place, :r] = 1.0 / r
         gold[place, :k], passages[place, :k] = one.gold, one.passages
         if before is not None and one.before is not None:
