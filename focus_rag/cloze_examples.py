@@ -12,11 +12,11 @@ from focus_rag.examples import Example, ExampleSet, holds_answer
 from focus_rag.passages import Passage
 from focus_rag.retrieval import PassageIndex
 
-_GAP = "____"
+_GAP = "___"
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
-# What a reader can look up: dates and numbers with their unit, and names of several words or within the sentence.
+# What a reader can look up: dates and numbers, and names of several words or within the sentence.
 _ANSWER = re.compile(
-    r"(?<=[a-z,] )(?:[A-Z][\w'-]+(?: (?:of |the )?[A-Z][\w'-]+){0,3}|\d[\d,.]*(?: [a-z]+| [A-Z][a-z]+ \d{4})?)(?=[ ,.;!?)])"
+    r"(?<=[a-z,] )(?:[A-Z][\w'-]+(?: (?:of |the )?[A-Z][\w'-]+){0,3}|\d[\d,.]*(?: [A-Z][a-z]+ \d{4})?)(?=[ ,.;!?)])"
 )
 _FEWEST_WORDS, _MOST_WORDS = 6, 40
 
@@ -26,7 +26,7 @@ def examples_from_documents(folder: str | Path, *, passages: int = 20, most: int
 
     A name or a figure is taken out of a sentence; the question asks for it. What the retriever finds for the rest of the
     sentence are the passages, with their scores, except those that hold the answer elsewhere; a gold passage that was
-    not found takes the last place.
+    not found takes the last place. Every passage is asked about once before any is asked about again, each sentence once.
 
     Args:
         folder: Documents as `documents.read_folder` reads them.
@@ -42,30 +42,38 @@ def examples_from_documents(folder: str | Path, *, passages: int = 20, most: int
     skipped: Counter[str] = Counter({"file that cannot be read": len(unread)} if unread else {})
     index = PassageIndex(every)
     rng = random.Random(seed)
+    gaps = [(passage, _gaps(rng, passage)) for passage in rng.sample(every, len(every))]
     found: list[Example] = []
-    for passage in rng.sample(every, len(every)):
-        if len(found) == most:
-            break
-        example = _example(rng, passage, index, passages)
-        if isinstance(example, Example):
-            found.append(example)
-        else:
-            skipped[example] += 1
+    without = sum(not of_passage for _, of_passage in gaps)
+    if without:
+        skipped["passage without a sentence that asks for a name or a figure"] = without
+    for turn in range(max((len(of_passage) for _, of_passage in gaps), default=0)):
+        for passage, of_passage in gaps:
+            if turn < len(of_passage) and len(found) < most:
+                example = _example(passage, *of_passage[turn], index, passages)
+                if isinstance(example, Example):
+                    found.append(example)
+                else:
+                    skipped[example] += 1
     return ExampleSet(tuple(found), dict(skipped), str(folder))
 
 
-def _example(rng: random.Random, gold: Passage, index: PassageIndex, count: int) -> Example | str:
+def _gaps(rng: random.Random, passage: Passage) -> list[tuple[str, re.Match[str]]]:
+    """Sentences of a passage in random order, each with something in it to ask for."""
+    found = []
+    for sentence in (one.group().strip() for one in _SENTENCE.finditer(passage.text)):
+        if _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
+            choices = [one for one in _ANSWER.finditer(sentence) if passage.content.count(one.group()) == 1]
+            if choices:
+                found.append((sentence, rng.choice(choices)))
+    rng.shuffle(found)
+    return found
+
+
+def _example(
+    gold: Passage, sentence: str, match: re.Match[str], index: PassageIndex, count: int
+) -> Example | str:
     """An example whose answer stands in this passage, or why there is none."""
-    gaps = [
-        (sentence.group().strip(), match)
-        for sentence in _SENTENCE.finditer(gold.text)
-        if _FEWEST_WORDS <= len(sentence.group().split()) <= _MOST_WORDS
-        for match in _ANSWER.finditer(sentence.group().strip())
-        if gold.content.count(match.group()) == 1
-    ]
-    if not gaps:
-        return "passage without a sentence that asks for a name or a figure"
-    sentence, match = rng.choice(gaps)
     gapped = f"{sentence[: match.start()]}{_GAP}{sentence[match.end() :]}"
     answer = match.group().strip(" ,.")
     # More than needed, because passages that hold the answer too are left out.
@@ -77,4 +85,4 @@ def _example(rng: random.Random, gold: Passage, index: PassageIndex, count: int)
     if len(kept) < 2:
         return "no other passage to tell it from"
     place = next(i for i, one in enumerate(kept) if one.id == gold.id)
-    return Example(f'What is missing in "{gapped}"?', (answer,), tuple(kept), frozenset({place}))
+    return Example(f"Fill the gap: {gapped}", (answer,), tuple(kept), frozenset({place}))

@@ -113,9 +113,20 @@ def test_documents_become_cloze_questions(tmp_path: Path) -> None:
     for example in found.examples:
         gold = [example.passages[i] for i in example.gold]
         assert len(gold) == 1 and holds_answer(gold[0].content, example.answers)
-        assert "____" in example.question and example.answers[0] not in example.question
+        assert "___" in example.question and example.answers[0] not in example.question
         others = [one for i, one in enumerate(example.passages) if i not in example.gold]
         assert len(others) == 3 and not any(holds_answer(one.content, example.answers) for one in others)
         assert all(one.score is not None for one in example.passages)
     again = examples_from_documents(tmp_path, passages=4)
     assert again.examples == found.examples
+
+
+def test_every_sentence_can_be_asked_about_and_figures_are_asked_for_alone(tmp_path: Path) -> None:
+    for i, town in enumerate(["Arden", "Belfry", "Corwen"]):
+        text = f"The mill of the town was built in {1801 + i} by local masons. The old school beside it was opened in {1900 + i} for boys."
+        (tmp_path / f"{town}.txt").write_text(f"{text} The well that nobody remembers lies behind both of them.")
+    found = examples_from_documents(tmp_path, passages=3)
+    assert len(found.examples) == 6 and {len(one.answers[0]) for one in found.examples} == {4}
+    assert {"___ by local" in one.question or "___ for boys" in one.question for one in found.examples} == {True}
+    assert len({one.passages[next(iter(one.gold))].text for one in found.examples[:3]}) == 3
+    assert len(examples_from_documents(tmp_path, passages=3, most=4).examples) == 4
