@@ -72,11 +72,13 @@ class Mix(BaseModel):
 
 
 def curriculum() -> tuple[Mix, ...]:
-    """Copying first, then few passages, then all of it."""
-    copying = Stage("copying", copying=0.6, pairs=0.4, idle=0.0)
+    """Copying first, over few tokens and then all, then few passages, then all of it."""
+    few = Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0)
+    copying = Stage("copying and pairs", copying=0.5, pairs=0.5, idle=0.0)
     plain = Stage("plain", rich=(0.0, 0.5), follow_ups=(4, 8), copying=0.05)
     return (
-        Mix(name="copying", tokens=8_000_000, shares={"world": 1.0}, world=copying),
+        Mix(name="copying few tokens", tokens=8_000_000, shares={"world": 1.0}, world=few),
+        Mix(name="copying and pairs", tokens=16_000_000, shares={"world": 1.0}, world=copying),
         Mix(
             name="few passages",
             tokens=60_000_000,

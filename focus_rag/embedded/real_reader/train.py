@@ -57,10 +57,10 @@ class ReaderSettings(TrainSettings):
     shape: ModelShape = ModelShape(
         vocab_size=16_384, hidden_size=448, intermediate_size=1024, layers=12, heads=8, key_heads=2, head_dim=64
     )
-    warmup: int = 100
+    warmup: int = 50
     budget_minutes: float = Field(default=27.0, gt=0.0)
     batch_tokens: int = Field(default=65_536, ge=1)
-    pool_batches: int = Field(default=8, ge=1)
+    pool_batches: int = Field(default=32, ge=1)
     log_every: int = Field(default=20, ge=1)
     dev_every: int = Field(default=500, ge=1)
     dev_rows: int = 200
@@ -74,15 +74,15 @@ def toy_settings() -> ReaderSettings:
     return ReaderSettings(
         shape=ModelShape(hidden_size=128, intermediate_size=320, layers=4, heads=4, key_heads=2, head_dim=32),
         batch_tokens=4096,
+        pool_batches=8,
         warmup=20,
         log_every=5,
         dev_every=50,
         dev_rows=32,
         dev_passages=(1, 4),
         curriculum=(
-            mixes[0].model_copy(update={"tokens": 200_000}),
-            mixes[1].model_copy(update={"tokens": 400_000}),
-            mixes[2].model_copy(update={"passages": (1, 5), "long": 0.0}),
+            *(mix.model_copy(update={"tokens": 200_000}) for mix in mixes[:-1]),
+            mixes[-1].model_copy(update={"passages": (1, 5), "long": 0.0}),
         ),
     )
 
@@ -252,7 +252,8 @@ class ReaderTrainer:
                 batch, loss, right = self.train_step(factor)
                 padded += batch.ids.size
                 if self.progress.step % self.settings.log_every == 0:
-                    value = float(loss)  # waits for the device, so the time that follows is that of finished steps
+                    # Waits for the device, so that the time taken next is that of finished steps.
+                    value = float(loss) * batch.total / float(batch.weights.sum())
                     if not math.isfinite(value):
                         raise FocusRagError(f"The loss is {value} at step {self.progress.step}: resume from the last checkpoint with a lower learning rate.")
                     now = time.monotonic()
