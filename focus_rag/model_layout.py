@@ -156,9 +156,8 @@ _FAMILIES: dict[str, _Rule] = {
 _SUPPORTED = "Families with a tested layout: " + ", ".join(sorted(_FAMILIES)) + "; others are checked when attached."
 
 _LATENT_ATTENTION = ("kv_a_proj_with_mqa", "kv_b_proj", "kv_a_layernorm")
-_OWN_ATTENTION = frozenset(
-    {"bloom", "falcon", "gptj", "mpt", "codegen", "gpt_neo", "xglm", "ctrl", "xlnet", "rwkv", "mamba", "mamba2"}
-)
+_OWN_ATTENTION = frozenset({"bloom", "falcon", "gptj", "mpt", "codegen", "gpt_neo", "xglm", "ctrl", "xlnet"})
+_NO_ATTENTION = frozenset({"rwkv", "mamba", "mamba2", "falcon_mamba", "xlstm"})
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -168,13 +167,12 @@ def _text_config(model: nn.Module) -> Any:
             f"{type(model).__name__} has no `config`; a Hugging Face causal LM (or a PEFT wrapper of one) was expected."
         )
     get_text_config = getattr(config, "get_text_config", None)
-    config = get_text_config() if callable(get_text_config) else config
-    if not hasattr(config, "num_attention_heads"):
-        raise UnsupportedModelError(f"{type(model).__name__} has no attention heads in its configuration. {_SUPPORTED}")
-    return config
+    return get_text_config() if callable(get_text_config) else config
 
 
 def _refuse_by_name(family: str, config: Any) -> None:
+    if family in _NO_ATTENTION or not hasattr(config, "num_attention_heads"):
+        raise UnsupportedModelError(f"{family!r} has no attention heads, so there are no queries to shift. {_SUPPORTED}")
     if family in _OWN_ATTENTION:
         raise UnsupportedModelError(
             f"{family!r} computes attention itself, not through transformers' attention interface, and cannot be steered. {_SUPPORTED}"

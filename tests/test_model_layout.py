@@ -31,7 +31,7 @@ def steered(model, profile, alpha=0.8):
         ("bloom", {}, "attention interface"),
         ("falcon", {}, "attention interface"),
         ("gptj", {"rotary_dim": 4}, "attention interface"),
-        ("mamba", {}, "attention interface"),
+        ("mamba", {}, "no attention heads"),
     ],
 )
 def test_what_cannot_be_steered_is_refused_by_name(family, overrides, reason):
@@ -42,6 +42,17 @@ def test_what_cannot_be_steered_is_refused_by_name(family, overrides, reason):
         ModelLayout.of(model)
     assert repr(family) in str(refusal.value)
     assert "qwen3, " in str(refusal.value), "the message lists what is supported"
+
+
+@pytest.mark.parametrize("family", ["mamba", "deepseek_v3", "qwen3_next"])
+def test_the_refusal_by_a_configuration_of_its_own(family):
+    """Without the sizes that the tests set for all families."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 96, "intermediate_size": 48}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    with pytest.raises(UnsupportedModelError, match=repr(family)) as refusal:
+        ModelLayout.of(model)
+    assert "Families with a tested layout" in str(refusal.value)
 
 
 def test_llama4_allows_the_site_after_rope_only():
@@ -211,6 +222,39 @@ def test_lora_wrapped_before_and_while_focused(site):
     inner = tiny_model("llama")
     with torch.no_grad(), focus(inner, profile, 0.8):
         assert torch.allclose(lora(inner)(IDS, use_cache=False).logits, through_wrapper, atol=1e-5)
+
+
+class Int8Linear(nn.Module):
+    """A quantised projection: whole numbers and one scale per row, no float weight, as quantisation packages make them."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("whole", (linear.weight.detach() / scale).round().to(torch.int8))
+
+    @property
+    def dequantised(self):
+        return self.whole.float() * self.scale
+
+    def forward(self, inputs):
+        return inputs @ self.dequantised.T
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2"])
+@pytest.mark.parametrize("site", ["post_rope", "normed", "projection"])
+def test_quantised_weights_are_steered_like_the_weights_they_stand_for(family, site):
+    quantised, plain = tiny_model(family), tiny_model(family)
+    profile = tiny_profile(plain, site=site)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, nn.Linear) and "layers" in name:
+            int8 = Int8Linear(module)
+            quantised.set_submodule(name, int8)
+            module.weight.data.copy_(int8.dequantised)
+    found = steered(quantised, profile)
+    assert torch.allclose(found, steered(plain, profile), atol=1e-4)
+    assert (found - quantised(IDS, use_cache=False).logits).abs().max() > 1e-2
 
 
 def test_an_attention_class_derived_elsewhere_still_finds_its_interface():

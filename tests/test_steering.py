@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from focus_rag.errors import AttachError, InvalidInputError, ProfileMismatchError, UnsupportedModelError
 from focus_rag.steering import FocusHandle, FocusNotAppliedWarning, alpha_rows, focus
@@ -200,6 +201,30 @@ def test_assisted_decoding_says_what_greedy_says(site, strategy):
         greedy = tokens(model, repetitive)
         assert tokens(model, repetitive, **extra) == greedy
     assert greedy != bare
+
+
+class TestContinuousBatching:
+    """`generate_batch` runs the model in a thread of its own and packs requests into one row."""
+
+    ASKED = (IDS[0, :9].tolist(), IDS[0, 4:20].tolist())
+
+    def generated(self, model):
+        config = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+        small = ContinuousBatchingConfig(num_blocks=4, page_size=32, max_batch_tokens=64)
+        results = model.generate_batch(list(self.ASKED), generation_config=config, continuous_batching_config=small)
+        return [results[name].generated_tokens for name in sorted(results, key=lambda name: int(name.split("_")[-1]))]
+
+    @pytest.mark.parametrize("site", SITES)
+    def test_one_alpha_for_all(self, site):
+        model = tiny_model("llama")
+        profile = tiny_profile(model, site=site)
+        bare = [tokens(model, torch.tensor([ids]), max_new_tokens=5, min_new_tokens=5)[0] for ids in self.ASKED]
+        assert self.generated(model) == bare
+        with focus(model, profile, 0.6):
+            expected = [tokens(model, torch.tensor([ids]), max_new_tokens=5, min_new_tokens=5)[0] for ids in self.ASKED]
+        with focus(model, profile, 0.6, across_threads=True):
+            assert self.generated(model) == expected
+        assert expected != bare
 
 
 def test_sampling_with_several_return_sequences_per_request(model):
