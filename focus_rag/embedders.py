@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -153,6 +155,14 @@ class SentenceTransformerEmbedder:
 
     def load_state(self, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Nothing."""
+
+
+def best_embedder() -> Embedder:
+    """all-MiniLM-L6-v2 where sentence-transformers is installed and has or can fetch it, else the default embedder."""
+    if importlib.util.find_spec("sentence_transformers") is not None:
+        with contextlib.suppress(InvalidInputError, MissingDependencyError):
+            return SentenceTransformerEmbedder("sentence-transformers/all-MiniLM-L6-v2")
+    return TfidfEmbedder()
 
 
 def require(module: str, distribution: str) -> Any:

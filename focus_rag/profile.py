@@ -230,12 +230,11 @@ class FocusProfile:
         """Write the profile; a profile already there is replaced only once the new one is complete.
 
         Raises:
-            ProfileError: `folder` exists and is something else.
+            ProfileError: `folder` exists and is something else, or cannot be written to.
         """
         folder = Path(folder)
         if folder.is_file():
             raise ProfileError(f"{folder} is a file; a profile is a folder. Choose another place.")
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"query_directions": self.directions.contiguous()}
         if self.key_directions is not None:
             tensors["key_directions"] = self.key_directions.contiguous()
@@ -243,11 +242,15 @@ class FocusProfile:
             text = json.dumps(self._manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
         except (PydanticSerializationError, TypeError, ValueError) as error:
             raise ProfileError(f"Provenance and report must hold plain JSON values: {error}") from error
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            save_file(tensors, Path(temporary, TENSORS))
-            Path(temporary, MANIFEST).write_text(text, encoding="utf-8")
-            for name in (TENSORS, MANIFEST):
-                shutil.move(str(Path(temporary, name)), str(folder / name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+                save_file(tensors, Path(temporary, TENSORS))
+                Path(temporary, MANIFEST).write_text(text, encoding="utf-8")
+                for name in (TENSORS, MANIFEST):
+                    shutil.move(str(Path(temporary, name)), str(folder / name))
+        except (OSError, SafetensorError) as error:
+            raise ProfileError(f"The profile cannot be written to {folder}: {getattr(error, 'strerror', None) or error}.") from error
         return folder
 
     @classmethod

@@ -111,6 +111,11 @@ class PassageIndex:
             index._keep(kept)
         return index
 
+    @property
+    def searched_with(self) -> str:
+        """What embeds passages and questions, by name."""
+        return self._embedder.identity
+
     def search(self, question: str, top_k: int = 20) -> list[Passage]:
         """The best passages with their cosine similarity as score, best first; at most as many as there are.
 

@@ -7,8 +7,11 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
@@ -16,6 +19,8 @@ from focus_rag.cli.demo import read_questions
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
 from focus_rag.errors import DocumentError, InvalidInputError
+from tests.test_documents import tiny_pdf
+from tests.test_retrieval import LetterModel
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -126,6 +131,68 @@ def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
     assert "answer among the passages  1/1" in capsys.readouterr().out
 
 
+def test_the_demo_names_the_model_that_answers(saved, docs, capsys, monkeypatch):
+    (docs / "questions.jsonl").write_text(json.dumps({"question": "When was the mill built?", "answers": ["1882"]}))
+    monkeypatch.setattr(focus_rag.embedded, "demo_folder", lambda: docs)
+    monkeypatch.setattr(focus_rag.embedded, "embedded_model_folder", lambda: Path(saved[1]))
+    monkeypatch.setattr(focus_rag.embedded, "embedded_profile_folder", lambda: Path(saved[3]))
+    assert main(["demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "embedded reader"
+
+
+def test_ask_reads_every_kind_and_writes_a_page(saved, docs, tmp_path, capsys):
+    (docs / "sub").mkdir()
+    (docs / "sub" / "report.pdf").write_bytes(tiny_pdf("The tower was finished in 1899."))
+    page = tmp_path / "answer.html"
+    ask = ["ask", "When was the tower finished?", "--docs", str(docs), *saved, "--max-new-tokens", "3", "--json"]
+    assert main([*ask, "--report", str(page), "--embedder", "tfidf"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["sources"][0]["id"] == "sub/report.pdf#1"
+    assert {source["id"].split("#")[0] for source in record["sources"]} == {
+        "mill.md", "bridge.txt", "school.html", "sub/report.pdf",
+    }  # fmt: skip
+    assert record["searched_with"].startswith("tfidf")
+    assert "The tower was finished" in page.read_text()
+
+
+@pytest.mark.parametrize("there", ["nothing", "the package", "package and model"])
+def test_the_search_model_is_used_where_it_can_be_had(monkeypatch, there):
+    from focus_rag.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None if there == "nothing" else object())
+    load = LetterModel if there == "the package" else lambda _: object()  # the first has no such model
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=load))
+    kind = SentenceTransformerEmbedder if there == "package and model" else TfidfEmbedder
+    assert isinstance(best_embedder(), kind)
+
+
+def test_without_arguments_there_is_help(capsys):
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+def published_folder(folder):
+    """Files laid out as those published with the paper: two layers of two heads."""
+    ranking = folder / "contextual_heads_scores_full_seq" / "a_b" / "relevant_heads.json"
+    tensors = folder / "head_features" / "a_b" / "direction_relevant"
+    ranking.parent.mkdir(parents=True)
+    tensors.mkdir(parents=True)
+    ranking.write_text("[[1, 0], [0, 1]]")
+    for which in "qk":
+        for layer in range(2):
+            torch.save(torch.randn(2, 4), tensors / f"head_{which}_directions_{layer}.pth")
+
+
+def test_import_then_inspect(tmp_path, capsys):
+    published_folder(tmp_path)
+    assert main(["import", str(tmp_path), "--model", "a/b", "--out", str(tmp_path / "p"), "--top-k", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["heads"] == 2
+    assert main(["inspect", str(tmp_path / "p"), "--png", str(tmp_path / "picture.of.heads")]) == 0
+    out = capsys.readouterr().out
+    assert "a/b: 2 contextual heads" in out and "post_rope" in out
+    assert (tmp_path / "picture.of.heads").read_bytes().startswith(b"\x89PNG"), "a PNG under exactly that name"
+
+
 def test_inspect_shows_and_draws(saved, tmp_path, capsys):
     assert main(["inspect", saved[3], "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -161,14 +228,20 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["ask", " ", "--docs", "{docs}"], "question is empty"),
         (["ask", "q", "--docs", "{docs}", "--alpha", "nan"], "--alpha"),
         (["ask", "q", "--docs", "{docs}", "--top-k", "0"], "--top-k"),
-        (["ask", "q", "--docs", "{docs}", "--model", "{tmp}/missing"], "cannot be loaded"),
+        (["ask", "q", "--docs", "{docs}", "--model", "{tmp}/missing"], "neither a folder nor a Hub id"),
+        (["ask", "q", "--docs", "{docs}", "--model", "{docs}"], "cannot be loaded"),
         (["ask", "q"], "--docs"),
         (["ask", "q", "--docs", "{docs}", "--model", "any", "--alpha", "0.2"], "--profile"),
         (["ask", "q", "--docs", "{docs}", "--nonsense"], "--nonsense"),
+        (["ask", "q", "--docs", "{docs}", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["ask", "q", "--docs", "{docs}", "--report", "{tmp}/missing/a.html"], "--report"),
+        (["ask", "q", "--docs", "{docs}", "--profile", "{docs}"], "not a profile"),
+        (["inspect", "--png", "{docs}"], "Cannot write the picture"),
         (["dance"], "dance"),
         (["inspect", "{tmp}/missing"], "missing"),
         (["inspect", "{docs}"], "not a profile"),
         (["import", "{tmp}", "--model", "a/b", "--out", "{tmp}/out"], "No published directions"),
+        (["import", "{tmp}", "--model", "a/b"], "--out"),
         (["demo", "--questions", "0"], "at least 1"),
     ],
 )

@@ -7,6 +7,7 @@ because of the input is a `FocusRagError`: `main` turns it into one line on stde
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,7 +36,6 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="focus-rag",
         help="Answer from documents with a local language model that attends to the passages that matter.",
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -59,10 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for bad input (one line on stderr says what), 130 when interrupted.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = build_app()(
-            args=None if arguments is None else list(arguments), prog_name="focus-rag", standalone_mode=False
-        )
+        status = build_app()(args=given or ["--help"], prog_name="focus-rag", standalone_mode=False)
     except FocusRagError as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, typer.Abort):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focus_rag.cli.loading import AlphaOption, JsonOption, ModelOption, ProfileOption, load_generator, parse_alpha
-from focus_rag.cli.output import note, one_line, progress, shorten, write_json, write_table
+from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shorten, write_json, write_table
 
 if TYPE_CHECKING:
     from focus_rag.answers import Answer
+    from focus_rag.embedders import Embedder
     from focus_rag.generator import FocusGenerator
     from focus_rag.passages import Passage
     from focus_rag.retrieval import PassageIndex
@@ -30,7 +31,9 @@ def command(
     embedder: Annotated[
         str | None,
         typer.Option(
-            "--embedder", help="A sentence-transformers model to search with; default: TF-IDF reduced by SVD."
+            "--embedder",
+            help="A sentence-transformers model to search with, or tfidf (reduced by SVD, needs no model); default: "
+            "all-MiniLM-L6-v2 where sentence-transformers is installed and has it, else tfidf.",
         ),
     ] = None,
     cache: Annotated[
@@ -55,6 +58,10 @@ def command(
         raise InvalidInputError(f"--top-k must be at least 1, got {top_k}.")
     if model is not None and profile is None and factor not in ("auto", 0.0):
         raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
+    if max_new_tokens < 1:
+        raise InvalidInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
+    if report is not None and not report.parent.is_dir():
+        raise InvalidInputError(f"--report: there is no folder {report.parent}.")
     index = _index(docs, embedder, cache)
     for line in index.left_out:
         note(f"left out: {line}")
@@ -69,7 +76,7 @@ def command(
             else _reported(generator, question, passages, options, report)
         )
     if as_json:
-        write_json(_record(question, answer, generator.model_name, index.left_out))
+        write_json(_record(question, answer, generator.model_name, index))
     else:
         _show(answer)
 
@@ -80,27 +87,31 @@ def _reported(
     from focus_rag.answer_report import answer_to_html, trace_answer
     from focus_rag.errors import InvalidInputError
 
-    if not file.parent.is_dir():
-        raise InvalidInputError(f"--report: there is no folder {file.parent}.")
     trace = trace_answer(generator, question, passages, **options)
-    file.write_text(answer_to_html(trace, question=question), encoding="utf-8")
+    try:
+        file.write_text(answer_to_html(trace, question=question), encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"--report: cannot write {file}: {error.strerror or error}.") from error
     return trace.answer
 
 
 def _index(docs: Path, embedder: str | None, cache: bool) -> PassageIndex:
     with progress() as bar:
         bar.add_task("reading and indexing the documents", total=None)
-        from focus_rag.embedders import SentenceTransformerEmbedder
+        from focus_rag.documents import list_files
+        from focus_rag.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
         from focus_rag.retrieval import PassageIndex, RetrievalSettings
 
-        return PassageIndex.from_folder(
-            docs,
-            settings=RetrievalSettings(use_cache=cache),
-            embedder=SentenceTransformerEmbedder(embedder) if embedder else None,
-        )
+        list_files(docs)  # refuses a wrong folder before anything is loaded
+        quiet_libraries()
+        if embedder == "tfidf":
+            chosen: Embedder = TfidfEmbedder()
+        else:
+            chosen = best_embedder() if embedder is None else SentenceTransformerEmbedder(embedder)
+        return PassageIndex.from_folder(docs, settings=RetrievalSettings(use_cache=cache), embedder=chosen)
 
 
-def _record(question: str, answer: Answer, model: str, left_out: list[str]) -> dict[str, Any]:
+def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> dict[str, Any]:
     return {
         "question": question,
         "answer": answer.text,
@@ -125,7 +136,8 @@ def _record(question: str, answer: Answer, model: str, left_out: list[str]) -> d
             }
             for use in answer.passages
         ],
-        "left_out": left_out,
+        "searched_with": index.searched_with,
+        "left_out": index.left_out,
     }
 
 
@@ -138,7 +150,7 @@ def _show(answer: Answer) -> None:
         [
             [
                 str(number),
-                "" if use.passage.score is None else f"{use.passage.score:.3f}",
+                "" if use.passage.score is None else f"{round(use.passage.score, 3) + 0.0:.3f}",  # no "-0.000"
                 _share(use.attention) if use.used else "dropped",
                 use.passage.id or "",
                 shorten(use.passage.content, _TEXT_WIDTH) if use.used else f"not read: {use.dropped_reason}",

@@ -101,6 +101,6 @@ def _draw(record: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(0, width, max(1, width // 8)))
     axes.set_yticks(range(0, layers, max(1, layers // 14)))
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"Cannot write the picture {path}: {error}") from error
+        figure.savefig(path, format="png", dpi=150)
+    except OSError as error:
+        raise InvalidInputError(f"Cannot write the picture {path}: {error.strerror or error}.") from error
