@@ -13,6 +13,7 @@ import torch
 
 from focus_rag import FocusGenerator, Passage
 from focus_rag.embedded.batches import Stage
+from focus_rag.embedded.real_reader import build_pack as build_pack_module
 from focus_rag.embedded.real_reader import compact, train
 from focus_rag.embedded.real_reader.build_pack import build_pack, held_out_examples
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker
@@ -22,7 +23,7 @@ from focus_rag.embedded.real_reader.stream import Stream, StreamSettings, batch_
 from focus_rag.embedded.real_text import fillings, is_held_out, sentence_ranges
 from focus_rag.embedded.rows import NOT_STATED, Row
 from focus_rag.embedded.train import ModelShape
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import FocusRagError, InvalidInputError
 from focus_rag.examples import examples_from_rows
 from focus_rag.prompting import PromptBuilder
 
@@ -114,6 +115,15 @@ def test_a_file_of_another_split_is_refused(tmp_path: Path) -> None:
         rows = [retrieved(0), retrieved(1, split)]  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="Row 2"):
             Sources().read_questions(jsonl(tmp_path / "mixed.jsonl", rows))
+
+
+def test_the_pack_command_refuses_a_dev_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dev = jsonl(tmp_path / "x.dev.jsonl", [retrieved(0, "dev")])
+    with pytest.raises(SystemExit) as ended:
+        build_pack_module.main(["--questions", str(dev), "--out", str(tmp_path / "pack")])
+    assert ended.value.code == 2
+    assert "--leave-out" in capsys.readouterr().err
+    assert not (tmp_path / "pack").exists()
 
 
 def test_questions_and_gold_passages_of_evaluation_files_are_left_out(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -379,6 +389,29 @@ def test_a_run_ends_with_its_minutes(folder: Path, tmp_path: Path) -> None:
     trainer.run(minutes=1e-9)
     assert trainer.progress.step == 0
     assert (tmp_path / "model" / "progress.json").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    train.ReaderTrainer(folder, tmp_path, SETTINGS).run(steps=1)
+    for log_every in (1, 100):  # met in the log, or at the end
+        trainer = train.ReaderTrainer(folder, tmp_path, SETTINGS.model_copy(update={"log_every": log_every}), resume=True)
+        with torch.no_grad():
+            trainer.model.model.norm.weight.fill_(float("nan"))
+        with pytest.raises(FocusRagError, match="--lr-factor"):
+            trainer.run(steps=1)
+        assert json.loads((tmp_path / "model" / "progress.json").read_text(encoding="utf-8"))["step"] == 1
+
+
+def test_the_command_trains_resumes_and_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--pack", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--toy", "--workers", "0", "--batch-tokens", "1500", "--steps", "1"]
+    train.main(given)
+    train.main([*given, "--resume", "--budget-minutes", "5", "--minutes", "5"])
+    assert [line["kind"] for line in lines(tmp_path / "out")] == ["start", "dev"] * 2
+    for wrong in (given, [*given[:2], "--out", str(tmp_path / "none"), *given[4:], "--resume"], given[:-2]):
+        with pytest.raises(SystemExit) as ended:
+            train.main(wrong)
+        assert ended.value.code == 2
+    assert "already" in capsys.readouterr().err
 
 
 def test_the_loss_falls(folder: Path, tmp_path: Path) -> None:

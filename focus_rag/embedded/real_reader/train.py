@@ -254,8 +254,7 @@ class ReaderTrainer:
                 if self.progress.step % self.settings.log_every == 0:
                     # Waits for the device, so that the time taken next is that of finished steps.
                     value = float(loss) * batch.total / float(batch.weights.sum())
-                    if not math.isfinite(value):
-                        raise FocusRagError(f"The loss is {value} at step {self.progress.step}: resume from the last checkpoint with a lower learning rate.")
+                    self._require_finite(value)
                     now = time.monotonic()
                     seen = self.progress.tokens - tokens
                     _write(log, {
@@ -264,13 +263,21 @@ class ReaderTrainer:
                         "tokens_per_second": round(seen / (now - marked)), "padding": round(1 - seen / padded, 4),
                     })  # fmt: skip
                     marked, tokens, padded = now, self.progress.tokens, 0
+                    if now - saved > 60 * self.settings.snapshot_minutes:
+                        self.checkpoint()
+                        saved = time.monotonic()
                 if self.progress.step % self.settings.dev_every == 0:
                     _write(log, self.dev())
-                if time.monotonic() - saved > 60 * self.settings.snapshot_minutes:
-                    self.checkpoint()
-                    saved = time.monotonic()
-            _write(log, self.dev())
+            last = self.dev()
+            _write(log, last)
+            self._require_finite(sum(last[name]["loss"] for name in last if name.endswith("passages")))
         self.checkpoint()
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FocusRagError(
+                f"The loss is {loss} at step {self.progress.step}: resume from the last checkpoint with a smaller --lr-factor."
+            )
 
     def rate(self, done: float) -> float:
         """Factor on the learning rate when a share `done` of the budget is used up."""
@@ -427,7 +434,7 @@ def main(arguments: list[str] | None = None) -> None:
             compiled=given.compile,
         )
         trainer.run(minutes=given.minutes, steps=given.steps, began=began)
-    except InvalidInputError as error:
+    except FocusRagError as error:
         parser.error(str(error))
     trainer.stream.close()
 
