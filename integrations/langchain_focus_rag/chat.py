@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from typing import Any, cast
@@ -167,7 +168,7 @@ class ChatFocus(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._call(messages, stop, run_manager, kwargs)
+        call = await asyncio.to_thread(self._call, messages, stop, run_manager, kwargs)
         row = Row.current(self.generator)
         if row is not None:
             return self._result(call, await row.aanswer(call.request))
@@ -196,7 +197,7 @@ class ChatFocus(LangChainSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._call(messages, stop, run_manager, kwargs)
+        call = await asyncio.to_thread(self._call, messages, stop, run_manager, kwargs)
         stream = await self.generator.arun_stream(call.request)
         async with stream:
             async for text in stream:
@@ -213,6 +214,7 @@ class ChatFocus(LangChainSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None,
         options: dict[str, Any],
     ) -> FocusCall:
+        # Asynchronous methods do this in a thread: altered passages of a long prompt take long to find.
         run_id = StartedRuns.of([text_of(messages)])[0] if run_manager is None else run_manager.run_id
         return self.chain_call(chat_template_messages(messages), run_id=run_id, stop=stop, options=options)
 

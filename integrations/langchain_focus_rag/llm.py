@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, cast
 from uuid import UUID
@@ -74,7 +75,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        calls = self._calls(prompts, stop, run_manager, kwargs)
+        calls = await asyncio.to_thread(self._calls, prompts, stop, run_manager, kwargs)
         return self._result(calls, await self.generator.aanswer_batch([call.request for call in calls]))
 
     def _stream(
@@ -100,7 +101,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        call = self._call(prompt, stop, _run_id(run_manager), kwargs)
+        call = await asyncio.to_thread(self._call, prompt, stop, _run_id(run_manager), kwargs)
         stream = await self.generator.arun_stream(call.request)
         async with stream:
             async for text in stream:
@@ -121,6 +122,7 @@ class FocusLLM(LangChainSettings, BaseLLM):
         return [self._call(prompt, stop, run, options) for prompt, run in zip(prompts, runs, strict=True)]
 
     def _call(self, prompt: str, stop: list[str] | None, run_id: UUID | None, options: dict[str, Any]) -> FocusCall:
+        # Asynchronous methods do this in a thread: altered passages of a long prompt take long to find.
         chat = self.use_chat_template and getattr(self.generator.tokenizer, "chat_template", None)
         what: Any = [{"role": "user", "content": prompt}] if chat else prompt
         return self.chain_call(what, run_id=run_id, stop=stop, options=options)

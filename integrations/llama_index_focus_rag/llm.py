@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -112,22 +113,22 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        call = self._call(self._completion_prompt(prompt, formatted), kwargs)
+        call = await asyncio.to_thread(self._call, self._completion_prompt(prompt, formatted), kwargs)
         return call.completion(await self._answer(call))
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        call = self._call(self._completion_prompt(prompt, formatted), kwargs)
+        call = await asyncio.to_thread(self._call, self._completion_prompt(prompt, formatted), kwargs)
         return await self._astream(call, _completion_piece, call.completion)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        call = self._call(self._chat_prompt(messages), kwargs)
+        call = await asyncio.to_thread(self._call, self._chat_prompt(messages), kwargs)
         return call.chat(await self._answer(call))
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        call = self._call(self._chat_prompt(messages), kwargs)
+        call = await asyncio.to_thread(self._call, self._chat_prompt(messages), kwargs)
         return await self._astream(call, _chat_piece, call.chat)
 
     async def _answer(self, call: Call) -> Answer:
@@ -166,6 +167,7 @@ class FocusLLM(FocusSettings, CustomLLM):
         return responses()
 
     def _call(self, prompt: Prompt, options: Mapping[str, Any]) -> Call:
+        """Build a call. Asynchronous methods do it in a thread: altered passages of a long prompt take long to find."""
         return Call(self.focus_call(prompt, options, CAPTURE.passages), self.model_name, collector())
 
     @property

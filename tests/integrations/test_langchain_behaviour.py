@@ -27,7 +27,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
 from langchain_focus_rag.messages import chat_template_messages
 
-from focus_rag import FixedAlpha, FocusGenerator, GenerationSettings, InvalidInputError, Passage
+from focus_rag import FixedAlpha, FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -141,6 +141,24 @@ def test_generation_never_runs_on_the_loop(tiny: FocusGenerator, monkeypatch: py
         asyncio.run(use(kind))
     assert len(threads) == 6
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_passages_are_never_looked_for_on_the_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = PassageRegistry.lookup
+    where: list[int] = []
+
+    def watched(registry: PassageRegistry, run_id: Any, prompt: str) -> Any:
+        where.append(threading.get_ident())
+        return look_up(registry, run_id, prompt)
+
+    monkeypatch.setattr(PassageRegistry, "lookup", watched)
+    model, _ = model_of(kind)
+    await model.ainvoke("One")
+    await model.abatch(["Two", "Three"])
+    async for _ in model.astream("Four"):
+        pass
+    assert len(where) == 4 and threading.get_ident() not in where
 
 
 def test_a_left_stream_stops_the_generation(tiny: FocusGenerator) -> None:

@@ -26,7 +26,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_focus_rag import FocusLLM, collect_reports
 
-from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage
+from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -199,6 +199,24 @@ async def test_generation_never_runs_on_the_loops_thread(llm: FocusLLM, generato
     [r async for r in await llm.astream_complete("three")]
     [r async for r in await llm.astream_chat([user("four")])]
     assert len(generator.threads) == 4 and threading.get_ident() not in generator.threads
+
+
+async def test_passages_are_never_looked_for_on_the_loops_thread(
+    llm: FocusLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = PassageRegistry.lookup
+    threads: list[int] = []
+
+    def watched(registry: PassageRegistry, run_id: Any, prompt: str) -> Any:
+        threads.append(threading.get_ident())
+        return look_up(registry, run_id, prompt)
+
+    monkeypatch.setattr(PassageRegistry, "lookup", watched)
+    await llm.acomplete("one")
+    await llm.achat([user("two")])
+    [r async for r in await llm.astream_complete("three")]
+    [r async for r in await llm.astream_chat([user("four")])]
+    assert len(threads) == 4 and threading.get_ident() not in threads
 
 
 async def test_the_loop_runs_on_while_a_real_model_generates(real: FocusLLM) -> None:
