@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focus_rag.embedded import names, world
 from focus_rag.embedded.batches import BatchStream, Stage
@@ -58,6 +58,7 @@ class TrainSettings(BaseModel):
         lr: Learning rate of AdamW, for embeddings and norms.
         weight_decay: Of the matrices.
         warmup: Steps until the full learning rate.
+        peak: Share of the learning rates that the run begins with; below 1 for one that goes on where another's decay stood.
         decay_from: Share of the budget after which the learning rate falls.
         bf16: Autocast to bfloat16.
         tokenizer_texts: World texts for the tokenizer, as many paragraphs of real text at most.
@@ -72,6 +73,7 @@ class TrainSettings(BaseModel):
     lr: float = 0.002
     weight_decay: float = 0.01
     warmup: int = 50
+    peak: float = Field(default=1.0, gt=0.0, le=1.0)
     decay_from: float = Field(default=0.6, ge=0.0, lt=1.0)
     bf16: bool = True
     tokenizer_texts: int = 30_000
@@ -375,7 +377,7 @@ class Trainer:
                     break
                 decay_from = self.settings.decay_from
                 factor = min(1.0, (self.step - self._first_step + 1) / warmup, (1.0 - done) / (1.0 - decay_from))
-                metrics = self.train_step(factor * self.stages[self.stage].lr)
+                metrics = self.train_step(factor * self.settings.peak * self.stages[self.stage].lr)
                 metrics["seconds"] = round(time.monotonic() - began, 2)
                 log.write(json.dumps(metrics) + "\n")
                 log.flush()
@@ -401,6 +403,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--real-text", type=Path, help="file in SQuAD format whose paragraphs are mixed in")
     parser.add_argument("--seed", type=int, default=TrainSettings().seed)
+    parser.add_argument("--peak", type=float, default=TrainSettings().peak, help="share of the learning rates to begin with")
+    parser.add_argument("--decay-from", type=float, default=TrainSettings().decay_from, help="share of the budget after which they fall")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
@@ -411,7 +415,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     real = load_real_text(options.real_text) if options.real_text else None
-    settings = TrainSettings(seed=options.seed)
+    try:
+        settings = TrainSettings(seed=options.seed, peak=options.peak, decay_from=options.decay_from)
+    except ValidationError as error:
+        parser.error(f"--peak and --decay-from are shares: {error.errors()[0]['msg']}")
     try:
         trainer = Trainer(options.out, settings, curriculum(), real, options.device, options.resume, options.start)
     except InvalidInputError as error:
