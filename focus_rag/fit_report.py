@@ -142,6 +142,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         ),
         "![mass](mass.png)",
         "## Policy",
+        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of irrelevant passages: "
+        "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
         f"`{profile.policy.model_dump_json()}`",
         "![alpha surface](surface.png)",
     ]
@@ -226,6 +228,7 @@ def _draw_heads(axes: Axes, scores: HeadScores, heads: Sequence[Sequence[int]]) 
         s=40,
     )
     axes.set(xlabel="head", ylabel="layer", title="mass on gold (circled: steered)")
+    axes.locator_params(integer=True)
     axes.figure.colorbar(image, ax=axes)
 
 
@@ -233,14 +236,14 @@ def _draw_activation(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
     alphas = [row["alpha"] for row in rows]
     for part in PARTS:
         axes.plot(alphas, [row[part] for row in rows], marker=".", label=part.replace("_", " "))
-    axes.set(xlabel="alpha", ylabel="attention mass", title="where the steered heads look")
+    axes.set(xlabel="alpha", ylabel="attention mass", ylim=(-0.02, 1.02), title="where the steered heads look")
     axes.legend(fontsize=7)
 
 
 def _draw_sweeps(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None:
     for cell in cells:
         _draw_estimates(axes, cell["alphas"], cell["quality"], f"{cell['count']} passages")
-    axes.set(xlabel="alpha", ylabel="quality", title=f"quality against alpha, {where}")
+    axes.set(xlabel="alpha", ylabel="quality", ylim=(0, 1.02), title=f"quality against alpha, {where}")
     axes.legend(fontsize=7)
 
 
@@ -253,7 +256,7 @@ def _draw_cells(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None
         ("gold_only", "gold only"),
     ):
         _draw_estimates(axes, counts, [cell[name] for cell in cells], label)
-    axes.set(xlabel="passages", ylabel="quality", title=f"quality against passages, {where}")
+    axes.set(xlabel="passages", ylabel="quality", ylim=(0, 1.02), xticks=counts, title=f"quality against passages, {where}")
     axes.legend(fontsize=7)
 
 
@@ -269,6 +272,6 @@ def _draw_surface(axes: Axes, profile: FocusProfile) -> None:
         [profile.policy.choose(RetrievalSignal(count, noise, "given", "plot")).alpha for count in counts]
         for noise in noises
     ]
-    image = axes.imshow(surface, aspect="auto", origin="lower", extent=(0.5, 40.5, -0.025, 1.025), cmap="magma", vmin=0)
-    axes.set(xlabel="passages", ylabel="noise", title="alpha of the policy")
+    image = axes.imshow(surface, aspect="auto", origin="lower", extent=(0.5, 40.5, -0.025, 1.025), cmap="magma", vmin=0, vmax=max(map(max, surface)) or 1)
+    axes.set(xlabel="passages", ylabel="noise, as the retrieval tells it", title="alpha of the policy")
     axes.figure.colorbar(image, ax=axes)
