@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from focus_rag.attention_math import AttentionCall, span_mass, span_membership
+from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import InvalidInputError
-from focus_rag.measuring import SpanMeter
+from focus_rag.measuring import heads_by_layer, tapped_layers
 from focus_rag.model_layout import ModelLayout
 from focus_rag.teacher_forcing import TeacherForced, run_decoder
 
@@ -70,6 +72,35 @@ class HeadScores:
         return cls(torch.tensor(found["mean"]), torch.tensor(found["standard_error"]), int(found["examples"]))
 
 
+class _MassTap(AttentionTap):
+    """Mass of chosen heads on the spans of one sequence, averaged over rows, while the model runs over it.
+
+    Results go into one tensor made beforehand. Small ones left behind by every layer would lie between the large blocks of the
+    forward pass and keep the allocator from using those again: at 4,096 tokens that alone cost a third of the pass's memory.
+
+    Attributes:
+        masses: `(heads, spans)` probability mass in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, heads: Sequence[Head], example: TeacherForced, spans: Sequence[tuple[int, int]]
+    ) -> None:
+        self._grouped = heads_by_layer(heads)
+        super().__init__(tapped_layers(model, self._grouped))
+        self._places = {
+            layer: torch.tensor([place for place, (of_layer, _) in enumerate(heads) if of_layer == layer])
+            for layer in self._grouped
+        }
+        self._rows = torch.tensor(example.rows)
+        self._member = span_membership([spans], len(example.input_ids), torch.device("cpu"))
+        self.masses = torch.zeros(len(heads), len(spans))
+
+    def observe(self, layer: int, call: AttentionCall) -> None:
+        device = call.query.device
+        mass = span_mass(call, self._grouped[layer], self._rows.to(device), self._member.to(device))
+        self.masses[self._places[layer]] = mass[0].mean(dim=1).cpu()
+
+
 def example_masses(
     model: nn.Module, example: TeacherForced, *, sink_tokens: int = 4, heads: Sequence[Head] | None = None
 ) -> Tensor:
@@ -89,9 +120,9 @@ def example_masses(
         heads = [(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)]
     sink = (0, min(sink_tokens, example.prompt_tokens))
     spans = [*example.gold, *example.others, sink]
-    with SpanMeter(model, heads, [spans], example.prompt_tokens, rows=example.rows) as meter:
+    with _MassTap(model, heads, example, spans) as tap:
         run_decoder(model, example.input_ids)
-    mass = meter.steps[0][0].mean(dim=1)
+    mass = tap.masses
     split = len(example.gold)
     gold, others, first = mass[:, :split].sum(dim=1), mass[:, split:-1], mass[:, -1]
     strongest = others.amax(dim=1) if example.others else torch.zeros_like(gold)
