@@ -18,6 +18,8 @@ from tiny_tokenizer import tiny_tokenizer
 
 from focus_rag.alpha import AlphaChoice
 from focus_rag.alpha_sweep import answer_texts
+from focus_rag.cli import main
+from focus_rag.cloze_examples import examples_from_documents
 from focus_rag.direction_training import TrainingSettings
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example, examples_from_rows
@@ -205,6 +207,26 @@ def test_a_model_that_answers_nothing_is_refused(tmp_path: Path) -> None:
             tmp_path,
             SETTINGS.model_copy(update={"min_answered": 0.5}),
         )
+
+
+def test_documents_without_labels_are_enough(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for number in range(12):
+        text = f"The mill of the town {number} was built in {1800 + number} by local masons, who stayed. Nobody lives there now."
+        (docs / f"{number}.txt").write_text(text)
+    found = examples_from_documents(docs, passages=4)
+    profile = fit_profile(small_model(), tiny_tokenizer(), found, tmp_path / "profile", SETTINGS)
+    assert profile.provenance["examples"]["usable"] == 12 and (tmp_path / "profile" / "report.md").is_file()
+
+
+def test_one_example_is_refused_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"question": "q", "answers": ["a"], "passages": [{"text": "a", "is_gold": True}, {"text": "b", "is_gold": False}]}
+    file = tmp_path / "one.jsonl"
+    file.write_text("\n".join([json.dumps(one), "no json", json.dumps({**one, "passages": []})]))
+    assert main(["fit", "--examples", str(file), "--out", str(tmp_path / "profile")]) == 2
+    said = capsys.readouterr().err
+    assert "1 usable examples and at least 24 are needed" in said and "not a JSON object: 1; no passages: 1" in said
 
 
 def test_too_few_examples_are_refused_with_the_reasons(tmp_path: Path) -> None:
