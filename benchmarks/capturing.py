@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
+import platform
 import random
 import statistics
 import sys
@@ -100,8 +102,13 @@ async def loop_lag(work: Callable[[], Awaitable[Any]]) -> dict[str, float]:
 
 
 def write_result(result: dict[str, Any], out: Path | None) -> None:
-    """JSON to a file, or to standard output."""
-    text = json.dumps(result, indent=2) + "\n"
+    """JSON to a file, or to standard output, with what the machine was doing at the end."""
+    conditions = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load_average_15_min": round(os.getloadavg()[2], 1),
+    }
+    text = json.dumps({"conditions": conditions, **result}, indent=2) + "\n"
     if out is None:
         sys.stdout.write(text)
     else:
