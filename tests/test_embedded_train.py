@@ -13,6 +13,7 @@ import torch
 from focus_rag.embedded import train, world
 from focus_rag.embedded.batches import BatchStream, Stage, one_row
 from focus_rag.embedded.questions import question_row
+from focus_rag.embedded.reader_model import ModelShape, new_model
 from focus_rag.embedded.real_text import cloze, load_real_text
 from focus_rag.embedded.rows import Conversation, question_content
 from focus_rag.embedded.short_attention import attend
@@ -21,7 +22,7 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage
 from focus_rag.prompting import PromptBuilder
 
-SHAPE = train.ModelShape(vocab_size=600, hidden_size=32, intermediate_size=64, layers=2, heads=2, key_heads=1, head_dim=16)
+SHAPE = ModelShape(vocab_size=600, hidden_size=32, intermediate_size=64, layers=2, heads=2, key_heads=1, head_dim=16)
 SETTINGS = train.TrainSettings(shape=SHAPE, tokenizer_texts=200, warmup=2)
 STAGES = (Stage("copying", copying=1.0, idle=0.0, tokens=400, steps=2), Stage("questions", idle=0.2, tokens=800))
 
@@ -154,15 +155,17 @@ def test_unreadable_real_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_batches_keep_to_their_size_and_repeat(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    stage = Stage("questions", idle=0.2, tokens=3000)
+
     def first_batches() -> list[list[list[int]]]:
         stream = BatchStream(tokenizer, None, seed=3)
-        return [[row.tokens for row in stream.next(STAGES[1])] for _ in range(5)]
+        return [[row.tokens for row in stream.next(stage)] for _ in range(5)]
 
     batches = first_batches()
     assert batches == first_batches()
     assert any(len(batch) > 1 for batch in batches)
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= STAGES[1].tokens
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= stage.tokens
 
 
 def test_a_run_can_start_from_saved_weights(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_first_layer_starts_with_heads_that_look_one_and_two_tokens_back(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    model = train.new_model(train.ModelShape(vocab_size=600, layers=1), tokenizer, seed=0)
+    model = new_model(ModelShape(vocab_size=600, layers=1), tokenizer, seed=0)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = model(torch.arange(50, 80)[None], output_attentions=True).attentions[0][0]

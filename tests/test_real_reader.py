@@ -13,6 +13,7 @@ import torch
 
 from focus_rag import FocusGenerator, Passage
 from focus_rag.embedded.batches import Stage
+from focus_rag.embedded.reader_model import ModelShape
 from focus_rag.embedded.real_reader import build_pack as build_pack_module
 from focus_rag.embedded.real_reader import compact, train
 from focus_rag.embedded.real_reader.build_pack import build_pack, held_out_examples
@@ -22,7 +23,6 @@ from focus_rag.embedded.real_reader.sources import Sources
 from focus_rag.embedded.real_reader.stream import Stream, StreamSettings, batch_of, draw_pool
 from focus_rag.embedded.real_text import fillings, is_held_out, sentence_ranges
 from focus_rag.embedded.rows import NOT_STATED, Row
-from focus_rag.embedded.train import ModelShape
 from focus_rag.errors import FocusRagError, InvalidInputError
 from focus_rag.examples import examples_from_rows
 from focus_rag.prompting import PromptBuilder

@@ -78,9 +78,9 @@ def expand(folder: Path, out: Path) -> None:
     """
     from transformers import AutoConfig, LlamaForCausalLM
 
+    from focus_rag.embedded.reader_model import save
     from focus_rag.embedded.real_reader.train import LARGEST_FILE
     from focus_rag.embedded.tokenizer import load_tokenizer
-    from focus_rag.embedded.train import save
 
     weights = dequantised(_tensors(folder))
     model = LlamaForCausalLM(AutoConfig.from_pretrained(folder))

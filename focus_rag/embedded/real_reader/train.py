@@ -21,11 +21,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from focus_rag.embedded.reader_model import ModelShape, new_model, save
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.stream import Batch, Stream, StreamSettings, batch_of
 from focus_rag.embedded.short_attention import register_attention
-from focus_rag.embedded.train import ModelShape, Optimizers, TrainSettings, new_model, save
+from focus_rag.embedded.train import Optimizers, TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
 
 if TYPE_CHECKING:
