@@ -45,6 +45,7 @@ def test_rows_without_gold_are_for_abstaining_and_rows_of_gold_alone_count_too()
     ("broken", "reason"),
     [
         ({"answers": []}, "no answers"),
+        ({"answers": ["The", "?"]}, "no answers"),
         ({"question": " "}, "no question"),
         ({"passages": []}, "no passages"),
         ({"answers": ["Somebody else"]}, "answer in no gold passage"),
@@ -111,11 +112,11 @@ def test_a_case_that_cannot_fill_the_count_is_left_out():
     assert arrange(case, Cell(count=6), (), seed=0) is not None
 
 
-def test_cells_are_counts_by_noises_and_the_rest_at_the_largest_count():
+def test_cells_are_counts_by_noises_and_the_rest_around_the_noisiest_of_most_passages():
     cells = cells_of([1, 20], [0.5, 1.0], ["first"], gold_missing=True)
     assert [cell.key for cell in cells] == [
-        "n=1, noise=0.5", "n=1, noise=1", "n=20, noise=0.5", "n=20, noise=1", "n=20, noise=0.5, gold first",
-        "n=20, noise=0.5, gold missing",
+        "n=1, noise=0.5", "n=1, noise=1", "n=20, noise=0.5", "n=20, noise=1", "n=20, noise=1, gold first",
+        "n=20, noise=1, gold missing",
     ]  # fmt: skip
 
 
@@ -141,6 +142,7 @@ OTHER = {"title": "Oven", "text": "Nothing here."}
         {"question": "Who built it?", "qa_pairs": [{"short_answers": ["Builder 0"]}], "docs": [CTX, OTHER]},
         {"question": "Who built it?", "answers": [["Builder 0", "B0"]], "docs": [CTX, OTHER]},
         {"qid": 7, "query": "who built it", "ctxs": [{"id": "a1", "label": 3, **CTX}, {"id": "b2", "label": 0, **OTHER}]},
+        {"ordered_kv_records": [["9f4a-1", "703a-7"], ["a54e-2", "d1ff-8"]], "key": "9f4a-1", "value": "703a-7"},
     ],
 )  # fmt: skip
 def test_every_format_ends_in_the_same_case(tmp_path, given):
@@ -155,11 +157,48 @@ def test_skipped_rows_are_counted_and_nothing_usable_is_an_error(tmp_path):
     file = write(tmp_path, "data.jsonl", [row(), row(), row(1, gold=()), {"question": "x"}, 7, row(2, answers=[])])
     loaded = load_cases(file)
     assert [case.id for case in loaded.all] == ["q0", "q0#2", "q1"]
-    assert loaded.skipped == {"no known format": 1, "not a JSON object": 1, "no answers": 1}
+    assert loaded.skipped == {
+        "no known format": ("row 4",), "not a JSON object": ("row 5",), "no answers": ("row 6",)
+    }  # fmt: skip
     with pytest.raises(InvalidInputError, match="no usable question"):
         load_cases(write(tmp_path, "empty.jsonl", [{"question": "x"}]))
     with pytest.raises(InvalidInputError, match="No questions at"):
         load_cases(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"question": "Why?", "answer": "Because of this and that.", "docs": [CTX]}, "no short answer"),
+        ({"question": "Who?", "qa_pairs": [{"short_answers": ["Nobody"]}], "docs": [CTX]}, "no passage holds an accepted"),
+        ({"question": "Who?", "answers": ["Nobody"], "ctxs": [CTX, OTHER]}, "no passage holds an accepted"),
+        ({"query": "who", "ctxs": [{"id": "a", "label": 0, **CTX}]}, "no passage is labelled relevant"),
+        ({"question": "Who?", "answers": ["x"], "ctxs": ["text"]}, "does not follow its format"),
+    ],
+)
+def test_a_row_of_another_format_that_is_left_out_says_why(tmp_path, given, reason):
+    with pytest.raises(InvalidInputError, match=reason):
+        load_cases(write(tmp_path, "data.jsonl", [given]))
+
+
+def test_json_that_is_one_list_or_object_or_neither(tmp_path):
+    for name, text in (("list.json", [row()]), ("object.json", {"data": [row()]}), ("one.json", row())):
+        (tmp_path / name).write_text(json.dumps(text))
+        assert [case.id for case in load_cases(tmp_path / name).all] == ["q0"]
+    (tmp_path / "text.json").write_text('"text"')
+    with pytest.raises(InvalidInputError, match="not a JSON object"):
+        load_cases(tmp_path / "text.json")
+    (tmp_path / "torn.json").write_text("{")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_cases(tmp_path / "torn.json")
+
+
+def test_a_folder_of_files_says_in_which_a_row_was_left_out(tmp_path):
+    write(tmp_path, "a.jsonl", [row(0)])
+    write(tmp_path, "b.jsonl", [row(1), row(2, answers=[]), row(0)])
+    loaded = load_cases(tmp_path)
+    assert [case.id for case in loaded.all] == ["q0", "q1"]
+    assert loaded.skipped == {"no answers": ("b.jsonl row 2",), "question repeated": ("b.jsonl row 3",)}
 
 
 def test_beir_folder(tmp_path):
@@ -167,16 +206,31 @@ def test_beir_folder(tmp_path):
         {"_id": "d1", "title": "Mill", "text": "The mill was built by Anna."},
         {"_id": "d2", "title": "Oven", "text": "The oven was built by Bert."},
         {"_id": "d3", "title": "", "text": "Nothing is said here."},
+        {"_id": "d4", "title": "No text"},
     ])  # fmt: skip
     write(tmp_path, "queries.jsonl", [
         {"_id": "q1", "text": "Who built the mill?", "metadata": {"answers": ["Anna"]}},
         {"_id": "q2", "text": "unjudged"},
+        {"_id": "q3", "text": "What is not said?"},
+        {"_id": "q4", "text": "judged, and its document is gone"},
+        {"text": "nameless"},
     ])  # fmt: skip
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n")
-    (case,) = load_cases(tmp_path, retrieve=2).all
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t1\nq4\td9\t1\n")
+    loaded = load_cases(tmp_path, retrieve=2)
+    (case,) = loaded.all
     assert [one.id for one in case.example.passages] == ["d1", "d2"]
     assert case.example.gold == {0}
+    assert loaded.skipped == {
+        "a document without _id or text": ("corpus row 4",),
+        "no document is judged relevant": ("query q2",),
+        "neither answers nor a relevant document with a title": ("query q3",),
+        "no judged document is in the corpus": ("query q4",),
+        "a query without _id or text": ("query row 5",),
+    }
+    (tmp_path / "qrels" / "test.tsv").write_text("q1 d1 1\n")
+    with pytest.raises(InvalidInputError, match="query-id"):
+        load_cases(tmp_path)
 
 
 def test_csv_over_documents(tmp_path):
@@ -185,8 +239,13 @@ def test_csv_over_documents(tmp_path):
     (documents / "mill.txt").write_text("The mill was built by Anna in 1841.")
     (documents / "oven.txt").write_text("The oven was bought by Bert in 1902.")
     file = tmp_path / "questions.csv"
-    file.write_text("Question,Answer\nWho built the mill?,Anna|Anne\n")
-    (case,) = load_cases(file, documents=documents, retrieve=2).all
+    file.write_text("Question,Answer\nWho built the mill?,Anna|Anne\nWho burnt it?,Carl\n,Anna\nWho?,\n")
+    loaded = load_cases(file, documents=documents, retrieve=2)
+    (case,) = loaded.all
+    assert {reason: places for reason, places in loaded.skipped.items() if "no passage holds" in reason} == {
+        "no passage holds an accepted answer, and the format does not mark one": ("row 2",)
+    }
+    assert sum(map(len, loaded.skipped.values())) == 3
     assert case.example.answers == ("Anna", "Anne")
     assert "Anna" in case.example.passages[min(case.example.gold)].text
     with pytest.raises(InvalidInputError, match="--docs"):

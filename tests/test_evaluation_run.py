@@ -1,21 +1,28 @@
 import json
 import math
+import os
 import re
 
 import pytest
 import torch
 
+from focus_rag.answers import Request
 from focus_rag.errors import InvalidInputError
-from focus_rag.evaluation.bench import bench
-from focus_rag.evaluation.cases import FileCases, case_of
-from focus_rag.evaluation.engine import Engine
+from focus_rag.evaluation.answering import Task, _record
+from focus_rag.evaluation.bench import PLAIN, bench
+from focus_rag.evaluation.cases import Cell, FileCases, case_of
+from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
+from focus_rag.evaluation.methods.context_aware import ContextAware
+from focus_rag.evaluation.methods.oracle_split import OracleSplit
 from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, ends_first
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
-from focus_rag.evaluation.report import write_report
+from focus_rag.evaluation.report import verdict, write_report
+from focus_rag.evaluation.results import Evaluation
 from focus_rag.evaluation.runner import EvalSettings, evaluate
+from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -27,7 +34,7 @@ def generator():
     return FocusGenerator(model, tiny_tokenizer(), tiny_profile(model))
 
 
-def cases(n=12, passages=4):
+def cases(n=30, passages=4):
     rows = [
         {
             "id": f"q{number}",
@@ -75,33 +82,141 @@ def test_every_method_answers_and_the_report_holds_them_all(generator, tmp_path)
     assert summary["cells"]["n=4"]["bare"]["quality"]["n"] == 4
 
 
-def test_killed_and_resumed_gives_the_same_file(generator, tmp_path):
-    chosen = {"methods": ("bare", "auto", "best fixed alpha", "alpha=0.2")}
-    evaluate(generator, cases(), tmp_path / "whole", settings(**chosen))
-    whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
+CHOSEN = {"methods": ("bare", "gold only", "auto", "best fixed alpha", "alpha=0.2", "alpha=1", "attention rerank")}
 
-    class Killed(Exception):
-        pass
+
+class Killed(Exception):
+    """What stands for a kill."""
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 14])
+def test_killed_and_resumed_gives_the_same_file(generator, tmp_path, at):
+    evaluate(generator, cases(), tmp_path / "whole", settings(**CHOSEN))
+    whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
+    calls = iter(range(1, 1000))
 
     def kill(label, done, total):
-        if label.startswith("answering") and done == 3:
+        if next(calls) == at:
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(generator, cases(), tmp_path / "killed", settings(**chosen), progress=kill)
+        evaluate(generator, cases(), tmp_path / "killed", settings(**CHOSEN), progress=kill)
     log = tmp_path / "killed" / "answers.jsonl"
     log.write_bytes(log.read_bytes() + b'{"cell": "n=4", "torn')
     assert len(log.read_bytes()) < len(whole)
-    evaluate(generator, cases(), tmp_path / "killed", settings(**chosen))
+    evaluate(generator, cases(), tmp_path / "killed", settings(**CHOSEN))
     assert log.read_bytes() == whole
-    evaluate(generator, cases(), tmp_path / "threads", settings(**chosen), workers=2)
-    assert (tmp_path / "threads" / "answers.jsonl").read_bytes() == whole
+
+
+def test_a_rerun_and_two_workers_give_the_same_file_and_another_seed_another(generator, tmp_path):
+    files = []
+    for name, seed, workers in (("first", 0, 1), ("again", 0, 1), ("two", 0, 2), ("other", 1, 1)):
+        evaluate(generator, cases(), tmp_path / name, settings(**CHOSEN, seed=seed), workers=workers)
+        files.append((tmp_path / name / "answers.jsonl").read_bytes())
+    assert files[0] == files[1] == files[2] != files[3]
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_short_file(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("focus_rag.evaluation.answering._record", lambda *_: os._exit(3))
+    with pytest.raises(RuntimeError, match="ended early"):
+        evaluate(generator, cases(), tmp_path, settings(methods=("bare",)), workers=2)
+
+
+def test_workers_need_a_model_on_the_cpu(generator, tmp_path):
+    model = tiny_model(vocab_size=270, max_position_embeddings=2048).to("meta")
+    with pytest.raises(InvalidInputError, match="worker"):
+        check_workers(2, model)
+    check_workers(1, model)
+
+
+def test_what_was_asked_before_is_copied_and_not_asked_again(generator, tmp_path, monkeypatch):
+    asked = []
+    answer = Engine.answer
+
+    def counted(self, some, **options):
+        shown = [tuple(passage.text for passage in case.example.passages) for case in some]
+        asked.extend((case.id, texts, options.get("alpha", 0.0)) for case, texts in zip(some, shown, strict=True))
+        return answer(self, some, **options)
+
+    monkeypatch.setattr(Engine, "answer", counted)
+    methods = ("bare", "alpha=0", "gold only", "top 3 only", "long-context reorder", "alpha=0.5")
+    evaluation = evaluate(generator, cases(), tmp_path, settings(methods=methods, counts=(1, 3), speed_questions=0))
+    # One passage: alpha 0, gold alone, the top 3 and any order are the bare model, and gold alone is the same with 3.
+    assert len(asked) == len(set(asked))
+    # So with 3 passages bare and reorder are asked at alpha 0, with 1 only bare.
+    numbers = [sum((len(texts), alpha) == one for _, texts, alpha in asked) for one in ((1, 0), (1, 0.5), (3, 0), (3, 0.5))]
+    assert numbers == [4, 4, 8, 4]
+    for cell in evaluation.cells:
+        for method in methods:
+            alone = methods_named([method])[0]
+            for case in cases().cases(Cell(count=int(cell[2:])), 4, 0):
+                if case.id in (known := evaluation.answers(cell, method)):
+                    (answered,) = alone.answer(Engine(generator, max_new_tokens=3), [case])
+                    assert known[case.id]["text"] == answered.text
+                    assert known[case.id]["alpha"] == answered.alpha
+                    assert known[case.id]["shares"] == pytest.approx(answered.shares, abs=2e-5)
+                    assert known[case.id]["gold_mass"] == pytest.approx(answered.gold_mass, abs=1e-5)
+
+
+@pytest.mark.parametrize("room", [4, 1700])
+def test_auto_is_told_the_alpha_that_the_generator_chooses(generator, room):
+    engine = Engine(generator, max_new_tokens=room)  # room for the longer answer leaves some passages out
+    some = [*cases(3).all, *(case.with_passages([0, 1]) for case in cases(3).all)]
+    generator = FocusGenerator(generator.model, generator.tokenizer, generator.profile, settings=engine.settings)
+    for case in some:
+        request = Request(question=case.example.question, passages=case.example.passages, alpha="auto")
+        assert engine.auto_alpha(case) == generator._prepare(request).choice.alpha > 0
+
+
+def test_the_headline_has_more_questions_and_rivals_fewer_elsewhere(generator, tmp_path):
+    chosen = settings(methods=("bare", "auto", "alpha=0.2"), main_limit=9, rival_limit=2, main_count=4)
+    evaluation = evaluate(generator, cases(), tmp_path, chosen)
+    n = {(cell, name): evaluation.interval(cell, name).n for cell in evaluation.cells for name in evaluation.methods}
+    assert n == {
+        ("n=2", "bare"): 4, ("n=2", "auto"): 4, ("n=2", "alpha=0.2"): 2,
+        ("n=4", "bare"): 9, ("n=4", "auto"): 9, ("n=4", "alpha=0.2"): 4,
+    }  # fmt: skip
+    assert evaluation.difference("n=4", "auto", "alpha=0.2").n == 4
+
+
+def test_questions_that_are_reported_on_choose_nothing(generator, tmp_path):
+    tuned = settings(methods=("bare", "best fixed alpha", "auto"))
+    few = FileCases("few", cases(2).all, {})
+    evaluation = evaluate(generator, few, tmp_path / "few", tuned)
+    assert "untuned" in evaluation.skipped["best fixed alpha"]
+    assert evaluation.methods == ("bare", "auto")
+    assert evaluation.run["dev_data"] is None
+    assert "untuned" in write_report(evaluation, tmp_path / "few").read_text()
+    same = evaluate(generator, cases(), tmp_path / "same", settings(methods=tuned.methods, limit=30), dev=cases())
+    assert "untuned" in same.skipped["best fixed alpha"]
+    others = FileCases("others", cases(60).all[30:], {})
+    tested = evaluate(generator, cases(), tmp_path / "others", tuned, dev=others)
+    assert tested.choices["best fixed alpha"]["questions"] == 2
+    reported = {record["question"] for record in tested.records}
+    log = [json.loads(line) for line in (tmp_path / "others" / "answers.jsonl").read_text().splitlines()]
+    assert not reported & {record["question"] for record in log if record["cell"] == "dev"}
+
+
+def test_cells_without_questions_are_named_and_none_at_all_is_an_error(generator, tmp_path):
+    evaluation = evaluate(generator, cases(), tmp_path, settings(methods=("bare",), counts=(2, 4, 20)))
+    assert evaluation.cells == ("n=2", "n=4")
+    assert evaluation.main_cell == "n=4"
+    assert "the cell n=20" in evaluation.skipped
+    with pytest.raises(InvalidInputError, match="--counts"):
+        evaluate(generator, cases(), tmp_path / "none", settings(methods=("bare",), counts=(20,)))
 
 
 def test_a_folder_holds_one_run(generator, tmp_path):
     evaluate(generator, cases(), tmp_path, settings(methods=("bare",)))
-    with pytest.raises(InvalidInputError, match="another folder"):
+    with pytest.raises(InvalidInputError, match="differs in questions, settings; give another folder"):
         evaluate(generator, cases(), tmp_path, settings(methods=("bare",), seed=1))
+    model = tiny_model(vocab_size=270, max_position_embeddings=2048, seed=5)
+    retrained = FocusGenerator(model, tiny_tokenizer(), tiny_profile(model))
+    with pytest.raises(InvalidInputError, match="differs in weights"):
+        evaluate(retrained, cases(), tmp_path, settings(methods=("bare",)))
+    other = cases(29)
+    with pytest.raises(InvalidInputError, match="differs in questions"):
+        evaluate(generator, other, tmp_path, settings(methods=("bare",)))
 
 
 def test_without_a_profile_the_rest_still_runs(tmp_path):
@@ -141,8 +256,11 @@ def test_batches_answer_as_single_questions_do(generator):
     for method in (
         Pasta("top 1"),
         SpotLight("top 1", share=0.5),
+        InstABoost("gold", 5.0),
         SinkBias(3.0),
-        *methods_named(["context-aware decoding"]),
+        ContextAware(0.5),
+        OracleSplit(),
+        *methods_named(["bare", "auto", "alpha=-0.5", "random heads", "attention rerank", "top 3 only"]),
     ):
         together = [answered.text for answered in method.answer(engine, some)]
         assert together == [method.answer(engine, [case])[0].text for case in some]
@@ -162,8 +280,10 @@ def test_target_share_lifts_what_is_below_and_leaves_what_is_above():
     torch.testing.assert_close(lifted, torch.tensor([[0.5 / 1.4, 0.9 / 1.4], [0.6, 0.4]]))
 
 
-def test_reorder_puts_the_best_at_both_ends():
-    assert ends_first([0, 1, 2, 3, 4]) == [0, 2, 4, 3, 1]
+def test_reorder_is_that_of_langchain_and_llama_index():
+    # Their loop by hand: from the worst one on, every other one is put first, the rest last.
+    assert ends_first([1, 2, 3, 4, 5]) == [1, 3, 5, 4, 2]
+    assert ends_first([1, 2, 3, 4]) == [2, 4, 3, 1]
 
 
 def test_cut_off_keeps_the_upper_half_of_the_scores(generator):
@@ -183,5 +303,48 @@ def test_bench_has_figures_for_methods_and_a_reason_for_every_rival_that_does_no
     rows = bench(generator, passages=2, questions=1, max_new_tokens=2)
     for name in every_name():
         assert rows[name]["first_token_seconds"] <= rows[name]["seconds"]
+    assert rows[PLAIN]["seconds"] > 0
     for package in ("pastalib", "steering-vectors", "kvpress"):
         assert rows[package]["note"]
+
+
+def test_the_verdict_names_what_won_and_what_was_against_auto():
+    def record(method, number, quality, cell="n=20"):
+        scores = {"quality": float(quality)}
+        return {"cell": cell, "method": method, "id": str(number), "question": str(number), "text": "", "alpha": 0.0,
+                "scores": scores, "shares": [], "gold": [0]}  # fmt: skip
+
+    right = {"bare": range(0, 40), "gold only": range(0, 100), "auto": range(0, 70), "sink bias": range(0, 90)}
+    records = [record(method, number, number in those) for method, those in right.items() for number in range(100)]
+    # In another cell auto loses to the bare model.
+    records += [record("bare", number, True, "n=5") for number in range(30)]
+    records += [record("auto", number, number < 15, "n=5") for number in range(30)]
+    evaluation = Evaluation(
+        tuple(records), ("n=5", "n=20"), tuple(right), "n=20", {}, {}, frozenset({"gold only"}), {}, {}
+    )
+    first, strongest, against, cells = verdict(evaluation)
+    assert "auto is right in 70.0%, the bare model in 40.0%: +30.0 [" in first
+    assert "50% of the way" in first
+    assert "strongest alternative is sink bias: auto minus it is -20.0" in strongest
+    assert against == "Against auto: better than it at 95% is sink bias."
+    assert cells == "Against auto: worse than the bare model at 95% in n=5."
+
+
+def test_an_answer_that_misleading_passages_support_is_counted(generator):
+    rows = [{"id": "r", "question": "Who?", "answers": ["Anna"], "wrong_answers": ["Bert", "?"],
+             "passages": [{"text": "Anna did.", "is_gold": True}, {"text": "Bert did.", "is_gold": False}]}]  # fmt: skip
+    case = case_of(rows[0])
+    assert case.wrong_answers == ("Bert",)
+    task = Task("bare", methods_named(["bare"])[0], "as given", (case,))
+    for text, wrong in (("Bert", 1.0), ("Anna", 0.0), ("Carl", 0.0)):
+        assert _record(task, case, Answered(case, text, 0.0, 1, 1))["scores"]["wrong_answer"] == wrong
+
+
+def test_looking_at_gold_counts_only_where_there_is_something_else_to_look_at(generator):
+    (case, *_) = cases(1).all
+    task = Task("bare", methods_named(["bare"])[0], "n=4", (case,))
+    gold, none = case.with_passages([1]), case.with_passages([0, 2])
+    shown = {"right": (case, (0.1, 0.7, 0.1, 0.1), True), "wrong": (case, (0.7, 0.1, 0.1, 0.1), False),
+             "gold alone": (gold, (1.0,), None), "gold cut off": (none, (0.5, 0.5), False)}  # fmt: skip
+    for one, shares, expected in shown.values():
+        assert _record(task, case, Answered(one, "x", 0.0, 1, 1, shares))["source_correct"] is expected

@@ -13,7 +13,7 @@ _COLUMNS = {
     "first_token_seconds": ("first token (s)", "{:.3f}"),
     "tokens_per_second": ("tokens/s", "{:.1f}"),
     "seconds": ("answer (s)", "{:.3f}"),
-    "peak_memory_mib": ("peak memory so far (MiB)", "{:.0f}"),
+    "peak_memory_mib": ("memory (MiB)", "{:.0f}"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,14 +44,30 @@ def command(
         bool, typer.Option("--positions", help="Also with the gold first, in the middle and last.")
     ] = False,
     gold_missing: Annotated[bool, typer.Option("--gold-missing", help="Also without the gold passage.")] = False,
+    shuffled_scores: Annotated[
+        bool, typer.Option("--shuffled-scores", help="Also with scores that say nothing.")
+    ] = False,
     rich: Annotated[
         float, typer.Option("--rich", help="Share of the generated questions and facts not put plainly, 0 to 1.")
     ] = 0.0,
     limit: Annotated[int, typer.Option("--limit", help="Questions in each cell.")] = 300,
+    main_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--main-limit",
+            help="Questions of bare, gold only, auto, best fixed alpha, random heads and split softmax in the headline cell "
+            "(20 passages, most noise); default: as --limit.",
+        ),
+    ] = None,
+    rival_limit: Annotated[
+        int | None,
+        typer.Option("--rival-limit", help="Questions of the other methods in the other cells; default: as --limit."),
+    ] = None,
+    tune_limit: Annotated[int, typer.Option("--tune-limit", help="Dev questions to choose tuned methods by.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions in one forward pass.")] = 16,
-    workers: Annotated[int, typer.Option("--workers", help="Batches that run at the same time.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes, each with one thread; needs a CPU.")] = 1,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,8 +78,9 @@ def command(
     from focus_rag.errors import InvalidInputError
     from focus_rag.evaluation.runner import EvalSettings, evaluate
 
-    if limit < 1 or max_new_tokens < 1 or batch_size < 1 or workers < 1:
-        raise InvalidInputError("--limit, --max-new-tokens, --batch-size and --workers must be at least 1.")
+    whole = (limit, main_limit or limit, rival_limit or limit, tune_limit, max_new_tokens, batch_size, workers)
+    if min(whole) < 1 or 0 in (main_limit, rival_limit):
+        raise InvalidInputError("The limits, --max-new-tokens, --batch-size and --workers must be at least 1.")
     chosen: dict[str, Any] = {} if methods is None else {"methods": tuple(methods.split(";"))}
     settings = EvalSettings(
         **chosen,
@@ -70,15 +88,19 @@ def command(
         noises=(None,) if noise is None else _noises(noise),
         positions=("first", "middle", "last") if positions else (),
         gold_missing=gold_missing,
+        shuffled_scores=shuffled_scores,
         limit=limit,
+        main_limit=main_limit,
+        rival_limit=rival_limit,
+        tune_limit=tune_limit,
         seed=seed,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    source = _source(data, docs, seed, rich)
-    for_dev = None if dev is None else _source(dev, docs, seed, rich)
-    for reason, count in getattr(source, "skipped", {}).items():
-        note(f"left out: {reason} ({count})")
+    source = _source(data, docs, rich)
+    for_dev = None if dev is None else _source(dev, docs, rich)
+    for reason, places in getattr(source, "skipped", {}).items():
+        note(f"left out: {reason} ({_some(places)})")
     generator = load_generator(model, profile, device)
     with progress() as bar:
         task = bar.add_task("", total=None)
@@ -87,6 +109,8 @@ def command(
             bar.update(task, description=label, completed=done, total=total)
 
         evaluation = evaluate(generator, source, out, settings, dev=for_dev, workers=workers, progress=report)
+    for name, why in evaluation.skipped.items():
+        note(f"not run: {name} ({why})")
     from focus_rag.evaluation.report import write_report
 
     page = write_report(evaluation, out)
@@ -97,11 +121,17 @@ def command(
         typer.echo(f"{page} has all cells, pictures and what each method does")
 
 
-def _source(data: Path | None, docs: Path | None, seed: int, rich: float) -> CaseSource:
+def _some(places: Sequence[str], most: int = 5) -> str:
+    """The first places and how many more there are."""
+    more = len(places) - most
+    return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _source(data: Path | None, docs: Path | None, rich: float) -> CaseSource:
     from focus_rag.evaluation.cases import EmbeddedCases
     from focus_rag.evaluation.datasets import load_cases
 
-    return EmbeddedCases(rich=rich) if data is None else load_cases(data, documents=docs, seed=seed)
+    return EmbeddedCases(rich=rich) if data is None else load_cases(data, documents=docs)
 
 
 def _counts(text: str) -> tuple[int | None, ...]:

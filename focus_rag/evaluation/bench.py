@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from focus_rag.evaluation.cases import Case, Cell, EmbeddedCases
 from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods import Tuned, every_name, methods_named
-from focus_rag.evaluation.speed import measure_speed, peak_memory_mib
+from focus_rag.evaluation.speed import PeakMemory, measure_speed
 from focus_rag.generator import FocusGenerator
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 
-_RIVALS = {"pastalib": "pastalib", "steering-vectors": "steering_vectors", "kvpress": "kvpress"}
+PLAIN = "transformers alone"
+"""Row of the model's own `generate` on the same prompts, with nothing attached and nothing measured."""
+_RIVALS = {"pastalib": "pastalib.pasta", "steering-vectors": "steering_vectors", "kvpress": "kvpress"}
 
 
 def bench(
@@ -42,7 +45,8 @@ def bench(
         progress: Called with a label, methods done and methods in all.
 
     Returns:
-        By method the figures of `measure_speed`, or a `note` that says why there are none.
+        By method the figures of `measure_speed`, or a `note` that says why there are none; then the model's own `generate`,
+        bare and under the rival packages.
     """
     engine = Engine(generator, max_new_tokens=max_new_tokens)
     cases = EmbeddedCases("dev").cases(Cell(count=passages), questions, seed)
@@ -55,16 +59,21 @@ def bench(
         else:
             rows[named.name] = {**measure_speed(engine, method, cases)}
         progress(named.name, done, len(methods))
+    rows[PLAIN] = _medians([_timed(engine, case) for case in cases])
     for package, module in _RIVALS.items():
-        rows[package] = _rival(engine, cases[0], package, module)
+        rows[package] = _rival(engine, cases, package, module)
     return rows
 
 
-def _rival(engine: Engine, case: Case, package: str, module: str) -> Row:
-    """One rival package on one question, or why not. Whatever a foreign package raises becomes the note."""
+def _medians(rows: Sequence[Row]) -> Row:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def _rival(engine: Engine, cases: Sequence[Case], package: str, module: str) -> Row:
+    """One rival package on the questions, or why not. Whatever a foreign package raises becomes the note."""
     try:
         imported: Any = importlib.import_module(module)
-        row = _RUNNERS[package](imported, engine, case)
+        row = _medians([_RUNNERS[package](imported, engine, case) for case in cases])
     except ImportError as error:
         return {"note": _why_not(package, error)}
     except Exception as error:
@@ -88,7 +97,7 @@ def _timed(engine: Engine, case: Case) -> Row:
     ids, mask = engine.padded([prompt.input_ids for prompt in engine.batch([case]).prompts])
     seconds = 0.0
     for _ in range(2):
-        start = time.perf_counter()
+        memory, start = PeakMemory(), time.perf_counter()
         with torch.inference_mode():
             engine.model.generate(
                 input_ids=ids,
@@ -98,7 +107,7 @@ def _timed(engine: Engine, case: Case) -> Row:
                 pad_token_id=engine.pad_token,
             )
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_memory_mib": peak_memory_mib()}
+    return {"seconds": seconds, "peak_memory_mib": memory.mib()}
 
 
 def _pastalib(imported: Any, engine: Engine, case: Case) -> Row:

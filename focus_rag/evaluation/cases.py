@@ -10,11 +10,10 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.examples import Example, examples_from_rows, holds_answer, normalised
+from focus_rag.evaluation.metrics import normalised_answer
+from focus_rag.examples import Example, examples_from_rows, holds_answer
 from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
-
-POSITIONS = ("first", "middle", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,12 @@ class FileCases:
     Attributes:
         name: For reports.
         all: Every usable case, in file order.
-        skipped: Number of rows left out, by reason.
+        skipped: Where the rows stand that were left out, by reason.
     """
 
     name: str
     all: tuple[Case, ...]
-    skipped: Mapping[str, int]
+    skipped: Mapping[str, tuple[str, ...]]
 
     def cases(self, cell: Cell, limit: int | None, seed: int) -> tuple[Case, ...]:
         """The first `limit` cases of a seeded order, arranged; those that cannot be arranged so are left out."""
@@ -160,10 +159,14 @@ def case_of(row: Mapping[str, Any]) -> Case | str:
     if not isinstance(row.get("passages"), list) or not row["passages"]:
         return "no passages"
     has_gold = any(isinstance(one, Mapping) and one.get("is_gold") is True for one in row["passages"])
+    answers = row.get("answers")
     probe = dict(row)
-    if not has_gold and isinstance(row.get("answers"), list):
+    if isinstance(answers, list):
+        # The published scorers reduce "The" or "?" to nothing, which stands in every answer.
+        probe["answers"] = answers = [one for one in answers if isinstance(one, str) and normalised_answer(one)]
+    if not has_gold and answers and isinstance(answers, list):
         # The schema check asks for a gold passage with the answer in it and one without: lend it both.
-        lent = {"text": " ".join(str(one) for one in row["answers"]), "is_gold": True}
+        lent = {"text": " ".join(answers), "is_gold": True}
         probe["passages"] = [*row["passages"], lent]
     elif has_gold and all(one.get("is_gold") is True for one in row["passages"] if isinstance(one, Mapping)):
         probe["passages"] = [*row["passages"], {"text": "-", "is_gold": False}]
@@ -178,7 +181,7 @@ def case_of(row: Mapping[str, Any]) -> Case | str:
         for passage, own in zip(example.passages[:n], ids, strict=True)
     )
     gold = frozenset(index for index in example.gold if index < n)
-    wrong = tuple(one for one in row.get("wrong_answers") or () if isinstance(one, str) and normalised(one))
+    wrong = tuple(one for one in row.get("wrong_answers") or () if isinstance(one, str) and normalised_answer(one))
     return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages, gold=gold), wrong)
 
 
@@ -262,18 +265,30 @@ def _positioned(case: Case, position: str) -> Case:
 def cells_of(
     counts: Iterable[int | None],
     noises: Iterable[float | None] = (None,),
-    positions: Iterable[str | None] = (None,),
+    positions: Iterable[str] = (),
     *,
+    main: Cell | None = None,
     gold_missing: bool = False,
     shuffled_scores: bool = False,
 ) -> tuple[Cell, ...]:
-    """The cells of a run: counts by noises, then positions at the largest count, then the kinds of noise there."""
+    """The cells of a run: counts by noises, then gold positions and the other kinds of noise around one cell.
+
+    Args:
+        counts: Passages per question.
+        noises: Shares of hard distractors.
+        positions: Where to put the gold passage.
+        main: The cell that positions, missing gold and shuffled scores start from; by default the one with the most
+            passages and the most noise.
+        gold_missing: Whether to take the gold passages away.
+        shuffled_scores: Whether to deal the scores out anew.
+    """
     counts, noises = list(counts), list(noises)
     cells = [Cell(count=count, noise=noise) for count in counts for noise in noises]
-    largest = max((count for count in counts if count is not None), default=None)
-    cells += [Cell(count=largest, noise=noises[0], position=position) for position in positions if position is not None]
+    if main is None:
+        main = max(cells, key=lambda cell: (cell.count or 0, cell.noise or 0.0))
+    cells += [main.model_copy(update={"position": position}) for position in positions]
     if gold_missing:
-        cells.append(Cell(count=largest, noise=noises[0], gold_missing=True))
+        cells.append(main.model_copy(update={"gold_missing": True}))
     if shuffled_scores:
-        cells.append(Cell(count=largest, noise=noises[0], shuffled_scores=True))
+        cells.append(main.model_copy(update={"shuffled_scores": True}))
     return tuple(dict.fromkeys(cells))

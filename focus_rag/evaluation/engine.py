@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,9 +18,12 @@ from focus_rag.evaluation.cases import Case
 from focus_rag.generator import FocusGenerator
 from focus_rag.measuring import SpanMeter
 from focus_rag.model_layout import ModelLayout
-from focus_rag.noise import worst_first
+from focus_rag.noise import signal_of, worst_first
+from focus_rag.passages import Passage
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
+
+_PROMPTS_KEPT = 1024  # those of the largest cell: methods that show the same passages follow one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +91,17 @@ class Engine:
     """Answers batches of cases; methods differ only in what they ask of it.
 
     Args:
-        generator: Model, tokenizer and profile.
+        generator: Model, tokenizer, profile and layout of prompts.
         max_new_tokens: Longest answer, in tokens.
-        layout: How question and passages are laid out.
     """
 
-    def __init__(
-        self, generator: FocusGenerator, *, max_new_tokens: int = 32, layout: PromptLayout | None = None
-    ) -> None:
+    def __init__(self, generator: FocusGenerator, *, max_new_tokens: int = 32) -> None:
         self.model: Any = generator.model
         self.tokenizer: Any = generator.tokenizer
         self.profile = generator.profile
         self.settings = GenerationSettings(max_new_tokens=max_new_tokens)
-        self._layout = layout
         self._window = generator.context_window
-        self._prompts = PromptBuilder(self.tokenizer, layout)
+        self._prompts = _Prompts(self.tokenizer, generator._prompts.layout)
         self._generators: dict[int, FocusGenerator] = {}
 
     @property
@@ -123,17 +123,22 @@ class Engine:
 
     def batch(self, cases: Sequence[Case]) -> Batch:
         """Build the prompts of some cases."""
-        room = self._window - self.settings.max_new_tokens
-        prompts = tuple(
-            self._prompts.from_question(
-                case.example.question,
-                case.example.passages,
-                max_tokens=room,
-                drop_order=worst_first(case.example.passages),
-            )
-            for case in cases
-        )
+        prompts = tuple(self._prompt(case) for case in cases)
         return Batch(tuple(cases), prompts, max(len(prompt.input_ids) for prompt in prompts))
+
+    def _prompt(self, case: Case) -> BuiltPrompt:
+        passages = case.example.passages
+        room = self._window - self.settings.max_new_tokens
+        return self._prompts.from_question(
+            case.example.question, passages, max_tokens=room, drop_order=worst_first(passages)
+        )
+
+    def auto_alpha(self, case: Case) -> float:
+        """The alpha that the profile's policy gives a case."""
+        if self.profile is None:
+            return 0.0
+        shown = sum(span is not None for span in self._prompt(case).spans)
+        return self.profile.policy.choose(replace(signal_of(case.example.passages), n_passages=shown)).alpha
 
     def answer(
         self,
@@ -246,15 +251,11 @@ class Engine:
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
         # Measuring is done here, for all methods alike, and not twice.
         if id(profile) not in self._generators:
-            self._generators[id(profile)] = FocusGenerator(
-                self.model,
-                self.tokenizer,
-                profile,
-                settings=self.settings,
-                layout=self._layout,
-                measure=False,
-                max_batch=1024,
+            made = FocusGenerator(
+                self.model, self.tokenizer, profile, settings=self.settings, measure=False, max_batch=1024
             )
+            made._prompts = self._prompts
+            self._generators[id(profile)] = made
         return self._generators[id(profile)]
 
     def _meter(self, batch: Batch) -> SpanMeter:
@@ -264,6 +265,24 @@ class Engine:
             start = batch.start(row)
             spans.append([(start, start + 1), *((span or (0, 0)) for span in batch.passage_spans(row))])
         return SpanMeter(self.model, self.heads, spans, batch.length)
+
+
+class _Prompts(PromptBuilder):
+    """Builds each prompt once: some thirty methods ask the same question over the same passages."""
+
+    def __init__(self, tokenizer: Any, layout: PromptLayout) -> None:
+        super().__init__(tokenizer, layout)
+        self._kept = lru_cache(_PROMPTS_KEPT)(self._made)
+
+    def from_question(
+        self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]
+    ) -> BuiltPrompt:
+        return self._kept(question, tuple(passages), max_tokens, tuple(drop_order))
+
+    def _made(
+        self, question: str, passages: tuple[Passage, ...], max_tokens: int, drop_order: tuple[int, ...]
+    ) -> BuiltPrompt:
+        return super().from_question(question, passages, max_tokens=max_tokens, drop_order=drop_order)
 
 
 def _answered(batch: Batch, row: int, text: str, alpha: float, answer_tokens: int, steps: Sequence[Tensor]) -> Answered:

@@ -7,17 +7,26 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, GOLD_ONLY, Evaluation
+from focus_rag.evaluation.results import (
+    AUTO,
+    BARE,
+    BEST_FIXED,
+    BEST_OF_ALPHAS,
+    GOLD_ONLY,
+    RANDOM_HEADS,
+    SPLIT_TUNED,
+    Evaluation,
+)
 
-_LINES = (
-    BARE, AUTO, "best fixed alpha", GOLD_ONLY, "split softmax, gold", "top 3 only", "attention rerank", "random heads",
-)  # fmt: skip
+EVERY_METHOD, BY_COUNT = "Every method in the headline cell", "Quality against the number of passages"
+_LINES = (BARE, AUTO, BEST_FIXED, GOLD_ONLY, SPLIT_TUNED, "top 3 only", "attention rerank", RANDOM_HEADS)
 
 
 def pictures(evaluation: Evaluation) -> dict[str, bytes]:
     """Every picture the answers allow, by title."""
     drawn = {
-        "Quality against the number of passages": _by_count(evaluation),
+        EVERY_METHOD: _every_method(evaluation),
+        BY_COUNT: _by_count(evaluation),
         "Quality against the gold passage's position": _by_position(evaluation),
         "Quality against alpha": _by_alpha(evaluation),
         "Contextual heads": _head_map(evaluation),
@@ -25,6 +34,28 @@ def pictures(evaluation: Evaluation) -> dict[str, bytes]:
         "Passages by attention": _passages(evaluation),
     }
     return {title: picture for title, picture in drawn.items() if picture is not None}
+
+
+def _every_method(evaluation: Evaluation) -> bytes | None:
+    cell = evaluation.main_cell
+    found = {name: one for name in evaluation.reported_methods if (one := evaluation.interval(cell, name)).n}
+    if len(found) < 2:
+        return None
+    bounds = {*evaluation.oracles, BEST_OF_ALPHAS}
+    names = sorted(found, key=lambda name: found[name].mean)
+    figure, axes = _canvas(height=0.6 + 0.17 * len(names))
+    for place, name in enumerate(names):
+        one, colour = found[name], {AUTO: "tab:red", BARE: "black"}.get(name, "0.6" if name in bounds else "tab:blue")
+        axes.plot([one.low, one.high], [place, place], color=colour, lw=1.5)
+        axes.plot([one.mean], [place], marker="o", ms=4, color=colour, mfc="white" if name in bounds else colour)
+    if BARE in found:
+        axes.axvline(found[BARE].mean, color="black", lw=0.5, ls=":")
+    axes.set_yticks(range(len(names)), [f"{name} *" if name in bounds else name for name in names], fontsize=7)
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        label.set_fontweight("bold" if name in (AUTO, BARE) else "normal")
+    axes.set(xlabel=f"quality with 95% interval, {cell} (* is told which passages are gold)", xlim=(-0.02, 1.02))
+    axes.xaxis.label.set_size(7)
+    return _png(figure)
 
 
 def _by_count(evaluation: Evaluation) -> bytes | None:
@@ -108,8 +139,6 @@ def _head_map(evaluation: Evaluation) -> bytes | None:
     axes.set(xlabel="layer", ylabel="query head")
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
     return _png(figure)
 
 
@@ -162,11 +191,11 @@ def _passages(evaluation: Evaluation, questions: int = 3) -> bytes | None:
     return _png(figure)
 
 
-def _canvas(rows: int = 1) -> tuple[Any, Any]:
+def _canvas(rows: int = 1, height: float | None = None) -> tuple[Any, Any]:
     # The object interface: pyplot keeps figures alive and picks a window system.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 3.6 if rows == 1 else 2.0 * rows), layout="constrained")
+    figure = Figure(figsize=(6.0, height or (3.6 if rows == 1 else 2.0 * rows)), layout="constrained")
     return figure, figure.subplots(rows)
 
 

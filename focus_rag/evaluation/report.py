@@ -10,26 +10,26 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from focus_rag.evaluation.pictures import pictures
-from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, Evaluation
+from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
+from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, Evaluation
 from focus_rag.evaluation.statistics import Difference
 
 Table = tuple[list[str], list[list[str]]]
-
-_RIVALS_OF_AUTO = (
-    BARE, "best fixed alpha", "random heads", "SpotLight, top 1", "SpotLight, all", "PASTA, top 1", "InstABoost, top 1",
-    "sink bias", "query temperature", "query temperature, log n", "context-aware decoding", "score cut-off", "top 3 only",
-    "long-context reorder", "attention rerank",
-)  # fmt: skip
 
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}
+.verdict{font-size:1.05rem;padding:.75rem 1rem .75rem 2rem;margin:1rem 0;border-left:4px solid #2a7de1;background:#2a7de11a}
+.verdict li{margin:.3rem 0}
+.fine{font-size:.85rem;opacity:.8}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:Canvas}
+tr.auto td{font-weight:600}
+@media(max-width:480px){th,td{padding:.25rem .4rem}
+ th:first-child,td:first-child{min-width:6.5rem;white-space:normal;overflow-wrap:normal}}
 img{max-width:100%;height:auto;background:#fff;border-radius:4px}
 dt{font-weight:600}dd{margin:0 0 .5rem 0}
 """
@@ -63,20 +63,30 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
             "are gold. Recovered is the share of the gap from bare to gold-only.",
             _main_table(evaluation, main),
         ),
-        ("Auto alpha against the others", f"Quality of auto minus the other's, {main}.", _against(evaluation, main)),
+        (
+            "Auto alpha against what else could be done",
+            f"Quality of auto minus the other's in points, paired on the questions that both answered, {main}.",
+            _against(evaluation, main),
+        ),
         ("Quality in every cell", "Means; the intervals are in summary.json.", _cells_table(evaluation)),
     ]
     if evaluation.choices:
         rows = [
-            [name, made["chosen"], ", ".join(f"{one}: {_share(mean)}" for one, mean in made["on_dev"].items())]
+            [
+                name,
+                made["chosen"],
+                str(made["questions"]),
+                ", ".join(f"{one}: {_share(mean)}" for one, mean in made["on_dev"].items()),
+            ]
             for name, made in evaluation.choices.items()
         ]
-        found.append(("Chosen on dev questions", "", (["method", "chosen", "quality on dev"], rows)))
+        found.append(("Chosen on dev questions", "", (["method", "chosen", "n", "quality on dev"], rows)))
     if evaluation.speed:
         found.append(
             (
                 "Speed, one question at a time",
-                "Medians; the span rivals recompute attention weights outside the fused kernel, which a tuned version need not.",
+                "Medians. The span rivals recompute attention weights outside the fused kernel, which a tuned version need not. Memory "
+                "is the peak above what the process held before the method ran.",
                 _speed_table(evaluation),
             )
         )
@@ -111,17 +121,50 @@ def _main_table(evaluation: Evaluation, cell: str) -> Table:
                 f"{alpha:.2f}" if alpha else "",
             ]
         )
-    return columns, rows
+    # What was not measured for any method says nothing.
+    kept = [place for place, _ in enumerate(columns) if any(row[place] for row in rows)]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def _against(evaluation: Evaluation, cell: str) -> Table:
     rows = []
-    for rival in _RIVALS_OF_AUTO:
+    for rival in evaluation.compared_with_auto:
         difference = evaluation.difference(cell, AUTO, rival)
         if difference.n:
-            verdict = "auto better" if difference.low > 0 else "auto worse" if difference.high < 0 else "not told apart"
-            rows.append([rival, _difference(difference), _p(difference.p), verdict])
-    return ["auto minus", "difference", "p", "at 95%"], rows
+            told = "auto better" if difference.low > 0 else "auto worse" if difference.high < 0 else "not told apart"
+            rows.append([rival, str(difference.n), _difference(difference), _p(difference.p), told])
+    return ["auto minus", "n", "difference", "p", "at 95%"], rows
+
+
+def verdict(evaluation: Evaluation) -> list[str]:
+    """What came out in the headline cell, in a few sentences, whoever won."""
+    cell = evaluation.main_cell
+    bare, auto = evaluation.interval(cell, BARE), evaluation.interval(cell, AUTO)
+    if not bare.n or not auto.n:
+        return []
+    gain, recovered = evaluation.difference(cell, AUTO, BARE), evaluation.recovered(cell, AUTO)
+    lines = [
+        f"{cell}: auto is right in {_share(auto.mean)}%, the bare model in {_share(bare.mean)}%: {_difference(gain)} points, paired "
+        f"on {gain.n} questions{'' if recovered is None else f'; {recovered:.0%} of the way to the gold passages alone'}."
+    ]
+    others = [name for name in evaluation.compared_with_auto if name not in (BARE, RANDOM_HEADS)]
+    compared = {name: one for name in others if (one := evaluation.difference(cell, AUTO, name)).n}
+    if compared:
+        best = min(compared, key=lambda name: compared[name].mean)
+        better = [name for name, one in compared.items() if one.high < 0]
+        lines += [
+            f"The strongest alternative is {best}: auto minus it is {_difference(compared[best])} points (n = {compared[best].n}).",
+            f"Against auto: better than it at 95% {'are' if len(better) > 1 else 'is'} {', '.join(better)}."
+            if better
+            else f"No alternative of {len(compared)} is better than auto at 95%.",
+        ]
+    worse = [one for one in evaluation.cells if evaluation.difference(one, AUTO, BARE).high < 0]
+    lines.append(
+        f"Against auto: worse than the bare model at 95% in {'; '.join(worse)}."
+        if worse
+        else f"In none of {len(evaluation.cells)} cells is auto worse than the bare model at 95%."
+    )
+    return lines
 
 
 def _cells_table(evaluation: Evaluation) -> Table:
@@ -134,7 +177,7 @@ def _cells_table(evaluation: Evaluation) -> Table:
 
 
 def _speed_table(evaluation: Evaluation) -> Table:
-    columns = ["method", "first token (s)", "tokens/s", "answer (s)", "peak memory so far (MiB)"]
+    columns = ["method", "first token (s)", "tokens/s", "answer (s)", "memory (MiB)"]
     names = ("first_token_seconds", "tokens_per_second", "seconds", "peak_memory_mib")
     formats = ("{:.3f}", "{:.0f}", "{:.3f}", "{:.0f}")
     rows = [
@@ -149,7 +192,8 @@ def _intro(evaluation: Evaluation) -> list[str]:
     profile = run.get("profile")
     heads = f"{len(profile['heads'])} contextual heads, site {profile['site']}" if profile else "no profile"
     lines = [
-        f"Model {run['model']} ({run['dtype']}), {heads}. Data: {run['data']}; tuned methods were chosen on {run['dev_data']}.",
+        f"Model {run['model']} ({run['dtype'].removeprefix('torch.')}), {heads}. Data: {run['data']}; tuned methods were chosen on "
+        f"{run['dev_data'] or 'nothing, and left out'}.",
         f"Seed {run['settings']['seed']}; at most {run['settings']['max_new_tokens']} new tokens, greedy.",
     ]
     if run.get("left_out"):
@@ -159,7 +203,7 @@ def _intro(evaluation: Evaluation) -> list[str]:
 
 
 def _markdown(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], names: dict[str, str]) -> str:
-    parts = ["# Evaluation", *_intro(evaluation)]
+    parts = ["# Evaluation", "\n".join(f"- {line}" for line in verdict(evaluation)), *_intro(evaluation)]
     for title, text, (columns, rows) in sections:
         lines = [_row(columns), _row(["---"] + ["---:"] * (len(columns) - 1)), *(_row(row) for row in rows)]
         parts += [f"## {title}", *([text] if text else []), "\n".join(lines)]
@@ -173,20 +217,25 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _html(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], drawn: dict[str, bytes]) -> str:
-    parts = ["<h1>Evaluation</h1>", *(f"<p>{html.escape(line)}</p>" for line in _intro(evaluation))]
+    said = "".join(f"<li>{html.escape(line)}</li>" for line in verdict(evaluation))
+    parts = ["<h1>Evaluation</h1>", f'<ul class="verdict">{said}</ul>' if said else ""]
+    drawn = dict(drawn)
+    parts += [_picture(title, drawn.pop(title)) for title in (EVERY_METHOD, BY_COUNT) if title in drawn]
+    parts += [f'<p class="fine">{html.escape(line)}</p>' for line in _intro(evaluation)]
     for title, text, (columns, rows) in sections:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        body = "".join(
+            ('<tr class="auto">' if row[0] == AUTO else "<tr>")
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in rows
+        )
         parts += [
             f"<h2>{html.escape(title)}</h2>",
             f"<p>{html.escape(text)}</p>" if text else "",
             f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
         ]
-    for title, picture in drawn.items():
-        data = base64.b64encode(picture).decode()
-        parts.append(
-            f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
-        )
+    parts += [_picture(title, picture) for title, picture in drawn.items()]
     notes = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(note)}</dd>" for name, note in evaluation.notes.items()
     )
@@ -197,6 +246,11 @@ def _html(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], dr
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _picture(title: str, picture: bytes) -> str:
+    data = base64.b64encode(picture).decode()
+    return f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 
 
 def _share(value: float | None) -> str:

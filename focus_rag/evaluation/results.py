@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,10 @@ from focus_rag.evaluation.statistics import Difference, Interval, bootstrap_mean
 Record = dict[str, Any]
 Key = tuple[str, str, str]
 
-BARE, AUTO, GOLD_ONLY, BEST_OF_ALPHAS = "bare", "auto", "gold only", "per-question best alpha"
+BARE, GOLD_ONLY, AUTO, BEST_FIXED = "bare", "gold only", "auto", "best fixed alpha"
+RANDOM_HEADS, SPLIT_GOLD = "random heads", "split softmax, gold"
+SPLIT_TUNED = "split softmax, gold, tau by dev"
+BEST_OF_ALPHAS = "per-question best alpha"
 RATES = (
     "exact_match", "substring_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass",
     "sink_mass", "alpha",
@@ -39,7 +40,6 @@ class AnswerLog:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._lock = threading.Lock()
         self.records: dict[Key, Record] = {}
         if file.exists():
             self._read()
@@ -63,11 +63,10 @@ class AnswerLog:
     def append(self, records: Sequence[Record]) -> None:
         """Add the answers of one batch."""
         text = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
-        with self._lock:
-            for record in records:
-                self.records[record["cell"], record["method"], record["id"]] = record
-            with self._file.open("a", encoding="utf-8") as lines:
-                lines.write(text)
+        for record in records:
+            self.records[record["cell"], record["method"], record["id"]] = record
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(text)
 
     def rewrite(self, order: Iterable[Key]) -> None:
         """Put the answers in the order of the plan, so that the file does not tell how often it was interrupted."""
@@ -123,9 +122,9 @@ class Evaluation:
             return {key: record["scores"]["quality"] for key, record in self.answers(cell, method).items()}
         grids = [self.quality(cell, one) for one in self.alpha_methods if float(one[6:]) > 0]
         bare = self.quality(cell, BARE)
-        if not grids or not bare:
+        if not grids:
             return {}
-        return {key: max([value, *(grid[key] for grid in grids if key in grid)]) for key, value in bare.items()}
+        return {key: max(value, *(grid[key] for grid in grids)) for key, value in bare.items() if all(key in grid for grid in grids)}
 
     @property
     def alpha_methods(self) -> list[str]:
@@ -133,15 +132,36 @@ class Evaluation:
         found = [name for name in self.methods if name.startswith("alpha=")]
         return sorted(found, key=lambda name: float(name[6:]))
 
+    @property
+    def compared_with_auto(self) -> list[str]:
+        """What auto alpha is held against: all that a user could do instead. Methods that are told the gold are bounds."""
+        own = [AUTO, BEST_OF_ALPHAS, *self.alpha_methods]
+        return [name for name in self.methods if name not in own and name not in self.oracles]
+
     def interval(self, cell: str, method: str) -> Interval:
         """Mean quality with its bootstrap interval."""
-        return bootstrap_mean(list(self.quality(cell, method).values()))
+        key = (cell, method)
+        if key not in self._intervals:
+            self._intervals[key] = bootstrap_mean(list(self.quality(cell, method).values()))
+        return self._intervals[key]
 
     def difference(self, cell: str, method: str, reference: str) -> Difference:
         """Paired difference in quality on the questions that both answered."""
-        ours, theirs = self.quality(cell, method), self.quality(cell, reference)
-        common = [key for key in ours if key in theirs]
-        return paired_difference([ours[key] for key in common], [theirs[key] for key in common])
+        key = (cell, method, reference)
+        if key not in self._differences:
+            ours, theirs = self.quality(cell, method), self.quality(cell, reference)
+            common = [one for one in ours if one in theirs]
+            self._differences[key] = paired_difference([ours[one] for one in common], [theirs[one] for one in common])
+        return self._differences[key]
+
+    # Resampling takes some hundredths of a second, and tables, pictures and JSON ask for the same figures.
+    @cached_property
+    def _intervals(self) -> dict[tuple[str, str], Interval]:
+        return {}
+
+    @cached_property
+    def _differences(self) -> dict[tuple[str, str, str], Difference]:
+        return {}
 
     def mean(self, cell: str, method: str, name: str) -> float | None:
         """Mean of one of `RATES`; None where it was not measured."""
@@ -153,11 +173,15 @@ class Evaluation:
         return sum(values) / len(values) if values else None
 
     def recovered(self, cell: str, method: str) -> float | None:
-        """Share of the gap between bare and gold-only that a method closes; None where there is no gap to speak of."""
-        bare, gold, own = (self.interval(cell, name).mean for name in (BARE, GOLD_ONLY, method))
-        if math.isnan(bare + gold + own) or gold - bare < 0.01:
+        """Share of the gap between bare and gold-only that a method closes, on the questions that all three answered; None
+        where there is no gap to speak of.
+        """
+        bare, gold, own = (self.quality(cell, name) for name in (BARE, GOLD_ONLY, method))
+        common = [one for one in own if one in bare and one in gold]
+        gap = sum(gold[one] - bare[one] for one in common)
+        if not common or gap < 0.01 * len(common):
             return None
-        return (own - bare) / (gold - bare)
+        return sum(own[one] - bare[one] for one in common) / gap
 
     @property
     def reported_methods(self) -> list[str]:
@@ -185,6 +209,11 @@ class Evaluation:
             found[method] = {
                 "quality": interval.to_dict(),
                 "against_bare": self.difference(cell, method, BARE).to_dict(),
+                **(
+                    {"auto_against_it": self.difference(cell, AUTO, method).to_dict()}
+                    if method in self.compared_with_auto and AUTO in self.methods
+                    else {}
+                ),
                 "recovered": self.recovered(cell, method),
                 **{name: value for name in RATES if (value := self.mean(cell, method, name)) is not None},
             }

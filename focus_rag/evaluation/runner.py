@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from threading import local
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation.answering import Answering, Progress, Task
 from focus_rag.evaluation.cases import Case, CaseSource, Cell, EmbeddedCases, FileCases, cells_of
-from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods import Method, Tuned, every_name, methods_named
-from focus_rag.evaluation.metrics import text_scores
-from focus_rag.evaluation.results import AnswerLog, Evaluation, Key, Record
+from focus_rag.evaluation.results import (
+    AUTO,
+    BARE,
+    BEST_FIXED,
+    GOLD_ONLY,
+    RANDOM_HEADS,
+    SPLIT_GOLD,
+    SPLIT_TUNED,
+    AnswerLog,
+    Evaluation,
+)
 from focus_rag.evaluation.speed import measure_speed
+from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
 
-Progress = Callable[[str, int, int], None]
+DEV = "dev"
+CORE = (BARE, GOLD_ONLY, AUTO, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
+"""Methods that the headline is about; the others can be given fewer questions."""
 
-_DEV = "dev"
 _DEV_PART = 5  # of a file without dev questions of its own, one question in so many is for choosing
 
 
@@ -37,12 +48,13 @@ class EvalSettings(BaseModel):
         methods: Names of the methods.
         counts: Passages per question.
         noises: Shares of hard distractors; None leaves the passages as they come.
-        positions: Gold positions to run at the largest count.
-        gold_missing: Whether to run questions without their gold passage, at the largest count.
-        shuffled_scores: Whether to run scores dealt out at random, at the largest count.
-        main_count: Passages of the headline cell; the largest count if it is not among the counts.
+        positions: Gold positions to run in the headline cell.
+        gold_missing: Whether to run the headline cell without its gold passages.
+        shuffled_scores: Whether to run the headline cell with scores dealt out at random.
+        main_count: Passages of the headline cell, at the highest noise; the largest count if it is not among the counts.
         limit: Questions in a cell.
-        main_limit: Questions in the headline cell; None is the same.
+        main_limit: Questions in the headline cell for the methods that it is about (`CORE`); None is the same.
+        rival_limit: Questions in every other cell for the other methods; None is the same.
         tune_limit: Dev questions by which tuned methods are chosen.
         speed_questions: Questions asked one by one to measure speed; 0 leaves it out.
         seed: Of everything that is drawn.
@@ -55,52 +67,39 @@ class EvalSettings(BaseModel):
     methods: tuple[str, ...] = Field(default_factory=every_name)
     counts: tuple[int | None, ...] = (1, 5, 10, 20)
     noises: tuple[float | None, ...] = (None,)
-    positions: tuple[str, ...] = ()
+    positions: tuple[Literal["first", "middle", "last"], ...] = ()
     gold_missing: bool = False
     shuffled_scores: bool = False
     main_count: int | None = 20
     limit: int | None = Field(default=300, ge=1)
     main_limit: int | None = Field(default=None, ge=1)
+    rival_limit: int | None = Field(default=None, ge=1)
     tune_limit: int = Field(default=100, ge=1)
     speed_questions: int = Field(default=5, ge=0)
     seed: int = 0
     max_new_tokens: int = Field(default=32, ge=1)
     batch_size: int = Field(default=16, ge=1)
 
-    def cells(self) -> tuple[Cell, ...]:
-        """The cells of the run."""
-        return cells_of(
-            self.counts,
-            self.noises,
-            self.positions,
-            gold_missing=self.gold_missing,
-            shuffled_scores=self.shuffled_scores,
-        )
-
-    def main_cell(self) -> Cell:
-        """The headline cell: the main count at the highest noise."""
-        known = [count for count in self.counts if count is not None]
-        count = self.main_count if self.main_count in known else max(known, default=None)
-        noise = max((one for one in self.noises if one is not None), default=None)
-        return Cell(count=count, noise=noise)
+    def limit_of(self, method: str, *, is_main: bool) -> int | None:
+        """Questions that a method answers in a cell."""
+        if is_main:
+            return self.main_limit or self.limit if method in CORE else self.limit
+        return self.limit if method in CORE else self.rival_limit or self.limit
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One method over one cell. Answers are logged under `name`, which for tuned methods is not the candidate's."""
+@dataclass(frozen=True)
+class _Plan:
+    """The cells that have questions, with their questions.
 
-    name: str
-    method: Method
-    cell: str
-    cases: tuple[Case, ...]
+    Attributes:
+        cases: By cell, in order.
+        main: The headline cell.
+        empty: Cells that have none.
+    """
 
-    def chunks(self, size: int) -> Iterator[tuple[Case, ...]]:
-        for start in range(0, len(self.cases), size):
-            yield self.cases[start : start + size]
-
-    @property
-    def keys(self) -> list[Key]:
-        return [(self.cell, self.name, case.id) for case in self.cases]
+    cases: Mapping[Cell, tuple[Case, ...]]
+    main: Cell
+    empty: tuple[Cell, ...]
 
 
 def evaluate(
@@ -123,55 +122,61 @@ def evaluate(
         out: Folder of the run.
         settings: What to run.
         dev: Questions to choose tuned methods by; by default the dev split of the generated world, or one question in
-            five of a file, which then is not reported on.
-        workers: Threads that answer at the same time; the numbers do not depend on it.
-        progress: Called with a label, batches done and batches in all.
+            five of a file, which then is not reported on. A question that is reported on is never used to choose; where no
+            other is left, tuned methods are left out.
+        workers: Processes that answer at the same time, each with one thread.
+        progress: Called with a label, answers done and answers in all.
 
     Raises:
-        InvalidInputError: The folder holds another run, or a cell has no question.
+        InvalidInputError: The folder holds another run, no cell has a question, or there cannot be so many workers.
     """
     settings = settings or EvalSettings()
     asked = methods_named(settings.methods)
+    check_workers(workers, generator.model)
+    source, dev = _split(source, dev)
+    plan = _plan(source, settings)
+    dev_cases = _dev_cases(dev, plan, settings)
+    usable, skipped = _usable(generator, asked, bool(dev_cases))
+    skipped |= {f"the cell {cell.key}": "no question has so many passages" for cell in plan.empty}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    source, dev = _split(source, dev)
-    run = _describe(generator, source, dev, settings)
+    run = _describe(generator, source, dev, settings, plan, dev_cases)
     _claim(folder / "run.json", run)
     log = AnswerLog(folder / "answers.jsonl")
-    usable = [one for one in asked if generator.profile is not None or not _needs_profile(one)]
-    skipped = {one.name: "it needs a focus profile, and the model has none" for one in asked if one not in usable}
+    engine = Engine(generator, max_new_tokens=settings.max_new_tokens)
 
-    runner = _Runner(generator, settings, log, workers, progress)
-    dev_cell = settings.main_cell()
-    dev_cases = dev.cases(dev_cell, settings.tune_limit, settings.seed + 1)
-    trials = [
-        _Task(candidate.name, candidate, _DEV, dev_cases)
+    trials = {
+        candidate.name: Task(candidate.name, candidate, DEV, dev_cases)
         for one in usable
         if isinstance(one, Tuned)
         for candidate in one.candidates
-    ]
-    runner.run(list({task.name: task for task in trials}.values()), "choosing")
-    chosen, choices = _choose(usable, log, dev_cases)
+    }
 
-    cells = settings.cells()
-    main = settings.main_cell()
-    tasks: list[_Task] = []
-    for cell in cells:
-        limit = settings.main_limit if cell == main and settings.main_limit else settings.limit
-        cases = source.cases(cell, limit, settings.seed)
-        if not cases:
-            raise InvalidInputError(
-                f"{source.name} has no question for the cell {cell.key!r}: fewer passages, or other data, are needed."
-            )
-        tasks += [_Task(name, method, cell.key, cases) for name, method in chosen]
-    runner.run(tasks, "answering")
-    log.rewrite([key for task in [*{t.name: t for t in trials}.values(), *tasks] for key in task.keys])
-    speed = _speed(generator, chosen, source, main, settings, folder / "speed.json", progress)
+    def answering(total: int) -> Answering:
+        return Answering(
+            engine, log, total, batch_size=settings.batch_size, workers=workers, progress=progress
+        )
+
+    answering(len(trials) * len(dev_cases)).run(list(trials.values()), "choosing")
+    chosen, choices = _choose(usable, log, dev_cases)
+    tasks = {
+        cell: [
+            Task(name, method, cell.key, cases[: settings.limit_of(name, is_main=cell == plan.main)])
+            for name, method in chosen
+        ]
+        for cell, cases in plan.cases.items()
+    }
+    reported = [task for of_cell in tasks.values() for task in of_cell]
+    report = answering(sum(len(task.cases) for task in reported))
+    for of_cell in tasks.values():
+        report.run(of_cell, "answering")
+    log.rewrite([key for task in [*trials.values(), *reported] for key in task.keys])
+    speed = _speed(engine, chosen, plan.cases[plan.main], settings, folder / "speed.json", progress)
     return Evaluation(
-        records=tuple(log.records[key] for task in tasks for key in task.keys),
-        cells=tuple(cell.key for cell in cells),
+        records=tuple(log.records[key] for task in reported for key in task.keys),
+        cells=tuple(cell.key for cell in plan.cases),
         methods=tuple(name for name, _ in chosen),
-        main_cell=main.key if main in cells else cells[-1].key,
+        main_cell=plan.main.key,
         run=run,
         notes={name: method.note for name, method in chosen},
         oracles=frozenset(name for name, method in chosen if method.oracle),
@@ -181,85 +186,80 @@ def evaluate(
     )
 
 
-class _Runner:
-    """Works off tasks, batch by batch, leaving out what is answered already."""
-
-    def __init__(
-        self, generator: FocusGenerator, settings: EvalSettings, log: AnswerLog, workers: int, progress: Progress
-    ) -> None:
-        self._generator, self._settings, self._log = generator, settings, log
-        self._workers, self._progress = max(workers, 1), progress
-        self._here = local()
-
-    def run(self, tasks: Sequence[_Task], label: str) -> None:
-        self._reuse(tasks)
-        todo = [
-            (task, chunk)
-            for task in tasks
-            for chunk in task.chunks(self._settings.batch_size)
-            if not self._log.has(task.cell, task.name, (case.id for case in chunk))
-        ]
-        done, total = 0, len(todo)
-        # A chosen candidate may be in the plan by its own name, too; then its answers are copied once they are there.
-        own_names = {task.method.name for task in tasks if task.name == task.method.name}
-        todo = [(t, chunk) for t, chunk in todo if t.name == t.method.name or t.method.name not in own_names]
-        with ThreadPoolExecutor(self._workers) as pool:
-            for task, _ in pool.map(self._answer, todo):
-                done += 1
-                self._progress(f"{label}: {task.cell}, {task.name}", done, total)
-        self._reuse(tasks)
-
-    def _answer(self, work: tuple[_Task, tuple[Case, ...]]) -> tuple[_Task, int]:
-        task, chunk = work
-        if not hasattr(self._here, "engine"):
-            self._here.engine = Engine(self._generator, max_new_tokens=self._settings.max_new_tokens)
-        answered = task.method.answer(self._here.engine, chunk)
-        self._log.append([_record(task, case, one) for case, one in zip(chunk, answered, strict=True)])
-        return task, len(chunk)
-
-    def _reuse(self, tasks: Sequence[_Task]) -> None:
-        for task in tasks:
-            if task.name == task.method.name or self._log.has(task.cell, task.name, (case.id for case in task.cases)):
-                continue
-            found = [self._log.records.get((task.cell, task.method.name, case.id)) for case in task.cases]
-            if all(one is not None for one in found):
-                self._log.append([{**one, "method": task.name} for one in found if one is not None])
+def _split(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSource, CaseSource | None]:
+    """What is reported on, and what tuned methods are chosen by; None where nothing is left for that."""
+    if dev is not None:
+        return source, dev
+    if not isinstance(source, FileCases):
+        return source, EmbeddedCases("dev", source.rich if isinstance(source, EmbeddedCases) else 0.0)
+    # By the question's hash, so that a question falls on the same side in every file.
+    is_dev = [int(case.example.key, 16) % _DEV_PART == 0 for case in source.all]
+    for_dev = tuple(case for case, chosen in zip(source.all, is_dev, strict=True) if chosen)
+    rest = tuple(case for case, chosen in zip(source.all, is_dev, strict=True) if not chosen)
+    if not for_dev or not rest:
+        return source, None
+    return (
+        FileCases(source.name, rest, source.skipped),
+        FileCases(f"one question in {_DEV_PART} of {source.name}", for_dev, {}),
+    )
 
 
-def _record(task: _Task, case: Case, answered: Answered) -> Record:
-    shown = answered.case.example
-    source_correct: bool | None = None
-    if answered.shares and case.example.gold and len(case.example.passages) > 1:
-        best = max(range(len(answered.shares)), key=lambda index: answered.shares[index])
-        source_correct = best in shown.gold
-    scores = text_scores(answered.text, case.example.answers, abstain=case.abstain, wrong=case.wrong_answers)
-    return {
-        "cell": task.cell,
-        "method": task.name,
-        "setting": task.method.name,
-        "id": case.id,
-        "question": case.example.question,
-        "answers": list(case.example.answers),
-        "text": answered.text,
-        "alpha": round(answered.alpha, 6),
-        "scores": {name: round(value, 6) for name, value in scores.items()},
-        "prompt_tokens": answered.prompt_tokens,
-        "answer_tokens": answered.answer_tokens,
-        "gold": sorted(shown.gold),
-        "n_passages": len(shown.passages),
-        "shares": [round(share, 5) for share in answered.shares],
-        "gold_mass": _rounded(answered.gold_mass),
-        "sink_mass": _rounded(answered.sink_mass),
-        "source_correct": source_correct,
+def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
+    """The questions of every cell; the headline cell is the one of `main_count` passages and most noise that has any.
+
+    Raises:
+        InvalidInputError: No cell has a question.
+    """
+    found: dict[Cell, tuple[Case, ...]] = {}
+    most = max(settings.limit or 0, settings.main_limit or 0) if settings.limit else None
+
+    def fill(cells: Iterable[Cell]) -> None:
+        found.update({cell: source.cases(cell, most, settings.seed) for cell in cells if cell not in found})
+
+    grid = cells_of(settings.counts, settings.noises)
+    fill(grid)
+    usable = [cell for cell in grid if found[cell]]
+    if not usable:
+        raise InvalidInputError(
+            f"{source.name} has no question for any of the cells {', '.join(cell.key for cell in grid)}: lower --counts, or "
+            "take the passages as they come (--counts all)."
+        )
+    main = max(usable, key=lambda cell: (cell.count == settings.main_count, cell.count or 0, cell.noise or 0.0))
+    fill(
+        cells_of(
+            settings.counts, settings.noises, settings.positions,
+            main=main, gold_missing=settings.gold_missing, shuffled_scores=settings.shuffled_scores,
+        )
+    )  # fmt: skip
+    cases = {
+        cell: some if cell == main else some[: settings.limit] for cell, some in found.items() if some
     }
+    return _Plan(cases, main, tuple(cell for cell, some in found.items() if not some))
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _dev_cases(dev: CaseSource | None, plan: _Plan, settings: EvalSettings) -> tuple[Case, ...]:
+    if dev is None:
+        return ()
+    reported = {case.example.key for cases in plan.cases.values() for case in cases}
+    cases = dev.cases(plan.main, settings.tune_limit, settings.seed + 1)
+    return tuple(case for case in cases if case.example.key not in reported)
 
 
-def _needs_profile(one: Method | Tuned) -> bool:
-    return any(method.needs_profile for method in one.candidates) if isinstance(one, Tuned) else one.needs_profile
+def _usable(
+    generator: FocusGenerator, asked: Sequence[Method | Tuned], can_choose: bool
+) -> tuple[list[Method | Tuned], dict[str, str]]:
+    """The methods that can run, and why the others cannot."""
+    usable: list[Method | Tuned] = []
+    skipped: dict[str, str] = {}
+    for one in asked:
+        needs_profile = any(method.needs_profile for method in (one.candidates if isinstance(one, Tuned) else (one,)))
+        if needs_profile and generator.profile is None:
+            skipped[one.name] = "it needs a focus profile, and the model has none"
+        elif isinstance(one, Tuned) and not can_choose:
+            skipped[one.name] = "untuned: no question is left to choose it by that is not reported on; give more, or --dev"
+        else:
+            usable.append(one)
+    return usable, skipped
 
 
 def _choose(
@@ -273,35 +273,30 @@ def _choose(
             chosen.append((one.name, one))
             continue
         means = {
-            candidate.name: sum(log.records[_DEV, candidate.name, case.id]["scores"]["quality"] for case in dev_cases)
-            / max(len(dev_cases), 1)
+            candidate.name: sum(log.records[DEV, candidate.name, case.id]["scores"]["quality"] for case in dev_cases)
+            / len(dev_cases)
             for candidate in one.candidates
         }
         best = max(one.candidates, key=lambda candidate: means[candidate.name])
         chosen.append((one.name, best))
-        choices[one.name] = {"chosen": best.name, "on_dev": {name: round(mean, 4) for name, mean in means.items()}}
+        choices[one.name] = {
+            "chosen": best.name,
+            "questions": len(dev_cases),
+            "on_dev": {name: round(mean, 4) for name, mean in means.items()},
+        }
     return chosen, choices
 
 
-def _split(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSource, CaseSource]:
-    if dev is not None:
-        return source, dev
-    if isinstance(source, FileCases):
-        # By the question's hash, so that a question falls on the same side in every file.
-        is_dev = [int(case.example.key, 16) % _DEV_PART == 0 for case in source.all]
-        for_dev = tuple(case for case, chosen in zip(source.all, is_dev, strict=True) if chosen)
-        rest = tuple(case for case, chosen in zip(source.all, is_dev, strict=True) if not chosen)
-        if for_dev and rest:
-            return (
-                FileCases(source.name, rest, source.skipped),
-                FileCases(f"one question in {_DEV_PART} of {source.name}", for_dev, {}),
-            )
-        return source, source
-    return source, EmbeddedCases("dev", source.rich if isinstance(source, EmbeddedCases) else 0.0)
-
-
-def _describe(generator: FocusGenerator, source: CaseSource, dev: CaseSource, settings: EvalSettings) -> dict[str, Any]:
+def _describe(
+    generator: FocusGenerator,
+    source: CaseSource,
+    dev: CaseSource | None,
+    settings: EvalSettings,
+    plan: _Plan,
+    dev_cases: Sequence[Case],
+) -> dict[str, Any]:
     profile = generator.profile
+    left_out: Mapping[str, Sequence[str]] = getattr(source, "skipped", {})
     return {
         "model": generator.model_name,
         "profile": None
@@ -312,10 +307,12 @@ def _describe(generator: FocusGenerator, source: CaseSource, dev: CaseSource, se
             "policy": profile.policy.model_dump(mode="json"),
         },
         "data": source.name,
-        "left_out": dict(getattr(source, "skipped", {})),
-        "dev_data": dev.name,
+        "left_out": {reason: len(places) for reason, places in left_out.items()},
+        "dev_data": dev.name if dev is not None and dev_cases else None,
         "settings": settings.model_dump(mode="json"),
         "dtype": str(next(generator.model.parameters()).dtype),
+        "weights": _weights_hash(generator),
+        "questions": _questions_hash([*plan.cases.values(), dev_cases]),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -323,6 +320,28 @@ def _describe(generator: FocusGenerator, source: CaseSource, dev: CaseSource, se
             "rouge-score": _version("rouge-score"),
         },
     }
+
+
+def _weights_hash(generator: FocusGenerator) -> str:
+    """Tells one training from another: a few numbers of every weight, and the directions whole."""
+    digest = hashlib.sha256()
+    for name, parameter in generator.model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.device.type != "meta":  # offloaded: nothing here to read
+            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    if generator.profile is not None:
+        digest.update(generator.profile.directions.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:
+    digest = hashlib.sha256()
+    for cases in groups:
+        for case in cases:
+            one = case.example
+            whole = (case.id, one.question, one.answers, one.passages, sorted(one.gold), case.wrong_answers)
+            digest.update(repr(whole).encode("utf-8", "replace"))
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:
@@ -336,19 +355,20 @@ def _claim(file: Path, run: dict[str, Any]) -> None:
     """Write what the run is, or check that the folder's is the same one."""
     text = json.dumps(run, indent=2, sort_keys=True) + "\n"
     if file.exists():
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(text):
+        known = json.loads(file.read_text(encoding="utf-8"))
+        differing = sorted(name for name in {*known, *run} if known.get(name) != json.loads(text).get(name))
+        if differing:
             raise InvalidInputError(
-                f"{file.parent} holds a run with other settings, data, model or versions; give another folder, or delete it."
+                f"{file.parent} holds a run that differs in {', '.join(differing)}; give another folder, or delete it."
             )
         return
     file.write_text(text, encoding="utf-8")
 
 
 def _speed(
-    generator: FocusGenerator,
+    engine: Engine,
     chosen: Sequence[tuple[str, Method]],
-    source: CaseSource,
-    cell: Cell,
+    cases: Sequence[Case],
     settings: EvalSettings,
     file: Path,
     progress: Progress,
@@ -357,11 +377,9 @@ def _speed(
     if not settings.speed_questions:
         return {}
     known: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    cases = source.cases(cell, settings.speed_questions, settings.seed)
-    engine = Engine(generator, max_new_tokens=settings.max_new_tokens)
     for done, (name, method) in enumerate(chosen, start=1):
         if name not in known:
-            known[name] = measure_speed(engine, method, cases)
+            known[name] = measure_speed(engine, method, cases[: settings.speed_questions])
         progress(f"speed: {name}", done, len(chosen))
     file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return known

@@ -7,6 +7,8 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,11 +39,10 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
     Returns:
         `seconds` (whole answer), `first_token_seconds` (until the last prompt has run through the model: methods that rank
         or contrast first run more than one), `tokens_per_second` (after the first token; left out where no answer had a
-        second one), `peak_memory_mib` (of the process so far, or of the GPU).
+        second one), `peak_memory_mib` (see `PeakMemory`).
     """
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     method.answer(engine, cases[:1])
+    memory = PeakMemory()
     whole, first, rate = [], [], []
     for case in cases:
         start = time.perf_counter()
@@ -57,12 +58,36 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
     found = {"seconds": statistics.median(whole), "first_token_seconds": statistics.median(first)}
     if rate:
         found["tokens_per_second"] = statistics.median(rate)
-    return {**found, "peak_memory_mib": peak_memory_mib()}
+    return {**found, "peak_memory_mib": memory.mib()}
 
 
-def peak_memory_mib() -> float:
-    """Peak memory so far in MiB: of the GPU if there is one, else of the process."""
+class PeakMemory:
+    """Most memory in use since it was made, above what was in use then, in MiB: of the GPU if there is one, else of the process.
+
+    Linux forgets a process's peak when told to; elsewhere it cannot be forgotten, and only what exceeds it is seen.
+    """
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with suppress(OSError):
+                _FORGET.write_text("5")
+        self._before = _peak()
+
+    def mib(self) -> float:
+        return max(_peak() - self._before, 0.0)
+
+
+_FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def _peak() -> float:
+    """Peak memory in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    with suppress(OSError, StopIteration):
+        line = next(one for one in _STATUS.read_text().splitlines() if one.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,35 @@ from focus_rag.evaluation.datasets.alce import alce_row
 from focus_rag.evaluation.datasets.beir import beir_rows, is_beir_folder
 from focus_rag.evaluation.datasets.helmet import helmet_row, reranking_row
 from focus_rag.evaluation.datasets.jsonl import json_rows
-from focus_rag.evaluation.datasets.lost_in_the_middle import lost_in_the_middle_row
+from focus_rag.evaluation.datasets.lost_in_the_middle import key_value_row, lost_in_the_middle_row
+from focus_rag.evaluation.datasets.rows import RowLeftOut
 from focus_rag.evaluation.datasets.table import table_rows
 
 __all__ = ["load_cases", "normal_row"]
 
-# In order: the first whose keys are all there reads the row. ALCE's `docs` and re-ranking's `qrels`-less labels are
-# unmistakable; lost-in-the-middle and HELMET share `ctxs` and differ in how gold is marked.
+# In order: the first whose keys are all there reads the row. ALCE's `docs` and re-ranking's `query` are unmistakable;
+# lost-in-the-middle and HELMET share `ctxs` and differ in how gold is marked.
 _READERS: tuple[tuple[frozenset[str], Callable[[Mapping[str, Any]], Mapping[str, Any]]], ...] = (
     (frozenset({"question", "passages"}), lambda row: row),
     (frozenset({"question", "docs"}), alce_row),
     (frozenset({"query", "ctxs"}), reranking_row),
     (frozenset({"question", "answers", "ctxs", "nq_annotated_gold"}), lost_in_the_middle_row),
     (frozenset({"question", "ctxs"}), helmet_row),
+    (frozenset({"ordered_kv_records", "key", "value"}), key_value_row),
 )
 
 
-def load_cases(
-    path: str | Path, *, documents: str | Path | None = None, retrieve: int = 20, seed: int = 0
-) -> FileCases:
+def load_cases(path: str | Path, *, documents: str | Path | None = None, retrieve: int = 20) -> FileCases:
     """Read cases from a file or folder of any known format.
 
-    Known: this library's JSONL; lost-in-the-middle; HELMET's question answering and re-ranking rows; ALCE; a BEIR folder
-    (`corpus.jsonl`, `queries.jsonl`, `qrels/`); a CSV of question and answer with `documents`; a folder of such files.
-    Which format it is, the rows tell.
+    Known: this library's JSONL; lost-in-the-middle (questions, key-value pairs); HELMET's question answering and
+    re-ranking rows; ALCE; a BEIR folder (`corpus.jsonl`, `queries.jsonl`, `qrels/`); a CSV of question and answer with
+    `documents`; a folder of such files. Which format it is, the rows tell.
 
     Args:
         path: File or folder.
         documents: Folder of documents that the questions of a CSV are about.
         retrieve: Passages to retrieve where the format brings none (BEIR, CSV).
-        seed: Of what is drawn while reading (the order of re-ranking rows).
 
     Raises:
         InvalidInputError: Nothing there, or not one usable row; the message counts the reasons.
@@ -50,21 +49,21 @@ def load_cases(
     place = Path(path)
     if not place.exists():
         raise InvalidInputError(f"No questions at {place}: a file or folder was expected.")
-    skipped: Counter[str] = Counter()
+    skipped: defaultdict[str, list[str]] = defaultdict(list)
     cases: dict[str, Case] = {}
-    for row in _rows_of(place, documents, retrieve, seed):
-        found = normal_row(row)
+    for where, row in _rows_of(place, documents, retrieve):
+        found = row if isinstance(row, str) else normal_row(row)
         made = case_of(found) if isinstance(found, Mapping) else found
         if isinstance(made, Case) and made.id in cases:
-            made = "id repeated"
+            made = "question repeated"
         if isinstance(made, str):
-            skipped[made] += 1
+            skipped[made].append(where)
         else:
             cases[made.id] = made
     if not cases:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in skipped.items()) or "the file is empty"
+        reasons = "; ".join(f"{reason}: {len(places)}" for reason, places in skipped.items()) or "the file is empty"
         raise InvalidInputError(f"{place} holds no usable question ({reasons}).")
-    return FileCases(place.name, tuple(cases.values()), dict(skipped))
+    return FileCases(place.name, tuple(cases.values()), {reason: tuple(places) for reason, places in skipped.items()})
 
 
 def normal_row(row: object) -> Mapping[str, Any] | str:
@@ -75,12 +74,15 @@ def normal_row(row: object) -> Mapping[str, Any] | str:
         if keys <= row.keys():
             try:
                 return reader(row)
+            except RowLeftOut as reason:
+                return str(reason)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError):
                 return "a row that does not follow its format"
     return "no known format"
 
 
-def _rows_of(place: Path, documents: str | Path | None, retrieve: int, seed: int) -> Iterator[object]:
+def _rows_of(place: Path, documents: str | Path | None, retrieve: int) -> Iterator[tuple[str, Any]]:
+    """Where each row stands, with the row, or in its place a string that says why there is none."""
     if place.is_dir() and is_beir_folder(place):
         yield from beir_rows(place, retrieve)
     elif place.is_dir():
@@ -88,23 +90,26 @@ def _rows_of(place: Path, documents: str | Path | None, retrieve: int, seed: int
         if not files:
             raise InvalidInputError(f"{place} holds no .jsonl, .jsonl.gz, .json or .csv file.")
         for file in files:
-            yield from _rows_of(file, documents, retrieve, seed)
+            yield from ((f"{file.name} {where}", row) for where, row in _rows_of(file, documents, retrieve))
     elif place.suffix.lower() in (".csv", ".tsv"):
         yield from table_rows(place, documents, retrieve)
     else:
-        yield from _unique(json_rows(place))
+        yield from _unique(place)
 
 
 def _is_data(file: Path) -> bool:
-    return file.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv"))
+    return file.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".tsv"))
 
 
-def _unique(rows: Iterable[object]) -> Iterator[object]:
-    """HELMET repeats a question with its gold at several depths: one id each."""
+def _unique(file: Path) -> Iterator[tuple[str, object]]:
+    """Rows of a JSON file. HELMET repeats a question with its gold at several depths: one id each."""
     seen: Counter[str] = Counter()
-    for row in rows:
-        if isinstance(row, Mapping) and (own := row.get("id") or row.get("qid") or row.get("sample_id")):
+    for number, row in enumerate(json_rows(file), start=1):
+        where = f"row {number}"
+        if isinstance(row, str):
+            yield where, "not a JSON object"
+        elif isinstance(row, Mapping) and (own := row.get("id") or row.get("qid") or row.get("sample_id")):
             seen[str(own)] += 1
-            yield {**row, "id": f"{own}" if seen[str(own)] == 1 else f"{own}#{seen[str(own)]}"}
+            yield where, {**row, "id": f"{own}" if seen[str(own)] == 1 else f"{own}#{seen[str(own)]}"}
         else:
-            yield row
+            yield where, row

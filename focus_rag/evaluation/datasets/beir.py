@@ -17,51 +17,68 @@ def is_beir_folder(folder: Path) -> bool:
     return _file(folder, "corpus") is not None and _file(folder, "queries") is not None
 
 
-def beir_rows(folder: Path, retrieve: int) -> Iterator[dict[str, Any]]:
-    """One row for each judged query: its relevant documents among the best of a BM25 search over the corpus.
+def beir_rows(folder: Path, retrieve: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Where a query or document stands, with the row or why it is left out.
 
-    Accepted answers are the query's `answers` (its own or in `metadata`); a set without answers is judged by whether the
-    answer names a relevant document's title.
+    A row is a judged query with its relevant documents among the best of a BM25 search over the corpus. Accepted answers
+    are the query's `answers` (its own or in `metadata`); a set without answers is judged by whether the answer names a
+    relevant document's title.
 
     Raises:
         InvalidInputError: No judgements, or a corpus without documents.
     """
     from focus_rag.embedded.retrieval import BM25
 
-    corpus = [row for row in json_rows(_required(folder, "corpus")) if isinstance(row, Mapping) and row.get("text")]
+    corpus: list[Mapping[str, Any]] = []
+    for number, row in enumerate(json_rows(_required(folder, "corpus")), start=1):
+        if isinstance(row, Mapping) and row.get("_id") is not None and isinstance(row.get("text"), str) and row["text"]:
+            corpus.append(row)
+        else:
+            yield f"corpus row {number}", "a document without _id or text"
     if not corpus:
         raise InvalidInputError(f"{folder} has a corpus without documents.")
     place = {str(row["_id"]): index for index, row in enumerate(corpus)}
     judged = _judgements(folder)
     search = BM25([f"{row.get('title') or ''} {row['text']}" for row in corpus])
-    for query in json_rows(_required(folder, "queries")):
-        if not isinstance(query, Mapping):
+    for number, query in enumerate(json_rows(_required(folder, "queries")), start=1):
+        if not isinstance(query, Mapping) or query.get("_id") is None or not isinstance(query.get("text"), str):
+            yield f"query row {number}", "a query without _id or text"
             continue
-        relevant = [place[one] for one in judged.get(str(query.get("_id")), ()) if one in place]
-        if not relevant:
-            continue
-        scores = search.scores(str(query["text"]))
-        ranked = [int(index) for index in (-scores).argsort(kind="stable")]
-        others = [index for index in ranked if index not in relevant][: max(retrieve - len(relevant), 0)]
-        shown = sorted([*relevant[:retrieve], *others], key=lambda index: -scores[index])
-        answers = query.get("answers") or (query.get("metadata") or {}).get("answers")
-        if not answers:
-            answers = [corpus[index].get("title") for index in relevant if corpus[index].get("title")]
-        yield {
-            "id": str(query["_id"]),
-            "question": str(query["text"]),
-            "answers": answers,
-            "passages": [
-                {
-                    "id": str(corpus[index]["_id"]),
-                    "title": corpus[index].get("title"),
-                    "text": corpus[index]["text"],
-                    "score": float(scores[index]),
-                    "is_gold": index in relevant,
-                }
-                for index in shown
-            ],
-        }
+        name = str(query["_id"])
+        relevant = [place[one] for one in judged.get(name, ()) if one in place]
+        if relevant:
+            yield f"query {name}", _row(query, relevant, corpus, search.scores(query["text"]), retrieve)
+        else:
+            known = "no judged document is in the corpus" if name in judged else "no document is judged relevant"
+            yield f"query {name}", known
+
+
+def _row(
+    query: Mapping[str, Any], relevant: list[int], corpus: list[Mapping[str, Any]], scores: Any, retrieve: int
+) -> dict[str, Any] | str:
+    ranked = [int(index) for index in (-scores).argsort(kind="stable")]
+    others = [index for index in ranked if index not in relevant][: max(retrieve - len(relevant), 0)]
+    shown = sorted([*relevant[:retrieve], *others], key=lambda index: -scores[index])
+    answers = query.get("answers") or (query.get("metadata") or {}).get("answers")
+    if not answers:
+        answers = [corpus[index]["title"] for index in relevant if corpus[index].get("title")]
+    if not answers:
+        return "neither answers nor a relevant document with a title"
+    return {
+        "id": str(query["_id"]),
+        "question": query["text"],
+        "answers": answers,
+        "passages": [
+            {
+                "id": str(corpus[index]["_id"]),
+                "title": corpus[index].get("title"),
+                "text": corpus[index]["text"],
+                "score": float(scores[index]),
+                "is_gold": index in relevant,
+            }
+            for index in shown
+        ],
+    }
 
 
 def _judgements(folder: Path) -> dict[str, list[str]]:
@@ -70,10 +87,19 @@ def _judgements(folder: Path) -> dict[str, list[str]]:
     if not files:
         raise InvalidInputError(f"{folder} has no relevance judgements: qrels/test.tsv was expected.")
     found: dict[str, list[str]] = defaultdict(list)
-    with files[0].open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t"):
-            if float(row.get("score") or 0) > 0:
-                found[str(row["query-id"])].append(str(row["corpus-id"]))
+    try:
+        with files[0].open(encoding="utf-8", newline="") as lines:
+            rows = csv.reader(lines, delimiter="\t")
+            names = next(rows, [])
+            query, document, score = (names.index(name) for name in ("query-id", "corpus-id", "score"))
+            for row in rows:
+                if row and float(row[score]) > 0:
+                    found[row[query]].append(row[document])
+    except (IndexError, ValueError, csv.Error) as error:
+        raise InvalidInputError(
+            f"{files[0]} is no list of judgements: lines of query-id, corpus-id and score with tabs between them and these "
+            f"names in the first line were expected ({type(error).__name__}: {error})."
+        ) from error
     return found
 
 

@@ -5,38 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from focus_rag.examples import holds_answer
+from focus_rag.evaluation.datasets.rows import RowLeftOut, passage_row, passages_by_answer
+
+_MARKS = ("isgold", "has_answer", "hasanswer")
 
 
 def helmet_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A question-answering row. Gold is marked by `has_answer` or `isgold`; unmarked, it is found by the answer."""
+    """A question-answering row. Gold is marked by `isgold` or `has_answer`; unmarked, it is found by the answer.
+
+    Raises:
+        RowLeftOut: Nothing is marked, and no passage holds an answer.
+    """
     answers = row["answers"] if isinstance(row["answers"], list) else [row["answers"]]
-    passages = []
-    for one in row["ctxs"]:
-        marked = next((one[name] for name in ("isgold", "has_answer", "hasanswer") if name in one), None)
-        gold = holds_answer(one["text"], answers) if marked is None else bool(marked)
-        passages.append(
-            {
-                "text": one["text"],
-                "title": one.get("title"),
-                "score": one.get("score"),
-                "id": one.get("id"),
-                "is_gold": gold,
-            }
-        )
+    mark = next((name for name in _MARKS if any(name in one for one in row["ctxs"])), None)
+    passages = (
+        passages_by_answer(row["ctxs"], answers)
+        if mark is None
+        else [passage_row(one, bool(one.get(mark))) for one in row["ctxs"]]
+    )
     return {"id": row.get("id"), "question": row["question"], "answers": answers, "passages": passages}
 
 
 def reranking_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A re-ranking row (MS MARCO): labels say how relevant a passage is, and the ids of the best are the answer.
 
-    The passage's id is put before its text, as HELMET's prompt does, so that a model can name it.
+    The passage's id is put before its text, as HELMET's prompt does, so that a model can name it. HELMET asks for all ids
+    in order; here the best one is asked for, which is what substring match can score.
+
+    Raises:
+        RowLeftOut: No passage is labelled relevant.
     """
     best = max(float(one["label"]) for one in row["ctxs"])
     if best <= 0:
-        raise ValueError("no passage is labelled relevant")
+        raise RowLeftOut("no passage is labelled relevant")
     passages = [
-        {"text": f"ID {one['id']}. {one['text']}", "id": one["id"], "is_gold": float(one["label"]) == best}
+        {
+            **passage_row(one, float(one["label"]) == best),
+            "title": None,
+            "text": f"ID {one['id']}. {one['title'] + ': ' if one.get('title') else ''}{one['text']}",
+        }
         for one in row["ctxs"]
     ]
     answers = [str(one["id"]) for one in passages if one["is_gold"]]

@@ -22,7 +22,8 @@ def json_rows(file: Path) -> Iterator[object]:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
             if file.name.endswith((".json", ".json.gz")):
                 whole = json.load(lines)
-                yield from whole if isinstance(whole, list) else whole.get("data", [whole])
+                rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
+                yield from rows if isinstance(rows, list) else [rows]
                 return
             for line in lines:
                 if line.strip():

@@ -1,25 +1,30 @@
-"""Rows of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172): multi-document question answering over NQ."""
+"""Rows of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172): question answering over documents, key-value retrieval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from focus_rag.evaluation.datasets.rows import passage_row
+
 
 def lost_in_the_middle_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One row in this library's schema: `ctxs` are the passages, `isgold` marks the gold one."""
+    """A question-answering row: `ctxs` are the passages, `isgold` marks the gold one."""
     return {
         "id": row.get("id"),
         "question": row["question"],
         "answers": row["answers"],
+        "passages": [passage_row(one, bool(one.get("isgold"))) for one in row["ctxs"]],
+    }
+
+
+def key_value_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A key-value row: every pair is a passage, the one of the asked key is gold, its value the answer."""
+    return {
+        "id": row.get("id"),
+        "question": f'Which value belongs to the key "{row["key"]}"?',
+        "answers": [row["value"]],
         "passages": [
-            {
-                "text": one["text"],
-                "title": one.get("title"),
-                "score": one.get("score"),
-                "id": one.get("id"),
-                "is_gold": bool(one.get("isgold")),
-            }
-            for one in row["ctxs"]
+            {"text": f'"{key}": "{value}"', "is_gold": key == row["key"]} for key, value in row["ordered_kv_records"]
         ],
     }

@@ -15,6 +15,7 @@ from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
 from focus_rag.evaluation.methods.retrieval_rules import Reorder, ScoreCutOff, TopM
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpanChoice, SpotLight
+from focus_rag.evaluation.results import SPLIT_TUNED
 
 __all__ = ["ALPHAS", "Method", "Tuned", "every_name", "methods_named"]
 
@@ -26,6 +27,8 @@ _BOOSTS = (2.0, 5.0, 10.0, 20.0)
 _SINK_BIASES = (1.0, 2.0, 4.0, 8.0)
 _TEMPERATURES = (1.1, 1.25, 1.5, 2.0)
 _LOG_SLOPES = (0.05, 0.1, 0.2, 0.4)
+_CONTRASTS = (0.5, 1.0)
+_TAUS = (0.1, 0.03, 0.01)
 _SPANS: tuple[SpanChoice, ...] = ("top 1", "all", "gold")
 
 
@@ -42,6 +45,9 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     **{f"alpha={alpha:g}": partial(Fixed, alpha) for alpha in (NEGATIVE_ALPHA, *ALPHAS)},
     "random heads": RandomHeads,
     "split softmax, gold": OracleSplit,
+    SPLIT_TUNED: lambda: Tuned(
+        SPLIT_TUNED, tuple(OracleSplit(tau) for tau in _TAUS)
+    ),
     "score cut-off": ScoreCutOff,
     "top 3 only": TopM,
     "long-context reorder": Reorder,
@@ -49,7 +55,9 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     **{f"PASTA, {which}": partial(Pasta, which) for which in _SPANS},
     **{f"InstABoost, {which}": partial(_boost, which) for which in _SPANS},
     **{f"SpotLight, {which}": partial(SpotLight, which) for which in _SPANS},
-    "context-aware decoding": ContextAware,
+    "context-aware decoding": lambda: Tuned(
+        "context-aware decoding", tuple(ContextAware(weight) for weight in _CONTRASTS)
+    ),
     "sink bias": lambda: Tuned("sink bias", tuple(SinkBias(bias) for bias in _SINK_BIASES)),
     "query temperature": lambda: Tuned("query temperature", tuple(QueryTemperature(value) for value in _TEMPERATURES)),
     "query temperature, log n": lambda: Tuned(

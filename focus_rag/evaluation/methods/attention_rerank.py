@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class AttentionRerank:
     )
     needs_profile: bool = True
     oracle: bool = False
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case, self.name if len(case.example.passages) > self.m else BARE_SETTING)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         orders = engine.rank_by_attention(cases)

@@ -13,20 +13,30 @@ from transformers import LogitsProcessor
 from focus_rag.attention_tap import undisturbed
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.methods.method import Ask
 
 
 @dataclass(frozen=True, slots=True)
 class ContextAware:
     """Logits `(1 + weight) * with passages - weight * without`, greedily."""
 
-    weight: float = 0.5
-    name: str = "context-aware decoding"
-    note: str = (
-        "Logits (1 + 0.5) * with passages - 0.5 * without, greedily: two models' worth of decoding (CAD, Shi et al., "
-        "arXiv 2305.14739, its weight for question answering)."
-    )
+    weight: float
     needs_profile: bool = False
     oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"context-aware decoding {self.weight:g}"
+
+    @property
+    def note(self) -> str:
+        return (
+            f"Logits (1 + {self.weight:g}) * with passages - {self.weight:g} * without, greedily: two models' worth of "
+            "decoding (CAD, Shi et al., arXiv 2305.14739, which takes 0.5 for summaries and 1 where knowledge conflicts)."
+        )
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case, self.name)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         without = engine.batch([case.with_passages([]) for case in cases])

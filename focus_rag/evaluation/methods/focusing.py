@@ -9,7 +9,13 @@ import torch
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.profile import FocusProfile, HeadEntry
+
+
+def _focused(case: Case, alpha: float) -> Ask:
+    """Fixed and auto ask the same where their alphas are equal, and what the bare model does where they are 0."""
+    return Ask(case, f"alpha={alpha!r}" if alpha else BARE_SETTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,9 @@ class Fixed:
     def note(self) -> str:
         return f"Focus directions at alpha {self.alpha:g} for every question (Zhu et al., arXiv 2503.23306)."
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return _focused(case, float(self.alpha))
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha=self.alpha)
 
@@ -40,6 +49,9 @@ class Auto:
     note: str = "Focus directions with alpha set for each question from its retrieval, by the profile's policy."
     needs_profile: bool = True
     oracle: bool = False
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return _focused(case, engine.auto_alpha(case))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha="auto")
@@ -57,6 +69,10 @@ class RandomHeads:
     )
     needs_profile: bool = True
     oracle: bool = False
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        alpha = engine.auto_alpha(case)
+        return Ask(case, f"{self.name}, alpha={alpha!r}" if alpha else BARE_SETTING)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha="auto", profile=_random_profile(engine, self.seed))

@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+
+BARE_SETTING = "bare"
+"""The setting of a model to which nothing is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a method really asks for a case. The same asked twice gives the same answer, so it is asked once.
+
+    Attributes:
+        shown: The case with the passages that the model gets to see.
+        setting: What is done to the model, with everything that decides it but question and passages.
+    """
+
+    shown: Case
+    setting: str = BARE_SETTING
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal asks, of whatever method and cell. Scores are not in it: a setting names what they decide."""
+        example = self.shown.example
+        passages = tuple(passage.content for passage in example.passages)
+        return self.setting, example.question, passages, tuple(sorted(example.gold))
 
 
 class Method(Protocol):
@@ -28,6 +51,9 @@ class Method(Protocol):
     @property
     def oracle(self) -> bool:
         """Whether it is told which passages are gold, which no user's system knows."""
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        """What it asks for a case."""
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         """Answer one batch, in order."""

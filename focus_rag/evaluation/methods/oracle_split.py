@@ -9,6 +9,7 @@ from typing import Any
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
+from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.split_softmax import split_softmax
 
 
@@ -17,12 +18,22 @@ class OracleSplit:
     """The gold passages get mass `p ** tau` on the contextual heads."""
 
     tau: float = 0.1
-    name: str = "split softmax, gold"
-    note: str = (
-        "Contextual heads give the gold passages the mass p ** 0.1 (split softmax, Zhu et al., arXiv 2503.23306)."
-    )
     needs_profile: bool = True
     oracle: bool = True
+
+    @property
+    def name(self) -> str:
+        return "split softmax, gold" if self.tau == OracleSplit().tau else f"split softmax, gold, tau={self.tau:g}"
+
+    @property
+    def note(self) -> str:
+        return (
+            f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
+            "their tau is 0.1)."
+        )
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case, self.name if case.example.gold else BARE_SETTING)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         def intervene(batch: Batch) -> AbstractContextManager[Any]:

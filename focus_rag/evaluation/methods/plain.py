@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.methods.method import Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,9 @@ class Bare:
     note: str = "The model as it is, with every passage."
     needs_profile: bool = False
     oracle: bool = False
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases)
@@ -31,10 +35,11 @@ class GoldOnly:
     needs_profile: bool = False
     oracle: bool = True
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case.with_passages(sorted(case.example.gold)) if case.example.gold else case)
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer(
-            [case.with_passages(sorted(case.example.gold)) if case.example.gold else case for case in cases]
-        )
+        return engine.answer([self.ask(engine, case).shown for case in cases])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +51,8 @@ class ClosedBook:
     needs_profile: bool = False
     oracle: bool = False
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case.with_passages([]))
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([case.with_passages([]) for case in cases])
+        return engine.answer([self.ask(engine, case).shown for case in cases])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.evaluation.methods.method import Ask
 from focus_rag.noise import worst_first
 
 
@@ -25,8 +26,11 @@ class TopM:
     needs_profile: bool = False
     oracle: bool = False
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case.with_passages(sorted(best_first(case)[: self.m])))
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([case.with_passages(sorted(best_first(case)[: self.m])) for case in cases])
+        return engine.answer([self.ask(engine, case).shown for case in cases])
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ class ScoreCutOff:
     oracle: bool = False
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self._cut(case) for case in cases])
+        return engine.answer([self.ask(engine, case).shown for case in cases])
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(self._cut(case))
 
     def _cut(self, case: Case) -> Case:
         order = best_first(case)
@@ -75,10 +82,18 @@ class Reorder:
     needs_profile: bool = False
     oracle: bool = False
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case.with_passages(ends_first(best_first(case))))
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([case.with_passages(ends_first(best_first(case))) for case in cases])
+        return engine.answer([self.ask(engine, case).shown for case in cases])
 
 
 def ends_first(order: Sequence[int]) -> list[int]:
-    """From best-first to best at the ends: ranks 1, 3, 5, ... forwards, then ..., 6, 4, 2."""
-    return [*order[0::2], *reversed(order[1::2])]
+    """From best-first to best at the ends, as both frameworks do it: the last two to be placed are 2 and 1, and an even
+    number of passages ends, an odd one begins with the best.
+    """
+    placed: list[int] = []
+    for number, index in enumerate(reversed(order)):
+        placed = [*placed, index] if number % 2 else [index, *placed]
+    return placed

@@ -19,6 +19,7 @@ from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
+from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.evaluation.methods.weight_edit import WeightEditTap, key_bias
 from focus_rag.measuring import heads_by_layer, tapped_layers
 
@@ -41,6 +42,9 @@ class SinkBias:
             f"On the contextual heads the logit of the first token is lowered by {self.bias:g} (one scalar, the same for "
             "each head: what moving attention off the sink of Xiao et al., arXiv 2309.17453, does by itself)."
         )
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case, self.name)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         def intervene(batch: Batch) -> AbstractContextManager[Any]:
@@ -72,12 +76,15 @@ class QueryTemperature:
             )
         return f"Queries of the contextual heads are multiplied by {self.factor:g}."
 
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        factor = self._factor(case)
+        return Ask(case, f"query x{factor!r}" if factor != 1.0 else BARE_SETTING)
+
+    def _factor(self, case: Case) -> float:
+        return 1.0 + self.factor * math.log(max(len(case.example.passages), 1)) if self.by_log_count else self.factor
+
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        if self.by_log_count:
-            counts = [max(len(case.example.passages), 1) for case in cases]
-            factors = torch.tensor([1 + self.factor * math.log(count) for count in counts])
-        else:
-            factors = torch.full((len(cases),), self.factor)
+        factors = torch.tensor([self._factor(case) for case in cases])
         return engine.answer(cases, intervene=lambda _: QueryScaleTap(engine.model, engine.heads, factors))
 
 

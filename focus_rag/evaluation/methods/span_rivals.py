@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
+from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.evaluation.methods.retrieval_rules import best_first
 from focus_rag.evaluation.methods.weight_edit import Edit, WeightEditTap, key_bias, target_share
 from focus_rag.prompting import TokenSpan
@@ -37,6 +38,14 @@ class _SpanRival:
     @property
     def oracle(self) -> bool:
         return self.which == "gold"
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        marked = chosen_passages(case, self.which)
+        return Ask(case, f"{self.name} {marked}" if marked else BARE_SETTING)
 
     def _answer(
         self, engine: Engine, cases: Sequence[Case], heads: Sequence[tuple[int, int]], edit: Edit, *, outside: bool = False
