@@ -100,8 +100,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
-        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The last row "
-        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads could bring at most.",
+        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
+        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads could bring.",
         _table(
             ["variant", "heads", "alpha", "quality", "gain"],
             [
@@ -109,7 +109,10 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
                     [row["variant"], row["heads"], f"{row['alpha']:g}", _share(row["quality"]), _share(row["gain"])]
                     for row in figures["choice"]["table"]
                 ),
-                ["oracle", oracle["heads"], "", _share(oracle["quality"]), _share(oracle["gain"])],
+                *(
+                    [f"oracle, tau {row['tau']:g}", oracle["heads"], "", _share(row["quality"]), _share(row["gain"])]
+                    for row in oracle["table"]
+                ),
             ],
         ),
         "## Heads",

@@ -35,6 +35,7 @@ class FitSettings(BaseModel):
         choice_counts: Passages per question in that choice; a question's grade is the mean over them, the largest count counting
             once as retrieved and once with the least of `noises`.
         choice_alphas: Alphas tried in that choice.
+        oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published one.
         dev_questions: Dev questions for alpha.
         counts: Passage counts at which alpha is fitted.
         noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
@@ -66,6 +67,7 @@ class FitSettings(BaseModel):
     choice_questions: int = Field(default=48, ge=1)
     choice_counts: tuple[int, ...] = Field(default=(8, 20), min_length=1)
     choice_alphas: tuple[float, ...] = (0.5, 1.0)
+    oracle_taus: tuple[float, ...] = (0.1, 0.03)
     dev_questions: int = Field(default=150, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)

@@ -348,24 +348,33 @@ class _Fit:
             polished=self._polished if self.settings.polish.steps > 0 else None,
             progress=partial(self.progress, "choosing heads and loss"),
         )
-        oracle = self.work.step(f"choice-oracle-{len(best.heads)}", lambda: self._oracle(best.heads))
+        oracles = {
+            tau: self.work.step(f"choice-oracle-{len(best.heads)}-{tau:g}", partial(self._oracle, best.heads, tau))
+            for tau in self.settings.oracle_taus
+        }
         return best, {
             "cells": [[count, noise] for count, noise, _ in self.choice_cells],
             "bare": Estimate.of(bare).to_dict(),
             "table": [row.to_dict() for row in rows],
             "oracle": {
                 "heads": len(best.heads),
-                "quality": Estimate.of(oracle).to_dict(),
-                "gain": Estimate.of([after - before for after, before in zip(oracle, bare, strict=True)]).to_dict(),
+                "table": [
+                    {
+                        "tau": tau,
+                        "quality": Estimate.of(oracle).to_dict(),
+                        "gain": Estimate.of([after - before for after, before in zip(oracle, bare, strict=True)]).to_dict(),
+                    }
+                    for tau, oracle in oracles.items()
+                ],
             },
             "chosen": best.name,
         }
 
-    def _oracle(self, heads: Sequence[Head]) -> list[float]:
+    def _oracle(self, heads: Sequence[Head], tau: float) -> list[float]:
         generator = FocusGenerator(self.model, self.tokenizer, None, measure=False, max_batch=self.settings.batch)
         return _means(
             [
-                oracle_quality(generator, heads, questions, max_new_tokens=self.settings.max_new_tokens)
+                oracle_quality(generator, heads, questions, max_new_tokens=self.settings.max_new_tokens, tau=tau)
                 for _, _, questions in self.choice_cells
             ]
         )
