@@ -7,6 +7,7 @@ shades the passages by what was attended to while that token was chosen.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -82,7 +83,8 @@ def trace_answer(
         question, used, max_tokens=generator.context_window, drop_order=worst_first(used)
     )
     spans = [span for span in prompt.spans if span is not None]
-    tokens = list(generator.tokenizer(answer.text, add_special_tokens=False, verbose=False)["input_ids"])
+    encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    tokens = list(encoded["input_ids"])
     heads = [(entry.layer, entry.head) for entry in generator.profile.heads]
     length = len(prompt.input_ids)
     # One pass over prompt and answer together: the row before a token is the one that chose it.
@@ -100,7 +102,9 @@ def trace_answer(
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     mass = meter.steps[0][0].mean(dim=0)
     shares = (mass / mass.sum(dim=-1, keepdim=True).clamp_min(1e-12)).tolist()
-    pieces = [generator.tokenizer.decode([token]) for token in tokens]
+    # Cut from the answer, not decoded one by one: alone, a token may lose its space or be part of a character.
+    starts = [0, *(start for start, _ in encoded["offset_mapping"][1:]), len(answer.text)]
+    pieces = [answer.text[start:end] for start, end in itertools.pairwise(starts)]
     return AnswerTrace(answer, tuple(pieces), tuple(_spread(answer, row) for row in shares))
 
 
@@ -137,8 +141,7 @@ def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None)
 
 
 def _answer_text(trace: AnswerTrace) -> str:
-    # Tokens that hold part of a character do not read as the answer does; then it is shown whole.
-    if "".join(trace.tokens).strip() != trace.answer.text.strip():
+    if not trace.tokens:
         return html.escape(trace.answer.text) or "(the model answered with nothing)"
     return "".join(
         f'<span data-token="{place}" tabindex="0">{html.escape(token)}</span>'

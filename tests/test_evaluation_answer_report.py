@@ -64,3 +64,13 @@ def test_without_a_profile_the_answer_is_shown_without_shares():
     traced = trace_answer(generator, "When?", [Passage("x")], max_new_tokens=3)
     assert traced.shares == ()
     assert "of attention</span>" not in answer_to_html(traced)
+
+
+def test_the_tokens_of_the_embedded_reader_put_together_are_its_answer():
+    generator = FocusGenerator.from_pretrained()
+    passages = [Passage("The founding year of the mill is 1841.", 2.0), Passage("The head of the mill is Ann Vé.", 1.0)]
+    traced = trace_answer(generator, "What is the founding year of the mill?", passages, max_new_tokens=12)
+    assert len(traced.tokens) > 3
+    assert "".join(traced.tokens) == traced.answer.text
+    assert all(abs(sum(row) - 1) < 1e-3 for row in traced.shares)
+    assert answer_to_html(traced).count("data-token=") == len(traced.tokens)
