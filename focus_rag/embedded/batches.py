@@ -10,7 +10,7 @@ from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
 from focus_rag.embedded.questions import add_answer, question_row
 from focus_rag.embedded.real_text import RealText, cloze
-from focus_rag.embedded.rows import FOUND, Conversation, Row, question_content
+from focus_rag.embedded.rows import FOUND, Conversation, Row, cut_by_length, question_content
 from focus_rag.embedded.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -222,12 +222,7 @@ class BatchStream:
             if len(row.tokens) <= self._longest:
                 pool.append(row)
                 total += len(row.tokens)
-        pool.sort(key=lambda row: len(row.tokens))
-        batches: list[list[Row]] = [[]]
-        for row in pool:
-            if batches[-1] and len(row.tokens) * (len(batches[-1]) + 1) > stage.tokens:
-                batches.append([])
-            batches[-1].append(row)
+        batches = cut_by_length(pool, stage.tokens)
         if len(batches) > 1 and sum(len(row.tokens) for row in batches[-1]) < stage.tokens // 4:
             batches.pop()
         self._rng.shuffle(batches)

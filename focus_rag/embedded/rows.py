@@ -37,6 +37,16 @@ class Row:
     source: str = "question"
 
 
+def cut_by_length(rows: list[Row], most: int) -> list[list[Row]]:
+    """Batches of rows of similar length, the shortest first, each of at most `most` tokens with its padding."""
+    batches: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row.tokens)):
+        if batches[-1] and len(row.tokens) * (len(batches[-1]) + 1) > most:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
 @dataclass
 class Conversation:
     """Pieces of text with their loss weights, in the layout of the chat template."""

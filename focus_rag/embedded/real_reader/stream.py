@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker
 from focus_rag.embedded.real_reader.pack import Pack
-from focus_rag.embedded.rows import Row
+from focus_rag.embedded.rows import Row, cut_by_length
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -132,12 +132,7 @@ def draw_pool(maker: RowMaker, settings: StreamSettings, number: int) -> list[Ba
                 drawn, misses = drawn + len(row.tokens), 0
             elif (misses := misses + 1) == 1000:
                 raise InvalidInputError(f"No row of kind {kind!r} fits {settings.longest} tokens: use a larger window or fewer passages.")
-    rows.sort(key=lambda row: len(row.tokens))
-    cuts: list[list[Row]] = [[]]
-    for row in rows:
-        if cuts[-1] and len(row.tokens) * (len(cuts[-1]) + 1) > settings.batch_tokens:
-            cuts.append([])
-        cuts[-1].append(row)
+    cuts = cut_by_length(rows, settings.batch_tokens)
     density = sum(sum(row.weights) for row in rows) / sum(len(row.tokens) for row in rows)
     batches = [batch_of(cut, maker.pack.tokenizer.pad_token_id, density, mix.name) for cut in cuts]
     rng.shuffle(batches)
