@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from focus_rag.alpha import AlphaPolicy
 from focus_rag.answers import GenerationSettings, Request
-from focus_rag.examples import Example, holds_answer
+from focus_rag.examples import Example
 from focus_rag.generator import FocusGenerator
+from focus_rag.grading import Grading, grade
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
 
@@ -58,7 +59,7 @@ class Sweep:
     Attributes:
         count: Passages per question.
         alphas: The grid, 0 first.
-        quality: `quality[i][j]`: question i at `alphas[j]`; 1 if an accepted answer stands in the text, else 0.
+        quality: `quality[i][j]`: question i at `alphas[j]`; 1 for a right answer, else 0.
         signals: What the retrieval of each question tells the policy.
         keys: Names of the questions: one that stands in several cells has one name.
         noise: Share of the passages beside the gold that are as retrieved, see `calm_examples.calmed`.
@@ -100,11 +101,6 @@ class Sweep:
             return row[above]
         share = (alpha - self.alphas[above - 1]) / (self.alphas[above] - self.alphas[above - 1])
         return row[above - 1] + share * (row[above] - row[above - 1])
-
-
-def answer_quality(text: str, answers: Sequence[str]) -> float:
-    """1 if an accepted answer stands in the text as whole words, else 0."""
-    return float(holds_answer(text, answers))
 
 
 def without_gold(example: Example) -> tuple[Passage, ...]:
@@ -161,17 +157,18 @@ def measure_quality(
     examples: Sequence[Example],
     alpha: float | AlphaPolicy,
     *,
+    grading: Grading,
     max_new_tokens: int,
     gold_missing: bool = False,
 ) -> list[float]:
-    """Answer every example at one alpha and grade the answers, see `answer_texts`.
+    """Answer every example at one alpha and grade the answers, see `answer_texts` and `grading`.
 
     Returns:
         One grade per example, 0 or 1.
     """
     texts = answer_texts(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing)
     wanted = [(NOT_STATED,) if gold_missing else one.answers for one in examples]
-    return [answer_quality(text, answers) for text, answers in zip(texts, wanted, strict=True)]
+    return [grade(text, answers, grading) for text, answers in zip(texts, wanted, strict=True)]
 
 
 def sweep_of(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from focus_rag.profile import FocusProfile
 
 _HEADS_SHOWN = 12
+_QUALITY = {
+    "exact": "are an accepted answer and nothing else",
+    "contains": "hold an accepted answer",
+}
 _DPI = 80
 
 
@@ -50,7 +54,7 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`. "
         f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
         "Everything below is measured on dev questions, which loss, heads and alpha were chosen on: it is not a test. "
-        "Intervals are 95%; quality is the share of answers that hold an accepted answer.",
+        f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
         *(f"**Warning.** {warning}" for warning in figures["warnings"]),
         "## Quality",
         "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of other questions. "

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.direction_training import LossKind, TrainingSettings
+from focus_rag.grading import Grading
 from focus_rag.model_layout import Site
 from focus_rag.polishing import PolishSettings
 from focus_rag.teacher_forcing import Rows
@@ -42,6 +43,8 @@ class FitSettings(BaseModel):
             other questions. 1, as retrieved, is always among them.
         alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
         max_new_tokens: Longest answer.
+        grading: What counts as a right answer, see `grading`; None grades exactly if the model answers exactly.
+        exact_share: How many of the answers from the gold passages alone must then be exact, among those that hold the value.
         min_answered: Share of dev questions the model must answer from their gold passages alone.
         batch: Questions answered at a time.
         keep_work: Keep intermediate results after the fit.
@@ -71,8 +74,10 @@ class FitSettings(BaseModel):
     dev_questions: int = Field(default=150, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
-    alphas: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
+    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)
+    grading: Grading | None = None
+    exact_share: float = Field(default=0.8, gt=0, le=1)
     min_answered: float = Field(default=0.1, ge=0, le=1)
     batch: int = Field(default=8, ge=1)
     keep_work: bool = False

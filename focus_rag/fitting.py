@@ -18,21 +18,20 @@ from torch import nn
 
 import focus_rag
 from focus_rag.alpha_fitting import fit_policy, signal_quality
-from focus_rag.alpha_sweep import Estimate, Sweep, answer_texts, examples_at, measure_quality
+from focus_rag.alpha_sweep import Estimate, Sweep, examples_at
 from focus_rag.calm_examples import calmed, pool_of
 from focus_rag.direction_training import LossKind, summary, train_directions
-from focus_rag.errors import InvalidInputError, UnsupportedModelError
+from focus_rag.errors import UnsupportedModelError
 from focus_rag.examples import Example, ExampleSet, split_examples
+from focus_rag.fit_answers import FitAnswers
 from focus_rag.fit_choice import Variant, choose_variant
 from focus_rag.fit_report import write_report
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps, fit_digest
 from focus_rag.fit_sweep import SweepCell, cells_of, climb
-from focus_rag.generator import FocusGenerator
 from focus_rag.head_scoring import PARTS, Head, HeadScores, example_masses, score_heads
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.noise import signal_of
-from focus_rag.oracle import oracle_quality
 from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import Recording, record_examples
@@ -116,6 +115,7 @@ class _Fit:
         train, dev = split_examples(examples, dev_share=settings.dev_share)
         self.train, self.dev = train[: settings.train_examples], dev[: settings.dev_questions]
         self.pool = pool_of(examples)
+        self.answers = FitAnswers(model, tokenizer, self.dev, settings, work)
         self.layout = ModelLayout.of(model)
         self.site = self._site()
         self._recorded: tuple[Recording, Recording] | None = None
@@ -131,7 +131,7 @@ class _Fit:
 
     def run(self) -> tuple[FocusProfile, dict[str, Any]]:
         """All phases."""
-        self._refuse_silent_model()
+        self.answers.refuse_silent_model()
         scores = HeadScores.from_dict(self.work.step("scores", self._scores))
         ranking = scores.ranking()
         counts = self._head_counts()
@@ -162,6 +162,7 @@ class _Fit:
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         figures = {
             "site": self.site,
+            "grading": self.answers.grading,
             "loss": chosen.loss,
             "heads": [[layer, head] for layer, head in chosen.heads],
             "scores": scores.to_dict(),
@@ -208,49 +209,15 @@ class _Fit:
         """Random heads from outside the contextual ones: what steering any heads at all would give."""
         return random.Random(self.settings.seed).sample(list(ranking[count:]), min(count, len(ranking) - count))
 
-    def _gold_only(self) -> dict[str, float]:
-        """Grade of every dev question from its gold passages alone, by key."""
-        questions = [one.gold_only() for one in self.dev]
-        grades = self.work.step("gold-only", lambda: self._grades(None, questions, 0.0))
-        return {one.key: grade for one, grade in zip(questions, grades, strict=True)}
-
-    def _refuse_silent_model(self) -> None:
-        grades = self._gold_only()
-        share = sum(grades.values()) / len(grades)
-        if share < self.settings.min_answered:
-            raise InvalidInputError(
-                f"Given the gold passages alone, the model answers {share:.0%} of {len(grades)} dev questions, and at least "
-                f"{self.settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the prompt, or "
-                "check the answers."
-            )
-
-    def _grades(
-        self, profile: FocusProfile | None, questions: Sequence[Example], alpha: Any, *, gold_missing: bool = False
-    ) -> list[float]:
-        generator = FocusGenerator(self.model, self.tokenizer, profile, measure=False, max_batch=self.settings.batch)
-        return measure_quality(
-            generator, questions, alpha, max_new_tokens=self.settings.max_new_tokens, gold_missing=gold_missing
-        )
-
     def _mean_grades(self, profile: FocusProfile | None, alpha: float) -> list[float]:
         """Grade of each question of the choice, averaged over its cells."""
-        return _means([self._grades(profile, questions, alpha) for _, _, questions in self.choice_cells])
+        return _means([self.answers.grades(profile, questions, alpha) for _, _, questions in self.choice_cells])
 
     def _swept(self, profile: FocusProfile, cell: SweepCell, alpha: float) -> list[float]:
         return self.work.step(  # type: ignore[no-any-return]
             f"sweep-{cell.name}-{alpha:g}",
-            lambda: self._grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
+            lambda: self.answers.grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
         )
-
-    def _own_answers(self, which: str, examples: Sequence[Example]) -> dict[str, str]:
-        """What the bare model answers to each example, by key; generated once for all steps that need it."""
-
-        def compute() -> list[str]:
-            generator = FocusGenerator(self.model, self.tokenizer, None, measure=False, max_batch=self.settings.batch)
-            return answer_texts(generator, examples, 0.0, max_new_tokens=self.settings.max_new_tokens)
-
-        texts = self.work.step(f"answers-{which}", compute)
-        return {one.key: text.strip() for one, text in zip(examples, texts, strict=True)}
 
     def _training_examples(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:
         """Part of the training examples, laid out."""
@@ -261,7 +228,11 @@ class _Fit:
     ) -> list[TeacherForced]:
         """Some of a named list of examples as sequences with their responses."""
         response = self.settings.response
-        own = {} if response == "gold" else self._own_answers(which, every)
+        own = (
+            {}
+            if response == "gold"
+            else {one.key: text.strip() for one, text in zip(every, self.answers.bare_texts(which, every), strict=True)}
+        )
         pairs = [
             (one, text)
             for one in examples
@@ -371,13 +342,7 @@ class _Fit:
         }
 
     def _oracle(self, heads: Sequence[Head], tau: float) -> list[float]:
-        generator = FocusGenerator(self.model, self.tokenizer, None, measure=False, max_batch=self.settings.batch)
-        return _means(
-            [
-                oracle_quality(generator, heads, questions, max_new_tokens=self.settings.max_new_tokens, tau=tau)
-                for _, _, questions in self.choice_cells
-            ]
-        )
+        return _means([self.answers.oracle_grades(heads, questions, tau) for _, _, questions in self.choice_cells])
 
     def _polished(self, variant: Variant) -> Variant:
         name = f"{variant.name}-polished"
@@ -430,8 +395,8 @@ class _Fit:
         if set(alphas) <= set(sweep.alphas):
             auto = [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
         else:
-            auto = self.work.step(f"auto-{cell.name}", lambda: self._grades(profile, questions, profile.policy))
-        known = self._gold_only()
+            auto = self.work.step(f"auto-{cell.name}", lambda: self.answers.grades(profile, questions, profile.policy))
+        known = self.answers.gold_only
         return {
             **found,
             "auto": Estimate.of(auto).to_dict(),
@@ -458,7 +423,7 @@ def _sweep_figures(sweep: Sweep) -> dict[str, Any]:
 
 def _in_brief(figures: dict[str, Any]) -> dict[str, Any]:
     """What goes into the profile itself; the rest is in report.json."""
-    return {name: figures[name] for name in ("loss", "cells", "best_single", "overall", "activation", "warnings")}
+    return {name: figures[name] for name in ("grading", "loss", "cells", "best_single", "overall", "activation", "warnings")}
 
 
 def _finished(out: Path, digest: str) -> FocusProfile | None:

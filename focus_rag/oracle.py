@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from focus_rag.alpha_sweep import answer_quality
 from focus_rag.answers import GenerationSettings, Request
 from focus_rag.examples import Example
 from focus_rag.generator import FocusGenerator
+from focus_rag.grading import Grading, grade
 from focus_rag.head_scoring import Head
 from focus_rag.noise import worst_first
 from focus_rag.prompting import PromptBuilder
@@ -16,7 +16,13 @@ from focus_rag.split_softmax import split_softmax
 
 
 def oracle_quality(
-    generator: FocusGenerator, heads: Sequence[Head], examples: Sequence[Example], *, max_new_tokens: int, tau: float = 0.1
+    generator: FocusGenerator,
+    heads: Sequence[Head],
+    examples: Sequence[Example],
+    *,
+    grading: Grading,
+    max_new_tokens: int,
+    tau: float = 0.1,
 ) -> list[float]:
     """Answer every example with the softmax of some heads split in favour of its gold passages, and grade the answers.
 
@@ -24,6 +30,7 @@ def oracle_quality(
         generator: The model, bare.
         heads: `(layer, head)` pairs.
         examples: Questions with the passages to show.
+        grading: What counts as right.
         max_new_tokens: Longest answer.
         tau: See `split_softmax`.
 
@@ -58,5 +65,5 @@ def oracle_quality(
         with split_softmax(generator.model, heads, spans, length, tau=tau) if any(spans) else nullcontext():
             answers = generator.answer_batch(requests)
         for index, answer in zip(batch, answers, strict=True):
-            grades[index] = answer_quality(answer.text, examples[index].answers)
+            grades[index] = grade(answer.text, examples[index].answers, grading)
     return grades

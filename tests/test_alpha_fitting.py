@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from focus_rag.alpha_fitting import best_single_alpha, fit_policy, pooled, signal_quality
-from focus_rag.alpha_sweep import Estimate, Sweep, answer_quality, without_gold
+from focus_rag.alpha_sweep import Estimate, Sweep, without_gold
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.passages import Passage, RetrievalSignal
@@ -183,11 +183,9 @@ def test_other_score_kinds_reach_the_policy() -> None:
     assert found["without scores"]["alpha"] == 0.5 and found["without scores"]["quality"]["mean"] == 1.0
 
 
-def test_estimate_and_grading() -> None:
+def test_estimate_and_gold_taken_away() -> None:
     assert Estimate.of([]).low == -1.0
     estimate = Estimate.of([0.0, 1.0] * 50)
     assert estimate.mean == 0.5 and estimate.low == pytest.approx(0.5 - 1.96 * 0.0502519, abs=1e-4)
-    assert answer_quality("It was The Mill, in 1897.", ["mill in 1897"]) == 1.0
-    assert answer_quality("1897", ["189"]) == 0.0
     example = Example("q", ("a",), (Passage("x"), Passage("a"), Passage("y")), frozenset({1}))
     assert [passage.text for passage in without_gold(example)] == ["x", "y"]

@@ -80,6 +80,13 @@ def test_quality_is_abstaining_where_that_is_right_and_the_answer_elsewhere():
     assert text_scores("Anna", ["Anna"], abstain=False)["quality"] == 1.0
 
 
+def test_quality_is_the_match_that_was_asked_for():
+    scores = text_scores("Anna, not stated", ["Anna"], abstain=False, grading="exact")
+    assert scores["quality"] == scores["exact_match"] == 0.0 and scores["substring_match"] == 1.0
+    assert text_scores("the Anna.", ["Anna"], abstain=False, grading="exact")["quality"] == 1.0
+    assert text_scores("not stated", ["Anna"], abstain=True, grading="exact")["quality"] == 1.0
+
+
 def test_wrong_answer_is_counted_only_without_the_right_one():
     assert text_scores("Bert", ["Anna"], abstain=False, wrong=["Bert"])["wrong_answer"] == 1.0
     assert text_scores("Anna or Bert", ["Anna"], abstain=False, wrong=["Bert"])["wrong_answer"] == 0.0

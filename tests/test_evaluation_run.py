@@ -82,6 +82,22 @@ def test_every_method_answers_and_the_report_holds_them_all(generator, tmp_path)
     assert summary["cells"]["n=4"]["bare"]["quality"]["n"] == 4
 
 
+def test_quality_is_graded_as_the_profile_was_fitted_unless_asked_otherwise(generator):
+    fitted = generator.profile.replace(report={"grading": "exact"})
+    assert settings().grading_of(None) == settings().grading_of(generator.profile) == "contains"
+    assert settings().grading_of(fitted) == "exact"
+    assert settings(grading="contains").grading_of(fitted) == "contains"
+
+
+def test_the_report_says_what_counts_as_right(generator, tmp_path):
+    evaluation = evaluate(generator, cases(), tmp_path, settings(methods=("bare",), grading="exact"))
+    scores = [record["scores"] for record in evaluation.records]
+    assert all(one["quality"] == one["exact_match"] for one in scores)
+    assert "Quality is the exact match" in write_report(evaluation, tmp_path).read_text()
+    with pytest.raises(InvalidInputError, match="grading"):
+        evaluate(generator, cases(), tmp_path, settings(methods=("bare",), grading="contains"))
+
+
 CHOSEN = {"methods": ("bare", "gold only", "auto", "best fixed alpha", "alpha=0.2", "alpha=1", "attention rerank")}
 
 
@@ -337,7 +353,7 @@ def test_an_answer_that_misleading_passages_support_is_counted(generator):
     assert case.wrong_answers == ("Bert",)
     task = Task("bare", methods_named(["bare"])[0], "as given", (case,))
     for text, wrong in (("Bert", 1.0), ("Anna", 0.0), ("Carl", 0.0)):
-        assert _record(task, case, Answered(case, text, 0.0, 1, 1))["scores"]["wrong_answer"] == wrong
+        assert _record(task, case, Answered(case, text, 0.0, 1, 1), "contains")["scores"]["wrong_answer"] == wrong
 
 
 def test_looking_at_gold_counts_only_where_there_is_something_else_to_look_at(generator):
@@ -347,4 +363,4 @@ def test_looking_at_gold_counts_only_where_there_is_something_else_to_look_at(ge
     shown = {"right": (case, (0.1, 0.7, 0.1, 0.1), True), "wrong": (case, (0.7, 0.1, 0.1, 0.1), False),
              "gold alone": (gold, (1.0,), None), "gold cut off": (none, (0.5, 0.5), False)}  # fmt: skip
     for one, shares, expected in shown.values():
-        assert _record(task, case, Answered(one, "x", 0.0, 1, 1, shares))["source_correct"] is expected
+        assert _record(task, case, Answered(one, "x", 0.0, 1, 1, shares), "contains")["source_correct"] is expected

@@ -158,7 +158,7 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
             found.append(1.0 if helped or len(one.passages) == 1 else 0.0 if factor else float(len(one.passages) == 2))
         return found
 
-    monkeypatch.setattr("focus_rag.fitting.measure_quality", graded)
+    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
     profile = fit_profile(
         small_model(), tiny_tokenizer(), small_examples(40), tmp_path, SETTINGS.model_copy(update={"dev_questions": 16})
     )
@@ -178,12 +178,38 @@ def test_the_models_own_answers_are_generated_once_for_all_steps(tmp_path: Path,
         answered.extend(f"{one.key} {len(one.passages)}" for one in examples)
         return real(generator, examples, alpha, **options)
 
-    monkeypatch.setattr("focus_rag.fitting.answer_texts", counted)
+    monkeypatch.setattr("focus_rag.fit_answers.answer_texts", counted)
     settings = SETTINGS.model_copy(update={"response": "model"})
     fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     train = settings.train_examples
     assert len(answered) == train + len(answered[train:]) and len(set(answered)) == len(answered)
-    assert len(answered) == train + settings.dev_questions
+    assert len(answered) == train + 2 * settings.dev_questions  # from gold alone, and where the heads look
+
+
+@pytest.mark.parametrize(("grading", "expected"), [(None, 0.5), ("exact", 0.5), ("contains", 1.0)])
+def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grading: Any, expected: float
+) -> None:
+    """Half of the questions need alpha 0.5, the other half 1, at which no answer ends after the value."""
+
+    def said(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[str]:
+        def text(example: Example) -> str:
+            factor = (alpha.choose(signal_of(example.passages)) if hasattr(alpha, "choose") else AlphaChoice(alpha, "")).alpha
+            value, alone = example.answers[0], len(example.passages) == len(example.gold)
+            if not alone and factor < (0.5 if int(example.key, 16) % 2 else 1.0):
+                return "unknown"
+            return f"{value}.. tonnes" if factor >= 1 else value
+
+        return [text(one) for one in examples]
+
+    for module in ("fit_answers", "alpha_sweep"):
+        monkeypatch.setattr(f"focus_rag.{module}.answer_texts", said)
+    settings = SETTINGS.model_copy(update={"dev_questions": 16, "grading": grading})
+    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
+    assert profile.report["grading"] == (grading or "exact")
+    assert profile.policy.choose(RetrievalSignal(4, 1.0, "given", "")).alpha == expected
+    told = {"exact": "are an accepted answer and nothing else", "contains": "hold an accepted answer"}
+    assert f"answers that {told[grading or 'exact']}." in (tmp_path / "report.md").read_text()
 
 
 def test_examples_over_the_same_passages_cannot_be_calmed_and_the_report_says_so(tmp_path: Path) -> None:

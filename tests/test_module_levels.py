@@ -16,12 +16,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("passages", "attention_math", "published_files", "chat_turns"),
     ("noise", "alpha", "locating", "model_layout"),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
-    ("calm_examples", "steering", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "teacher_forcing", "embedded"),
+    ("calm_examples", "grading", "steering", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "teacher_forcing", "embedded"),
     ("split_softmax", "recording", "passage_registry", "cloze_examples", "head_scoring", "generator"),
     ("recorded_heads", "alpha_sweep", "answer_report", "polishing", "calls"),
     ("direction_training", "alpha_fitting", "oracle"),
     ("fit_settings", "fit_choice", "fit_report", "fit_sweep"),
     ("fit_steps",),
+    ("fit_answers",),
     ("fitting",),
 )
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,10 @@ def command(
     ] = None,
     tune_limit: Annotated[int, typer.Option("--tune-limit", help="Dev questions to choose tuned methods by.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    grading: Annotated[
+        Literal["exact", "contains"] | None,
+        typer.Option("--grading", help="What counts as right; default: what the profile was fitted by."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions in one forward pass.")] = 16,
     workers: Annotated[int, typer.Option("--workers", help="Processes, each with one thread; needs a CPU.")] = 1,
@@ -94,6 +98,7 @@ def command(
         rival_limit=rival_limit,
         tune_limit=tune_limit,
         seed=seed,
+        grading=grading,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )

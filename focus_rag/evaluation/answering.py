@@ -12,6 +12,7 @@ from focus_rag.evaluation.methods import Method
 from focus_rag.evaluation.metrics import text_scores
 from focus_rag.evaluation.results import AnswerLog, Key, Record
 from focus_rag.evaluation.workers import spread
+from focus_rag.grading import Grading
 
 Progress = Callable[[str, int, int], None]
 Batch = tuple["Task", tuple[Case, ...]]
@@ -45,13 +46,22 @@ class Answering:
         total: Answers in all, for the progress.
         batch_size: Questions in one forward pass.
         workers: Processes that answer at the same time.
+        grading: What counts as right.
         progress: Called with a label, answers done and answers in all.
     """
 
     def __init__(
-        self, engine: Engine, log: AnswerLog, total: int, *, batch_size: int, workers: int, progress: Progress
+        self,
+        engine: Engine,
+        log: AnswerLog,
+        total: int,
+        *,
+        batch_size: int,
+        workers: int,
+        grading: Grading,
+        progress: Progress,
     ) -> None:
-        self._engine, self._log = engine, log
+        self._engine, self._log, self._grading = engine, log, grading
         self._batch_size, self._workers, self._progress = batch_size, workers, progress
         self._first: dict[tuple[Any, ...], Key] = {}
         self._done, self._total = 0, total
@@ -78,7 +88,7 @@ class Answering:
             self._progress(f"{label}: {task.cell}, {task.name}", self._done, self._total)
         self._log.append(
             [
-                _copied(task, case, self._log.records[first])
+                _copied(task, case, self._log.records[first], self._grading)
                 for task, case, first in copies
                 if not self._has(task, (case,))
             ]
@@ -91,7 +101,7 @@ class Answering:
     def _answer(self, batch: Batch) -> list[Record]:
         task, chunk = batch
         answered = task.method.answer(self._engine, chunk)
-        return [_record(task, case, one) for case, one in zip(chunk, answered, strict=True)]
+        return [_record(task, case, one, self._grading) for case, one in zip(chunk, answered, strict=True)]
 
 
 def _of_similar_length(cases: Sequence[Case], size: int) -> Iterator[tuple[Case, ...]]:
@@ -101,7 +111,7 @@ def _of_similar_length(cases: Sequence[Case], size: int) -> Iterator[tuple[Case,
         yield tuple(ordered[start : start + size])
 
 
-def _record(task: Task, case: Case, answered: Answered) -> Record:
+def _record(task: Task, case: Case, answered: Answered, grading: Grading) -> Record:
     shown = answered.case.example
     source_correct: bool | None = None
     # Where every passage shown is gold, or there is none, looking at gold is no achievement.
@@ -112,7 +122,7 @@ def _record(task: Task, case: Case, answered: Answered) -> Record:
         **_identity(task, case),
         "text": answered.text,
         "alpha": round(answered.alpha, 6),
-        "scores": _scores(case, answered.text),
+        "scores": _scores(case, answered.text, grading),
         "prompt_tokens": answered.prompt_tokens,
         "answer_tokens": answered.answer_tokens,
         "gold": sorted(shown.gold),
@@ -124,9 +134,9 @@ def _record(task: Task, case: Case, answered: Answered) -> Record:
     }
 
 
-def _copied(task: Task, case: Case, record: Record) -> Record:
+def _copied(task: Task, case: Case, record: Record, grading: Grading) -> Record:
     """The record of the same answer to the same prompt, for another task."""
-    return {**record, **_identity(task, case), "scores": _scores(case, record["text"])}
+    return {**record, **_identity(task, case), "scores": _scores(case, record["text"], grading)}
 
 
 def _identity(task: Task, case: Case) -> Record:
@@ -140,8 +150,10 @@ def _identity(task: Task, case: Case) -> Record:
     }
 
 
-def _scores(case: Case, text: str) -> dict[str, float]:
-    scores = text_scores(text, case.example.answers, abstain=case.abstain, wrong=case.wrong_answers)
+def _scores(case: Case, text: str, grading: Grading) -> dict[str, float]:
+    scores = text_scores(
+        text, case.example.answers, abstain=case.abstain, wrong=case.wrong_answers, grading=grading
+    )
     return {name: round(value, 6) for name, value in scores.items()}
 
 

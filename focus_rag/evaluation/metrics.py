@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from focus_rag.errors import MissingDependencyError
+from focus_rag.grading import Grading
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -86,7 +87,12 @@ def abstains(answer: str) -> bool:
 
 
 def text_scores(
-    answer: str, references: Sequence[str], *, abstain: bool, wrong: Sequence[str] = ()
+    answer: str,
+    references: Sequence[str],
+    *,
+    abstain: bool,
+    wrong: Sequence[str] = (),
+    grading: Grading = "contains",
 ) -> dict[str, float]:
     """All scores of one answer that text alone decides.
 
@@ -95,9 +101,10 @@ def text_scores(
         references: Accepted answers.
         abstain: Whether the passages do not hold the answer, so that saying so is right.
         wrong: Answers that misleading passages support.
+        grading: Whether `quality` is the exact match or the substring match.
 
     Returns:
-        `quality` (substring match, or abstention where that is right), and for answerable questions `exact_match`,
+        `quality` (one of the two matches, or abstention where that is right), and for answerable questions `exact_match`,
         `substring_match`, `token_f1` and `rouge_l`; `abstained`; `wrong_answer` where misleading passages exist. ROUGE-L
         is left out where rouge-score is not installed.
     """
@@ -115,4 +122,4 @@ def text_scores(
     if wrong:
         misled = substring_match(answer, wrong) and not substring_match(answer, references)
         scores["wrong_answer"] = float(misled)
-    return {"quality": scores["substring_match"], **scores}
+    return {"quality": scores["exact_match" if grading == "exact" else "substring_match"], **scores}

@@ -13,8 +13,11 @@ from pathlib import Path
 from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
 from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, Evaluation
 from focus_rag.evaluation.statistics import Difference
+from focus_rag.grading import Grading
 
 Table = tuple[list[str], list[list[str]]]
+
+_QUALITY: dict[Grading, str] = {"exact": "exact match", "contains": "lost-in-the-middle substring match"}
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -58,7 +61,7 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
     found = [
         (
             f"Main cell: {main}",
-            "Quality is the lost-in-the-middle substring match, and where no passage holds the answer, saying so. Brackets are "
+            f"Quality is the {_QUALITY[evaluation.run['grading']]}, and where no passage holds the answer, saying so. Brackets are "
             "95% bootstrap intervals; differences are paired on the same questions. Methods marked * are told which passages "
             "are gold. Recovered is the share of the gap from bare to gold-only.",
             _main_table(evaluation, main),
@@ -95,11 +98,11 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
 
 def _main_table(evaluation: Evaluation, cell: str) -> Table:
     columns = [
-        "method", "n", "quality", "against bare", "p", "recovered", "EM", "F1", "ROUGE-L", "abstained", "wrong", "source",
+        "method", "n", "quality", "against bare", "p", "recovered", "EM", "substring", "F1", "ROUGE-L", "abstained", "wrong", "source",
         "gold mass", "sink mass", "alpha",
     ]  # fmt: skip
     names = (
-        "exact_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass", "sink_mass",
+        "exact_match", "substring_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass", "sink_mass",
     )  # fmt: skip
     rows = []
     for method in evaluation.reported_methods:

@@ -33,6 +33,8 @@ from focus_rag.evaluation.results import (
 from focus_rag.evaluation.speed import measure_speed
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
+from focus_rag.grading import Grading
+from focus_rag.profile import FocusProfile
 
 DEV = "dev"
 CORE = (BARE, GOLD_ONLY, AUTO, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
@@ -58,6 +60,7 @@ class EvalSettings(BaseModel):
         tune_limit: Dev questions by which tuned methods are chosen.
         speed_questions: Questions asked one by one to measure speed; 0 leaves it out.
         seed: Of everything that is drawn.
+        grading: What counts as right: `contains` is the substring match. None: as the profile was fitted, and `contains` without one.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Questions in one forward pass.
     """
@@ -77,8 +80,14 @@ class EvalSettings(BaseModel):
     tune_limit: int = Field(default=100, ge=1)
     speed_questions: int = Field(default=5, ge=0)
     seed: int = 0
+    grading: Grading | None = None
     max_new_tokens: int = Field(default=32, ge=1)
     batch_size: int = Field(default=16, ge=1)
+
+    def grading_of(self, profile: FocusProfile | None) -> Grading:
+        """What counts as right."""
+        fitted = None if profile is None else profile.report.get("grading")
+        return self.grading or ("exact" if fitted == "exact" else "contains")
 
     def limit_of(self, method: str, *, is_main: bool) -> int | None:
         """Questions that a method answers in a cell."""
@@ -154,7 +163,13 @@ def evaluate(
 
     def answering(total: int) -> Answering:
         return Answering(
-            engine, log, total, batch_size=settings.batch_size, workers=workers, progress=progress
+            engine,
+            log,
+            total,
+            batch_size=settings.batch_size,
+            workers=workers,
+            grading=settings.grading_of(generator.profile),
+            progress=progress,
         )
 
     answering(len(trials) * len(dev_cases)).run(list(trials.values()), "choosing")
@@ -310,6 +325,7 @@ def _describe(
         "left_out": {reason: len(places) for reason, places in left_out.items()},
         "dev_data": dev.name if dev is not None and dev_cases else None,
         "settings": settings.model_dump(mode="json"),
+        "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
         "weights": _weights_hash(generator),
         "questions": _questions_hash([*plan.cases.values(), dev_cases]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor
 
 from focus_rag.attention_tap import undisturbed
 from focus_rag.evaluation.cases import Case
@@ -49,10 +50,13 @@ class _Contrast(LogitsProcessor):
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, weight: float) -> None:
         self._model, self._ids, self._mask, self._weight = model, ids, mask, weight
-        self._cache: Any = None
+        self._cache = DynamicCache(config=model.config)
+        # transformers renamed the argument in 5.x and will drop the old name.
+        named = "cache" in inspect.signature(model.forward).parameters
+        self._cached = {"cache" if named else "past_key_values": self._cache}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._cache is not None:
+        if self._cache.get_seq_length():
             self._ids = input_ids[:, -1:]
             self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=-1)
         positions = (self._mask.cumsum(-1) - 1).clamp_min(0)[:, -self._ids.shape[1] :]
@@ -61,10 +65,9 @@ class _Contrast(LogitsProcessor):
                 input_ids=self._ids,
                 attention_mask=self._mask,
                 position_ids=positions,
-                past_key_values=self._cache,
+                **self._cached,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self._cache = output.past_key_values
         without: Tensor = output.logits[:, -1].to(scores.dtype)
         return (1 + self._weight) * scores - self._weight * without

@@ -1,0 +1,144 @@
+"""What a fit leaves open, measured on the embedded reader: whose answer is the response, and where the shift enters.
+
+Contextual heads and directions come from questions with 8 passages of the generated world's dev split. Other questions of it
+tell what they do: attention mass on the gold passage with all heads steered at once, at more passages and at positions that
+are moved up (a model with rotary positions does not notice unless the shift depends on them), and exact answers.
+
+    python -m benchmarks.direction_choices --output benchmarks/results/direction_choices.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from focus_rag.alpha_sweep import Estimate, answer_texts, measure_quality
+from focus_rag.direction_training import TrainingSettings, train_directions
+from focus_rag.embedded import embedded_model_folder
+from focus_rag.embedded.retrieval import evaluation_examples
+from focus_rag.examples import Example, examples_from_rows
+from focus_rag.generator import FocusGenerator
+from focus_rag.head_scoring import example_masses, score_heads
+from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.recorded_heads import record_examples
+from focus_rag.steering import focus
+from focus_rag.teacher_forcing import TeacherForced, teacher_forced_all
+
+HEADS, NEW_TOKENS = 4, 32
+LENGTHS = ((8, 0), (8, 1000), (8, 2000), (20, 0), (40, 0))
+"""Passages, and by how much positions are moved up."""
+
+
+def questions(count: int, passages: int, seed: int) -> list[Example]:
+    """Questions of the dev split, every passage beside the gold a hard distractor."""
+    return list(examples_from_rows(evaluation_examples("dev", count, passages, 1.0, seed)).examples)
+
+
+@contextlib.contextmanager
+def moved_positions(model: Any, by: int) -> Iterator[None]:
+    """Every token stands `by` positions further on."""
+
+    def move(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": kwargs["position_ids"] + by}
+        return (args[0], args[1] + by, *args[2:]), kwargs
+
+    handle = model.model.rotary_emb.register_forward_pre_hook(move, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def laid_out(reader: FocusGenerator, examples: Sequence[Example], response: str) -> list[TeacherForced]:
+    """Examples with the gold answer, the model's own, or each of them in turn."""
+    own = answer_texts(reader, examples, 0.0, max_new_tokens=NEW_TOKENS) if response != "gold" else []
+    pairs = [(one, one.answers[0]) for one in examples] if response != "model" else []
+    pairs += [(one, text.strip() or one.answers[0]) for one, text in zip(examples, own, strict=False)]
+    return teacher_forced_all(
+        reader.tokenizer, [one for one, _ in pairs], max_tokens=4096, max_rows=32, rows="found", responses=[text for _, text in pairs]
+    )
+
+
+def profile_of(reader: FocusGenerator, training: list[TeacherForced], site: str, loss: str) -> FocusProfile:
+    """The heads that score best, with trained directions."""
+    scores = score_heads(reader.model, training)
+    heads = scores.ranking()[:HEADS]
+    held_out = len(training) // 5
+    trained = train_directions(
+        record_examples(reader.model, training[held_out:], heads, site),
+        record_examples(reader.model, training[:held_out], heads, site),
+        TrainingSettings(loss=loss),
+    )
+    entries = [HeadEntry(layer=layer, head=head, score=scores.of((layer, head))) for layer, head in heads]
+    return FocusProfile(Fingerprint.of(reader.model, reader.tokenizer), entries, trained.directions, site=site)
+
+
+def gold_mass(reader: FocusGenerator, profile: FocusProfile, examples: Sequence[TeacherForced], moved: int) -> dict[str, Any]:
+    """Mass on gold of the profile's heads, bare and at alpha 1, and the paired difference."""
+    heads = [(entry.layer, entry.head) for entry in profile.heads]
+
+    def masses(alpha: float) -> list[float]:
+        with moved_positions(reader.model, moved), focus(reader.model, profile, alpha):
+            return [float(example_masses(reader.model, one, heads=heads)[:, 0].mean()) for one in examples]
+
+    bare, steered = masses(0.0), masses(1.0)
+    gain = [after - before for before, after in zip(bare, steered, strict=True)]
+    return {"bare": Estimate.of(bare).to_dict(), "gain": Estimate.of(gain).to_dict()}
+
+
+def main() -> None:
+    """Run every comparison and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=120, help="questions to train on")
+    parser.add_argument("--questions", type=int, default=100, help="questions to answer")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    reader = FocusGenerator.from_pretrained(embedded_model_folder())
+    reader = FocusGenerator(reader.model, reader.tokenizer, None, measure=False)
+    training, asked = questions(options.train, 8, seed=500), questions(options.questions, 20, seed=600)
+    known = {one.key for one in training}
+    asked = [one for one in asked if one.key not in known]
+
+    def answered(profile: FocusProfile | None, alpha: float) -> list[float]:
+        generator = FocusGenerator(reader.model, reader.tokenizer, profile, measure=False)
+        return measure_quality(generator, asked, alpha, grading="exact", max_new_tokens=NEW_TOKENS)
+
+    bare = answered(None, 0.0)
+    result: dict[str, Any] = {"heads": HEADS, "bare": Estimate.of(bare).to_dict(), "responses": {}, "sites": {}}
+
+    def gains(profile: FocusProfile) -> dict[str, Any]:
+        columns = {alpha: answered(profile, alpha) for alpha in (0.5, 1.0)}
+        return {
+            f"{alpha:g}": Estimate.of([after - before for before, after in zip(bare, column, strict=True)]).to_dict()
+            for alpha, column in columns.items()
+        }
+
+    for response in ("gold", "model", "both"):
+        profile = profile_of(reader, laid_out(reader, training, response), "post_rope", "log_mass")
+        heads = [[entry.layer, entry.head, round(entry.score or 0.0, 4)] for entry in profile.heads]
+        result["responses"][response] = {"heads": heads, "gain": gains(profile)}
+    held = {
+        (count, moved): laid_out(reader, questions(40, count, seed=600), "gold") for count, moved in LENGTHS if not moved
+    }
+    for loss in ("log_mass", "mass"):
+        for site in ("post_rope", "normed"):
+            profile = profile_of(reader, laid_out(reader, training, "gold"), site, loss)
+            result["sites"][f"{site}, {loss}"] = {
+                "gold_mass": {
+                    f"{count} passages, +{moved}": gold_mass(reader, profile, held[count, 0], moved) for count, moved in LENGTHS
+                },
+                "gain": gains(profile),
+            }
+    text = json.dumps(result, indent=1) + "\n"
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
