@@ -53,11 +53,10 @@ def oracle_quality(
     for start in range(0, len(order), generator.max_batch):
         batch = order[start : start + generator.max_batch]
         length = max(len(prompts[index].input_ids) for index in batch)
-        spans = []
-        for index in batch:
-            padding = length - len(prompts[index].input_ids)
-            gold = [span for place in sorted(examples[index].gold) if (span := prompts[index].spans[place]) is not None]
-            spans.append([(first + padding, last + padding) for first, last in gold])
+        placed = {index: prompts[index].spans_in(length) for index in batch}
+        spans = [
+            [span for place in sorted(examples[index].gold) if (span := placed[index][place]) is not None] for index in batch
+        ]
         requests = [
             Request(question=examples[index].question, passages=examples[index].passages, alpha=0.0, settings=settings)
             for index in batch

@@ -84,6 +84,11 @@ class BuiltPrompt:
     spans: tuple[TokenSpan | None, ...]
     dropped: tuple[int, ...] = ()
 
+    def spans_in(self, length: int) -> list[TokenSpan | None]:
+        """The spans in a row that is padded on the left to `length` tokens."""
+        padding = length - len(self.input_ids)
+        return [None if span is None else (span[0] + padding, span[1] + padding) for span in self.spans]
+
 
 class PromptBuilder:
     """Builds prompts for one tokenizer.

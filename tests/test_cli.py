@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
@@ -19,6 +18,7 @@ from focus_rag.cli.demo import read_questions
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
 from focus_rag.errors import DocumentError, InvalidInputError
+from tests.published_folder import published_folder
 from tests.test_documents import tiny_pdf
 from tests.test_retrieval import LetterModel
 from tests.tiny_models import tiny_model, tiny_profile
@@ -169,18 +169,6 @@ def test_the_search_model_is_used_where_it_can_be_had(monkeypatch, there):
 def test_without_arguments_there_is_help(capsys):
     assert main([]) == 0
     assert "Commands:" in capsys.readouterr().out
-
-
-def published_folder(folder):
-    """Files laid out as those published with the paper: two layers of two heads."""
-    ranking = folder / "contextual_heads_scores_full_seq" / "a_b" / "relevant_heads.json"
-    tensors = folder / "head_features" / "a_b" / "direction_relevant"
-    ranking.parent.mkdir(parents=True)
-    tensors.mkdir(parents=True)
-    ranking.write_text("[[1, 0], [0, 1]]")
-    for which in "qk":
-        for layer in range(2):
-            torch.save(torch.randn(2, 4), tensors / f"head_{which}_directions_{layer}.pth")
 
 
 def test_import_then_inspect(tmp_path, capsys):

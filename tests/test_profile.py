@@ -14,6 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from focus_rag.alpha import FixedAlpha
 from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError
 from focus_rag.profile import MANIFEST, TENSORS, Fingerprint, FocusProfile, HeadEntry
+from tests.published_folder import HEAD_FEATURES, RANKING, published_folder
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -202,15 +203,7 @@ class TestPublished:
 
     @pytest.fixture
     def folder(self, tmp_path):
-        ranking = tmp_path / "contextual_heads_scores_full_seq" / "a_b" / "relevant_heads.json"
-        tensors = tmp_path / "head_features" / "a_b" / "direction_relevant"
-        ranking.parent.mkdir(parents=True)
-        tensors.mkdir(parents=True)
-        ranking.write_text("[[1, 0], [0, 1]]")
-        for which in "qk":
-            for layer in range(2):
-                torch.save(torch.randn(2, 4), tensors / f"head_{which}_directions_{layer}.pth")
-        return tmp_path
+        return published_folder(tmp_path)
 
     def test_a_small_one(self, folder):
         profile = FocusProfile.from_published(folder, model="a/b", top_k=2)
@@ -219,12 +212,12 @@ class TestPublished:
     @pytest.mark.parametrize(
         ("file", "content"),
         [
-            ("contextual_heads_scores_full_seq/a_b/relevant_heads.json", b"{"),
-            ("contextual_heads_scores_full_seq/a_b/relevant_heads.json", b"[[1]]"),
-            ("contextual_heads_scores_full_seq/a_b/relevant_heads.json", b"[[9, 0], [0, 1]]"),
-            ("contextual_heads_scores_full_seq/a_b/relevant_heads.json", b"7"),
-            ("head_features/a_b/direction_relevant/head_q_directions_1.pth", b"garbage"),
-            ("head_features/a_b/direction_relevant/head_k_directions_0.pth", b""),
+            (RANKING, b"{"),
+            (RANKING, b"[[1]]"),
+            (RANKING, b"[[9, 0], [0, 1]]"),
+            (RANKING, b"7"),
+            (f"{HEAD_FEATURES}/head_q_directions_1.pth", b"garbage"),
+            (f"{HEAD_FEATURES}/head_k_directions_0.pth", b""),
         ],
     )
     def test_garbage(self, folder, file, content):
@@ -234,7 +227,7 @@ class TestPublished:
 
     @pytest.mark.parametrize("thing", [{"a": 1}, torch.randn(3, 4), torch.randn(4)], ids=["dict", "shape", "vector"])
     def test_tensors_that_do_not_fit(self, folder, thing):
-        torch.save(thing, folder / "head_features/a_b/direction_relevant/head_q_directions_1.pth")
+        torch.save(thing, folder / f"{HEAD_FEATURES}/head_q_directions_1.pth")
         with pytest.raises(ProfileError):
             FocusProfile.from_published(folder, model="a/b", top_k=2)
 
@@ -245,13 +238,13 @@ class TestPublished:
             FocusProfile.from_published(folder, model="c/d")
         with pytest.raises(ProfileError, match="found: none"):
             FocusProfile.from_published(folder / "nowhere", model="c/d")
-        (folder / "head_features/a_b/direction_relevant/head_q_directions_0.pth").unlink()
+        (folder / f"{HEAD_FEATURES}/head_q_directions_0.pth").unlink()
         with pytest.raises(ProfileError, match=r"layers 0, 1, 2, ...; found layers \[1\]"):
             FocusProfile.from_published(folder, model="a/b", top_k=2)
 
     def test_a_pickle_is_never_executed(self, folder, tmp_path):
         target = tmp_path / "executed"
-        file = folder / "head_features/a_b/direction_relevant/head_q_directions_0.pth"
+        file = folder / f"{HEAD_FEATURES}/head_q_directions_0.pth"
         for write in (lambda: torch.save(Bomb(target), file), lambda: file.write_bytes(pickle.dumps(Bomb(target)))):
             write()
             with pytest.raises(ProfileError, match="safely"):

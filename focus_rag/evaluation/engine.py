@@ -46,8 +46,7 @@ class Batch:
 
     def passage_spans(self, row: int) -> list[TokenSpan | None]:
         """Token span of every passage of a row in padded positions, None where it is not in the prompt."""
-        shift = self.start(row)
-        return [None if span is None else (span[0] + shift, span[1] + shift) for span in self.prompts[row].spans]
+        return self.prompts[row].spans_in(self.length)
 
     def spans_of(self, choose: Callable[[Case], Sequence[int]]) -> list[list[TokenSpan]]:
         """For every row the spans of chosen passages, as taps want them.
