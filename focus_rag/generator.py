@@ -9,44 +9,30 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from focus_rag.alpha import AlphaChoice, FixedAlpha
-from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, PassageUse, Request, Usage
+from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.decoding import RowSampler, RowStopping, RowText
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.measuring import SpanMeter
 from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
 from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
+from focus_rag.token_rows import end_tokens, left_padded, pad_token
 
 _REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A request with its prompt built and its alpha chosen."""
-
-    request: Request
-    settings: GenerationSettings
-    prompt: BuiltPrompt
-    signal: RetrievalSignal
-    choice: AlphaChoice
-
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        return [span for span in self.prompt.spans if span is not None]
 
 
 class FocusGenerator:
@@ -324,7 +310,7 @@ class FocusGenerator:
         key = "prompt" if isinstance(messages_or_prompt, str) else "messages"
         return self._request(options, **{key: messages_or_prompt}, passages=passages)
 
-    def _prepare(self, request: Request) -> _Prepared:
+    def _prepare(self, request: Request) -> PreparedRequest:
         if not isinstance(request, Request):
             raise InvalidInputError(f"Requests must be Request objects; got {type(request).__name__}.")
         settings = request.settings or self.settings
@@ -344,7 +330,7 @@ class FocusGenerator:
         # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
         signal = replace(retrieved, n_passages=len(present))
         choice = self._choose(self.alpha if request.alpha is None else request.alpha, signal)
-        return _Prepared(request, settings, prompt, signal, choice)
+        return PreparedRequest(request, settings, prompt, signal, choice)
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:
         if request.messages is not None:
@@ -377,7 +363,7 @@ class FocusGenerator:
 
     def _run(
         self,
-        rows: Sequence[_Prepared],
+        rows: Sequence[PreparedRequest],
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> list[Answer]:
@@ -385,9 +371,10 @@ class FocusGenerator:
         if not rows:
             return []
         device = self.model.get_input_embeddings().weight.device
-        input_ids, mask = _left_padded([row.prompt.input_ids for row in rows], self._pad_token)
+        pad, ends = pad_token(self.model, self.tokenizer), end_tokens(self.model, self.tokenizer)
+        input_ids, mask = left_padded([row.prompt.input_ids for row in rows], pad, device)
         length = input_ids.shape[1]
-        texts = [RowText(self.tokenizer, row.settings, self._end_tokens, on_text) for row in rows]
+        texts = [RowText(self.tokenizer, row.settings, ends, on_text) for row in rows]
         sampler = RowSampler([row.settings for row in rows])
         meter = None
         with self._lock, torch.inference_mode(), ExitStack() as stack:
@@ -398,8 +385,8 @@ class FocusGenerator:
                 if meter is not None:
                     stack.enter_context(meter)
                 self.model.generate(
-                    input_ids=input_ids.to(device),
-                    attention_mask=mask.to(device),
+                    input_ids=input_ids,
+                    attention_mask=mask,
                     **self._generation_options(max(row.settings.max_new_tokens for row in rows)),
                     logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
                     stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled)]),
@@ -408,18 +395,14 @@ class FocusGenerator:
             text.finish("cancelled" if is_cancelled() else "length")
         steps = meter.steps if meter is not None else []
         return [
-            _answer(row, text, _shares(row, index, len(text.ids), steps))
+            row.answer(text, steps, index)
             for index, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
 
-    def _meter(self, rows: Sequence[_Prepared], length: int) -> SpanMeter | None:
-        if not self.measure or self.profile is None or not any(row.spans for row in rows):
+    def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
+        spans = [row.spans_in(length) for row in rows]
+        if not self.measure or self.profile is None or not any(spans):
             return None
-        offsets = [length - len(row.prompt.input_ids) for row in rows]
-        spans = [
-            [(start + offset, end + offset) for start, end in row.spans]
-            for row, offset in zip(rows, offsets, strict=True)
-        ]
         return SpanMeter(self.model, [(entry.layer, entry.head) for entry in self.profile.heads], spans, length)
 
     def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:
@@ -430,64 +413,9 @@ class FocusGenerator:
         return dict(
             max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
             temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
-            pad_token_id=self._pad_token, eos_token_id=sorted(self._end_tokens) or None,
+            pad_token_id=pad_token(self.model, self.tokenizer),
+            eos_token_id=sorted(end_tokens(self.model, self.tokenizer)) or None,
             return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
             # Rows are read token by token and end by the request's own stop strings.
             stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip
-
-    @property
-    def _end_tokens(self) -> frozenset[int]:
-        own = self.model.generation_config.eos_token_id
-        many = own if isinstance(own, (list, tuple)) else [own]
-        return frozenset(int(token) for token in [*many, self.tokenizer.eos_token_id] if token is not None)
-
-    @property
-    def _pad_token(self) -> int:
-        candidates = (self.tokenizer.pad_token_id, *sorted(self._end_tokens), 0)
-        return int(next(token for token in candidates if token is not None))
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both `(batch, tokens)`."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, length - len(row) :] = torch.tensor(row)
-        mask[index, length - len(row) :] = 1
-    return ids, mask
-
-
-def _shares(row: _Prepared, index: int, tokens: int, steps: Sequence[Tensor]) -> list[float] | None:
-    """Share of the attention on passages that each located passage got, over heads and response rows."""
-    if not row.spans or not steps or tokens == 0:
-        return None
-    mass = torch.stack([step[index, :, 0, : len(row.spans)] for step in steps[:tokens]]).mean(dim=(0, 1))
-    total = float(mass.sum())
-    return [float(value) / total for value in mass] if total > 0 else None
-
-
-def _answer(row: _Prepared, text: RowText, shares: list[float] | None) -> Answer:
-    remaining = iter(shares or ())
-    uses = []
-    for index, (passage, span) in enumerate(zip(row.request.passages, row.prompt.spans, strict=True)):
-        if span is not None:
-            uses.append(PassageUse(passage, next(remaining, None), used=True))
-            continue
-        if not passage.content.strip():
-            reason = "it holds no text"
-        elif index in row.prompt.dropped:
-            reason = "the prompt would not have fitted the model's window"
-        else:
-            reason = "not found in the prompt"
-        uses.append(PassageUse(passage, None, used=False, dropped_reason=reason))
-    return Answer(
-        text=text.text,
-        alpha=row.choice.alpha,
-        noise=row.signal.noise,
-        reason=row.choice.reason,
-        passages=tuple(uses),
-        usage=Usage(len(row.prompt.input_ids), len(text.ids)),
-        finish_reason=text.finish_reason or "length",
-    )

@@ -16,6 +16,7 @@ from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods import Tuned, every_name, methods_named
 from focus_rag.evaluation.speed import PeakMemory, measure_speed
 from focus_rag.generator import FocusGenerator
+from focus_rag.token_rows import pad_token
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
@@ -104,7 +105,7 @@ def _timed(engine: Engine, case: Case) -> Row:
                 attention_mask=mask,
                 max_new_tokens=engine.settings.max_new_tokens,
                 do_sample=False,
-                pad_token_id=engine.pad_token,
+                pad_token_id=pad_token(engine.model, engine.tokenizer),
             )
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_memory_mib": memory.mib()}

@@ -22,6 +22,7 @@ from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
+from focus_rag.token_rows import end_tokens, left_padded, pad_token
 
 _PROMPTS_KEPT = 1024  # those of the largest cell: methods that show the same passages follow one another
 
@@ -178,12 +179,12 @@ class Engine:
 
     def decode(self, batch: Batch, processors: Sequence[LogitsProcessor]) -> list[Answered]:
         """Answer one batch greedily with logits processors, for methods that mix in a second model's opinion."""
-        end = sorted(self._end_tokens)
+        end = sorted(end_tokens(self.model, self.tokenizer))
         config = GenerationConfig(
             max_new_tokens=self.settings.max_new_tokens,
             do_sample=False,
             eos_token_id=end or None,
-            pad_token_id=self.pad_token,
+            pad_token_id=pad_token(self.model, self.tokenizer),
         )
         ids, mask = self.padded([prompt.input_ids for prompt in batch.prompts])
         with torch.inference_mode():
@@ -227,25 +228,7 @@ class Engine:
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both `(batch, tokens)`, left-padded, on the model's device."""
         device = self.model.get_input_embeddings().weight.device
-        length = max(len(row) for row in rows)
-        ids = torch.full((len(rows), length), self.pad_token, dtype=torch.long, device=device)
-        mask = torch.zeros(len(rows), length, dtype=torch.long, device=device)
-        for index, row in enumerate(rows):
-            ids[index, length - len(row) :] = torch.tensor(row, device=device)
-            mask[index, length - len(row) :] = 1
-        return ids, mask
-
-    @property
-    def pad_token(self) -> int:
-        """Token that fills the left of short rows; the mask hides it."""
-        candidates = (self.tokenizer.pad_token_id, *sorted(self._end_tokens), 0)
-        return int(next(token for token in candidates if token is not None))
-
-    @property
-    def _end_tokens(self) -> frozenset[int]:
-        own = self.model.generation_config.eos_token_id
-        many = own if isinstance(own, (list, tuple)) else [own]
-        return frozenset(int(token) for token in [*many, self.tokenizer.eos_token_id] if token is not None)
+        return left_padded(rows, pad_token(self.model, self.tokenizer), device)
 
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
         # Measuring is done here, for all methods alike, and not twice.

@@ -1,0 +1,79 @@
+"""A request made ready for the model, and the answer that is made of what the model wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from focus_rag.alpha import AlphaChoice
+from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
+from focus_rag.decoding import RowText
+from focus_rag.passages import RetrievalSignal
+from focus_rag.prompting import BuiltPrompt, TokenSpan
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request with its prompt built and its alpha chosen.
+
+    Attributes:
+        request: The request.
+        settings: How its text is generated.
+        prompt: Its prompt.
+        signal: What its retrieval tells, of the passages that stand in the prompt.
+        choice: Alpha, and why.
+    """
+
+    request: Request
+    settings: GenerationSettings
+    prompt: BuiltPrompt
+    signal: RetrievalSignal
+    choice: AlphaChoice
+
+    def spans_in(self, length: int) -> list[TokenSpan]:
+        """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
+        return [span for span in self.prompt.spans_in(length) if span is not None]
+
+    def answer(self, text: RowText, steps: Sequence[Tensor], index: int) -> Answer:
+        """The answer.
+
+        Args:
+            text: What the model wrote.
+            steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on the spans of each row;
+                none where nothing was measured.
+            index: The request's row of the batch.
+        """
+        remaining = iter(self._shares([step[index] for step in steps[: len(text.ids)]]))
+        uses = []
+        for place, (passage, span) in enumerate(zip(self.request.passages, self.prompt.spans, strict=True)):
+            if span is not None:
+                uses.append(PassageUse(passage, next(remaining, None), used=True))
+                continue
+            if not passage.content.strip():
+                reason = "it holds no text"
+            elif place in self.prompt.dropped:
+                reason = "the prompt would not have fitted the model's window"
+            else:
+                reason = "not found in the prompt"
+            uses.append(PassageUse(passage, None, used=False, dropped_reason=reason))
+        return Answer(
+            text=text.text,
+            alpha=self.choice.alpha,
+            noise=self.signal.noise,
+            reason=self.choice.reason,
+            passages=tuple(uses),
+            usage=Usage(len(self.prompt.input_ids), len(text.ids)),
+            finish_reason=text.finish_reason or "length",
+        )
+
+    def _shares(self, steps: Sequence[Tensor]) -> list[float]:
+        """Share of the attention on passages that each located passage got, over heads and response rows."""
+        located = sum(span is not None for span in self.prompt.spans)
+        if not located or not steps:
+            return []
+        mass = torch.stack([step[:, 0, :located] for step in steps]).mean(dim=(0, 1))
+        total = float(mass.sum())
+        return [float(value) / total for value in mass] if total > 0 else []
