@@ -1,10 +1,12 @@
 """What a fit leaves open, measured on the embedded reader: whose answer is the response, and where the shift enters.
 
-Contextual heads and directions come from questions with 8 passages of the generated world's dev split. Other questions of it
+Contextual heads and directions come from questions of the generated world's dev split. Other questions of it
 tell what they do: attention mass on the gold passage with all heads steered at once, at more passages and at positions that
 are moved up (a model with rotary positions does not notice unless the shift depends on them), and exact answers.
 
-    python -m benchmarks.direction_choices --output benchmarks/results/direction_choices.json
+    python -m benchmarks.direction_choices --part sites --train 160 --questions 120 --output benchmarks/results/direction_choices_sites.json
+    python -m benchmarks.direction_choices --part sites --passages 20 --train 160 --questions 120 --output benchmarks/results/direction_choices_sites_20.json
+    python -m benchmarks.direction_choices --part responses --train 160 --questions 200 --output benchmarks/results/direction_choices_responses.json
 """
 
 from __future__ import annotations
@@ -34,8 +36,13 @@ LENGTHS = ((8, 0), (8, 1000), (8, 2000), (20, 0), (40, 0))
 
 
 def questions(count: int, passages: int, seed: int) -> list[Example]:
-    """Questions of the dev split, every passage beside the gold a hard distractor."""
-    return list(examples_from_rows(evaluation_examples("dev", count, passages, 1.0, seed)).examples)
+    """Questions of the dev split, half put plainly and half with half of the facts not, every passage beside the gold hard."""
+    rows = [
+        row
+        for half, rich in enumerate((0.0, 0.5))
+        for row in evaluation_examples("dev", count // 2, passages, 1.0, seed + half, rich=rich)
+    ]
+    return list(examples_from_rows(rows).examples)
 
 
 @contextlib.contextmanager
@@ -95,12 +102,14 @@ def main() -> None:
     """Run every comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=120, help="questions to train on")
+    parser.add_argument("--passages", type=int, default=8, help="passages of the questions to train on")
     parser.add_argument("--questions", type=int, default=100, help="questions to answer")
+    parser.add_argument("--part", choices=("responses", "sites"), action="append", help="leave the other out")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     reader = FocusGenerator.from_pretrained(embedded_model_folder())
     reader = FocusGenerator(reader.model, reader.tokenizer, None, measure=False)
-    training, asked = questions(options.train, 8, seed=500), questions(options.questions, 20, seed=600)
+    training, asked = questions(options.train, options.passages, seed=500), questions(options.questions, 20, seed=600)
     known = {one.key for one in training}
     asked = [one for one in asked if one.key not in known]
 
@@ -118,14 +127,15 @@ def main() -> None:
             for alpha, column in columns.items()
         }
 
-    for response in ("gold", "model", "both"):
-        profile = profile_of(reader, laid_out(reader, training, response), "post_rope", "log_mass")
+    parts = options.part or ("responses", "sites")
+    for response in ("gold", "model", "both") if "responses" in parts else ():
+        profile = profile_of(reader, laid_out(reader, training, response), "post_rope", "mass")
         heads = [[entry.layer, entry.head, round(entry.score or 0.0, 4)] for entry in profile.heads]
         result["responses"][response] = {"heads": heads, "gain": gains(profile)}
     held = {
         (count, moved): laid_out(reader, questions(40, count, seed=600), "gold") for count, moved in LENGTHS if not moved
     }
-    for loss in ("log_mass", "mass"):
+    for loss in ("log_mass", "mass") if "sites" in parts else ():
         for site in ("post_rope", "normed"):
             profile = profile_of(reader, laid_out(reader, training, "gold"), site, loss)
             result["sites"][f"{site}, {loss}"] = {
