@@ -16,6 +16,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from focus_rag.alpha_sweep import Estimate, answer_texts, measure_quality
@@ -71,18 +72,21 @@ def laid_out(reader: FocusGenerator, examples: Sequence[Example], response: str)
     )
 
 
-def profile_of(reader: FocusGenerator, training: list[TeacherForced], site: str, loss: str) -> FocusProfile:
-    """The heads that score best, with trained directions."""
+def profile_of(reader: FocusGenerator, training: list[TeacherForced], where: str, loss: str) -> FocusProfile:
+    """The heads that score best, with trained directions; `turned` ones are tied to where the passages begin."""
+    site = where.removesuffix(" turned")
+    at = round(median(one.passages_at for one in training)) if site != where else None
     scores = score_heads(reader.model, training)
     heads = scores.ranking()[:HEADS]
     held_out = len(training) // 5
     trained = train_directions(
-        record_examples(reader.model, training[held_out:], heads, site),
-        record_examples(reader.model, training[:held_out], heads, site),
+        record_examples(reader.model, training[held_out:], heads, site, passages_at=at),
+        record_examples(reader.model, training[:held_out], heads, site, passages_at=at),
         TrainingSettings(loss=loss),
     )
     entries = [HeadEntry(layer=layer, head=head, score=scores.of((layer, head))) for layer, head in heads]
-    return FocusProfile(Fingerprint.of(reader.model, reader.tokenizer), entries, trained.directions, site=site)
+    fingerprint = Fingerprint.of(reader.model, reader.tokenizer)
+    return FocusProfile(fingerprint, entries, trained.directions, site=site, passages_at=at)
 
 
 def gold_mass(reader: FocusGenerator, profile: FocusProfile, examples: Sequence[TeacherForced], moved: int) -> dict[str, Any]:
@@ -90,8 +94,14 @@ def gold_mass(reader: FocusGenerator, profile: FocusProfile, examples: Sequence[
     heads = [(entry.layer, entry.head) for entry in profile.heads]
 
     def masses(alpha: float) -> list[float]:
-        with moved_positions(reader.model, moved), focus(reader.model, profile, alpha):
-            return [float(example_masses(reader.model, one, heads=heads)[:, 0].mean()) for one in examples]
+        found = []
+        for one in examples:
+            with (
+                moved_positions(reader.model, moved),
+                focus(reader.model, profile, alpha, passages_at=one.passages_at + moved),
+            ):
+                found.append(float(example_masses(reader.model, one, heads=heads)[:, 0].mean()))
+        return found
 
     bare, steered = masses(0.0), masses(1.0)
     gain = [after - before for before, after in zip(bare, steered, strict=True)]
@@ -129,14 +139,14 @@ def main() -> None:
 
     parts = options.part or ("responses", "sites")
     for response in ("gold", "model", "both") if "responses" in parts else ():
-        profile = profile_of(reader, laid_out(reader, training, response), "post_rope", "mass")
+        profile = profile_of(reader, laid_out(reader, training, response), "post_rope turned", "mass")
         heads = [[entry.layer, entry.head, round(entry.score or 0.0, 4)] for entry in profile.heads]
         result["responses"][response] = {"heads": heads, "gain": gains(profile)}
     held = {
         (count, moved): laid_out(reader, questions(40, count, seed=600), "gold") for count, moved in LENGTHS if not moved
     }
     for loss in ("log_mass", "mass") if "sites" in parts else ():
-        for site in ("post_rope", "normed"):
+        for site in ("post_rope", "post_rope turned", "normed"):
             profile = profile_of(reader, laid_out(reader, training, "gold"), site, loss)
             result["sites"][f"{site}, {loss}"] = {
                 "gold_mass": {

@@ -51,7 +51,7 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
     oracle = figures["choice"]["oracle"]
     parts = [
         f"# Focus profile of {profile.fingerprint.model_id}",
-        f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`. "
+        f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`{_standing(figures)}. "
         f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
         "Everything below is measured on dev questions, which loss, heads and alpha were chosen on: it is not a test. "
         f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
@@ -155,6 +155,15 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         "![alpha surface](surface.png)",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _standing(figures: dict[str, Any]) -> str:
+    at = figures["passages_at"]
+    if at is not None:
+        return f", for passages that begin at token {at} and turned where they begin elsewhere"
+    if figures["site"] == "post_rope":
+        return ", tied to where passages begin in these prompts, because this model's RoPE could not be reproduced"
+    return ""
 
 
 def _cells_in_words(cells: Sequence[tuple[int, float]]) -> str:

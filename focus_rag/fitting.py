@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import Recording, record_examples
 from focus_rag.steering import focus
 from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all, window_of
+from focus_rag.turning import Turning
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, steps done and steps in all."""
@@ -141,11 +143,9 @@ class _Fit:
             for loss in self.settings.losses
         }
         chosen, choice = self._choose(trainings, contextual, control, counts)
-        profile = FocusProfile(
-            self.fingerprint,
-            [HeadEntry(layer=layer, head=head, score=scores.of((layer, head))) for layer, head in chosen.heads],
-            chosen.directions,
-            site=self.site,
+        profile = self._profile(chosen)
+        profile = profile.replace(
+            heads=[one.model_copy(update={"score": scores.of((one.layer, one.head))}) for one in profile.heads]
         )
         activation = self.work.step("activation", lambda: self._activation(profile))
         cells, warnings = cells_of(
@@ -162,6 +162,7 @@ class _Fit:
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         figures = {
             "site": self.site,
+            "passages_at": self.passages_at,
             "grading": self.answers.grading,
             "loss": chosen.loss,
             "heads": [[layer, head] for layer, head in chosen.heads],
@@ -200,6 +201,17 @@ class _Fit:
         raise UnsupportedModelError(
             f"{self.layout.family!r} allows none of the sites {', '.join(self.settings.sites)}; add 'post_rope' to `sites`."
         )
+
+    @cached_property
+    def passages_at(self) -> int | None:
+        """Where passages begin in the prompts of the fit, which directions at site `post_rope` are tied to."""
+        if self.site != "post_rope":
+            return None
+        try:
+            Turning.of(self.model)
+        except UnsupportedModelError:
+            return None
+        return int(median(one.passages_at for one in self._training_examples(slice(None))))
 
     def _head_counts(self) -> list[int]:
         half = max(len(self.layout.layers) * self.layout.query_heads // 2, 1)
@@ -289,7 +301,9 @@ class _Fit:
                 def progress(done: int) -> None:
                     self.progress("recording", before + done, total)
 
-                return record_examples(self.model, part, heads, self.site, progress=progress)
+                return record_examples(
+                    self.model, part, heads, self.site, passages_at=self.passages_at, progress=progress
+                )
 
             self._recorded = record(parts[0], 0), record(parts[1], len(parts[0]))
         return self._recorded
@@ -361,7 +375,9 @@ class _Fit:
 
     def _profile(self, variant: Variant) -> FocusProfile:
         entries = [HeadEntry(layer=layer, head=head) for layer, head in variant.heads]
-        return FocusProfile(self.fingerprint, entries, variant.directions, site=self.site)
+        return FocusProfile(
+            self.fingerprint, entries, variant.directions, site=self.site, passages_at=self.passages_at
+        )
 
     def _activation(self, profile: FocusProfile) -> list[dict[str, float]]:
         """Where the steered heads look at each alpha, all of them steered at once, on dev examples."""
@@ -371,11 +387,10 @@ class _Fit:
         rows = []
         alphas = (0.0, *self.settings.alphas)
         for done, alpha in enumerate(alphas, start=1):
-            with focus(self.model, profile, alpha):
-                masses = [
-                    example_masses(self.model, one, sink_tokens=self.settings.sink_tokens, heads=heads)
-                    for one in examples
-                ]
+            masses = []
+            for one in examples:
+                with focus(self.model, profile, alpha, passages_at=one.passages_at):
+                    masses.append(example_masses(self.model, one, sink_tokens=self.settings.sink_tokens, heads=heads))
             mean = torch.stack(masses).mean(dim=(0, 1))
             rows.append({"alpha": alpha, **{part: float(mass) for part, mass in zip(PARTS, mean, strict=True)}})
             self.progress("measuring activation", done, len(alphas))

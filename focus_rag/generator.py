@@ -380,7 +380,8 @@ class FocusGenerator:
         with self._lock, torch.inference_mode(), ExitStack() as stack:
             if not is_cancelled():
                 if self.profile is not None:
-                    stack.enter_context(focus(self.model, self.profile, [row.choice.alpha for row in rows]))
+                    alphas = [row.choice.alpha for row in rows]
+                    stack.enter_context(focus(self.model, self.profile, alphas, passages_at=self._passages_at(rows)))
                 meter = self._meter(rows, length)
                 if meter is not None:
                     stack.enter_context(meter)
@@ -398,6 +399,13 @@ class FocusGenerator:
             row.answer(text, steps, index)
             for index, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
+
+    def _passages_at(self, rows: Sequence[PreparedRequest]) -> list[int] | None:
+        """Where each row's passages stand; a row without any is steered as it stands."""
+        known = self.profile.passages_at if self.profile is not None else None
+        if known is None:
+            return None
+        return [known if row.passages_at is None else row.passages_at for row in rows]
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
         spans = [row.spans_in(length) for row in rows]

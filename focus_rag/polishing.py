@@ -75,8 +75,10 @@ def polish_directions(
             for step in range(1, settings.steps + 1):
                 total = torch.zeros_like(directions)
                 for _ in range(settings.batch_examples):
+                    example = examples[next(order)]
                     handle.set_directions(directions)
-                    loss = response_loss(model, examples[next(order)])
+                    handle.set_passages_at(example.passages_at)
+                    loss = response_loss(model, example)
                     total += torch.autograd.grad(loss, directions)[0] / settings.batch_examples
                 directions.grad = total
                 optimiser.step()

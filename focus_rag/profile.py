@@ -109,6 +109,7 @@ class _Manifest(BaseModel):
     schema_version: Literal[1] = 1
     fingerprint: Fingerprint
     site: Site
+    passages_at: int | None = Field(default=None, ge=0)
     heads: tuple[HeadEntry, ...] = Field(min_length=1)
     policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -121,6 +122,8 @@ class FocusProfile:
     Attributes:
         fingerprint: The model it belongs to.
         site: Where the directions were trained and must be applied.
+        passages_at: Position of the first token of the first passage in the prompts that the directions were trained on; None where
+            that is not known.
         heads: Contextual heads, best first.
         directions: `(heads, head_dim)` float32 query directions in the order of `heads`; before RoPE unless the site is
             `post_rope`.
@@ -138,6 +141,7 @@ class FocusProfile:
         directions: Tensor,
         *,
         site: Site = "normed",
+        passages_at: int | None = None,
         policy: AlphaPolicy | None = None,
         key_directions: Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -147,6 +151,7 @@ class FocusProfile:
             self._manifest = _Manifest(
                 fingerprint=fingerprint,
                 site=site,
+                passages_at=passages_at,
                 heads=tuple(heads),
                 policy=policy or RetrievalAlpha(),
                 provenance=dict(provenance or {}),
@@ -171,6 +176,10 @@ class FocusProfile:
         return self._manifest.site
 
     @property
+    def passages_at(self) -> int | None:
+        return self._manifest.passages_at
+
+    @property
     def heads(self) -> tuple[HeadEntry, ...]:
         return self._manifest.heads
 
@@ -193,7 +202,7 @@ class FocusProfile:
         """A copy with some of the constructor's arguments changed."""
         current: dict[str, Any] = {
             "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
-            "policy": self.policy, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+            "passages_at": self.passages_at, "policy": self.policy, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
         }  # fmt: skip
         return FocusProfile(**{**current, **changes})
 
@@ -278,6 +287,7 @@ class FocusProfile:
             manifest.heads,
             tensors["query_directions"],
             site=manifest.site,
+            passages_at=manifest.passages_at,
             policy=manifest.policy,
             key_directions=tensors.get("key_directions"),
             provenance=manifest.provenance,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,19 @@ from focus_rag.head_scoring import Head
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.recording import LayerRecord, QueryKeyRecorder, Rotation, RotationKind
 from focus_rag.teacher_forcing import TeacherForced, run_decoder
+from focus_rag.turning import Turning
 
 
 class Recording:
     """Recorded examples of one model for chosen heads and one site, and how a shift enters there.
+
+    Args:
+        model: The model.
+        heads: `(layer, head)` pairs.
+        site: Where the shift enters.
+        passages_at: For site `post_rope`, where the passages of every example are taken to begin: one direction then serves
+            prompts whose passages stand at different positions. None leaves them where they are.
+        memory_mb: Beyond so many megabytes examples go to a temporary folder.
 
     Attributes:
         heads: `(layer, head)` pairs.
@@ -30,7 +39,15 @@ class Recording:
         key_of: `(heads,)` index of each head's slot.
     """
 
-    def __init__(self, model: nn.Module, heads: Sequence[Head], site: Site, *, memory_mb: float = 2048) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Sequence[Head],
+        site: Site,
+        *,
+        passages_at: int | None = None,
+        memory_mb: float = 2048,
+    ) -> None:
         layout = ModelLayout.of(model)
         layout.require_site(site)
         self.heads = list(heads)
@@ -38,6 +55,8 @@ class Recording:
         self.examples = ExampleStore(memory_mb)
         self.head_dim = layout.head_dim
         self._model = model
+        self._passages_at = passages_at
+        self._turning = Turning.of(model) if passages_at is not None and site == "post_rope" else None
         self._query_heads = layout.query_heads
         self._layers = sorted({layer for layer, _ in self.heads})
         place = {layer: index for index, layer in enumerate(self._layers)}
@@ -65,7 +84,7 @@ class Recording:
         """Run the bare model over one example and keep what the heads depend on."""
         with QueryKeyRecorder(self._model, self.heads, example.rows, self.site) as recorder:
             run_decoder(self._model, example.input_ids)
-        layers = [recorder.records[index] for index in self._layers]
+        layers = [self._moved(index, recorder.records[index], example) for index in self._layers]
         if not self.examples:
             self._read_constants(layers)
         length = len(example.input_ids)
@@ -97,6 +116,17 @@ class Recording:
                 gold=gold,
                 passages=passages,
             )
+        )
+
+    def _moved(self, layer: int, record: LayerRecord, example: TeacherForced) -> LayerRecord:
+        """A record as if the passages stood where those of all examples are to stand."""
+        if self._turning is None or self._passages_at is None:
+            return record
+        by = torch.tensor(self._passages_at - example.passages_at)
+        return replace(
+            record,
+            queries=self._turning.turned(layer, record.queries, by),
+            keys={head: self._turning.turned(layer, key, by) for head, key in record.keys.items()},
         )
 
     def _read_constants(self, layers: Sequence[LayerRecord]) -> None:
@@ -236,15 +266,16 @@ def record_examples(
     heads: Sequence[Head],
     site: Site,
     *,
+    passages_at: int | None = None,
     memory_mb: float = 2048,
     progress: Callable[[int], None] | None = None,
 ) -> Recording:
-    """Record examples for training: one bare forward pass each; beyond `memory_mb` they go to a temporary folder.
+    """Record examples for training, see `Recording`: one bare forward pass each.
 
     Raises:
         UnsupportedModelError: Queries cannot be reached at the site, or RoPE cannot be reproduced.
     """
-    recording = Recording(model, heads, site, memory_mb=memory_mb)
+    recording = Recording(model, heads, site, passages_at=passages_at, memory_mb=memory_mb)
     for done, example in enumerate(examples, start=1):
         recording.add(example)
         if progress is not None:

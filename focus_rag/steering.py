@@ -20,9 +20,12 @@ from focus_rag.attention_math import AttentionCall, QueryFormat, as_heads, laid_
 from focus_rag.attention_tap import AttentionTap, undisturbed
 from focus_rag.errors import AttachError, InvalidInputError, UnsupportedModelError
 from focus_rag.model_layout import LayerLayout, ModelLayout, QueryModule, Site
+from focus_rag.probing import run_one_token
 from focus_rag.profile import FocusProfile
+from focus_rag.turning import Turning
 
 Alpha = float | Sequence[float] | Tensor
+PassagesAt = int | Sequence[int] | Tensor
 
 
 class FocusNotAppliedWarning(UserWarning):
@@ -48,6 +51,28 @@ def alpha_rows(alpha: Alpha) -> Tensor:
     return rows
 
 
+def moved_rows(profile: FocusProfile, passages_at: PassagesAt | None) -> Tensor | None:
+    """By how many positions each request's passages stand further on than in the fit, `(requests,)`.
+
+    Returns:
+        None where nothing is to be turned: they stand where they did, it is not known where they stood, or the site does not depend on it.
+
+    Raises:
+        InvalidInputError: Not a position, or not one per row.
+    """
+    if passages_at is None or profile.passages_at is None or profile.site != "post_rope":
+        return None
+    try:
+        rows = torch.as_tensor(passages_at).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"passages_at must be a position or one per row; got {passages_at!r}.") from error
+    rows = rows[None] if rows.dim() == 0 else rows
+    if rows.dim() != 1 or rows.numel() == 0 or rows.is_floating_point() or rows.dtype == torch.bool or bool((rows < 0).any()):
+        raise InvalidInputError(f"passages_at must hold whole numbers from 0, one or one per row; got {rows.tolist()}.")
+    moved = rows - profile.passages_at
+    return moved if moved.any() else None
+
+
 def layer_directions(profile: FocusProfile, directions: Tensor) -> dict[int, Tensor]:
     """Directions of the profile's heads by layer: `(query_heads, head_dim)` each, zero on heads that are not steered."""
     shape = (profile.fingerprint.query_heads, profile.fingerprint.head_dim)
@@ -65,10 +90,20 @@ class FocusHandle:
         profile: The profile in force.
     """
 
-    def __init__(self, model: nn.Module, profile: FocusProfile, alpha: Alpha, *, across_threads: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: FocusProfile,
+        alpha: Alpha,
+        *,
+        passages_at: PassagesAt | None = None,
+        across_threads: bool = False,
+    ) -> None:
         self.model = model
         self.profile = profile
         self._alpha = alpha_rows(alpha)
+        self._moved = moved_rows(profile, passages_at)
+        self._turning: Turning | None = None
         self._directions = layer_directions(profile, profile.directions)
         self._undo = ExitStack()
         self._across_threads = across_threads
@@ -93,6 +128,17 @@ class FocusHandle:
         self._directions = layer_directions(self.profile, directions)
         self._shifts.clear()
 
+    def set_passages_at(self, passages_at: PassagesAt | None) -> None:
+        """Change where the passages stand while attached, see `focus`.
+
+        Raises:
+            InvalidInputError: Not a position, or not one per row.
+            UnsupportedModelError: The model's RoPE cannot be reproduced.
+        """
+        self._moved = moved_rows(self.profile, passages_at)
+        self._turning = None if self._moved is None else Turning.of(self.model)
+        self._shifts.clear()
+
     def attach(self) -> FocusHandle:
         """Attach; if anything fails, everything attached so far is removed first.
 
@@ -109,6 +155,8 @@ class FocusHandle:
         if self.profile.site != "post_rope":
             _refuse_blind_graphs(self.model, self.profile.site)
             check_query_site(self.model, layout, self.profile.site)
+        if self._moved is not None:
+            self._turning = Turning.of(self.model)
         with ExitStack() as undo:
             chosen = [layer for layer in layout.layers if layer.index in self._directions]
             self._layers = {layer.attention: layer.index for layer in chosen}
@@ -135,16 +183,24 @@ class FocusHandle:
         key = (layer, rows, like.device, like.dtype)
         found = self._shifts.get(key)
         if found is None:
-            alpha = rows_of(self._alpha, rows)
-            if alpha is None:
-                raise AttachError(
-                    f"A forward pass of {rows} rows met alpha for {len(self._alpha)} requests. Give one alpha for all rows, or "
-                    "one per row; packed batches (continuous batching) take a single alpha."
-                )
+            alpha = self._spread(self._alpha, rows)
             shift = alpha[:, None, None] * self._directions[layer]
+            if self._turning is not None and self._moved is not None:
+                moved = self._spread(self._moved, rows)[:, None]
+                whole = shift.expand(max(len(shift), len(moved)), *shift.shape[1:])
+                shift = self._turning.turned(layer, whole, moved)
             found = laid_out(shift, query_format, width).to(like.device, like.dtype)
             self._shifts[key] = found
         return found
+
+    def _spread(self, per_request: Tensor, rows: int) -> Tensor:
+        spread = rows_of(per_request, rows)
+        if spread is None:
+            raise AttachError(
+                f"A forward pass of {rows} rows met alpha or positions for {len(per_request)} requests. Give one for all rows, or "
+                "one per row; packed batches (continuous batching) take a single one."
+            )
+        return spread
 
 
 class _SteeringTap(AttentionTap):
@@ -187,6 +243,7 @@ def focus(
     profile: FocusProfile,
     alpha: Alpha,
     *,
+    passages_at: PassagesAt | None = None,
     top_k: int | None = None,
     across_threads: bool = False,
 ) -> Iterator[FocusHandle | None]:
@@ -199,6 +256,10 @@ def focus(
         alpha: Intervention factor: a number, or one per request of a left-padded batch, shape `(batch,)`. Rows that
             beam search or several return sequences add keep their request's alpha. At 0 nothing is attached at all, so
             the result is bit-identical to the bare model; negative values distract.
+        passages_at: Position of the first token of the first passage, padding not counted; a number, or one per request. Given it,
+            directions at site `post_rope` are turned from where the passages stood in the fit (`profile.passages_at`) to where they
+            stand. By default, and for profiles that do not say, directions are applied as they are, which is what the
+            published code does.
         top_k: Steer only the k best heads.
         across_threads: By default only forward passes of the entering thread are focused, so that concurrent calls
             never mix. Pass True where the model runs in other threads (`generate_batch`, pipelines that stream).
@@ -207,14 +268,20 @@ def focus(
         The handle, or None when alpha is 0 everywhere.
 
     Raises:
-        InvalidInputError: alpha is not usable.
+        InvalidInputError: alpha or passages_at is not usable.
         ProfileMismatchError: The profile belongs to another model.
         UnsupportedModelError: The model cannot be steered at the profile's site.
     """
     if not alpha_rows(alpha).any():
         yield None
         return
-    handle = FocusHandle(model, profile if top_k is None else profile.top(top_k), alpha, across_threads=across_threads)
+    handle = FocusHandle(
+        model,
+        profile if top_k is None else profile.top(top_k),
+        alpha,
+        passages_at=passages_at,
+        across_threads=across_threads,
+    )
     handle.attach()
     try:
         yield handle
@@ -279,16 +346,8 @@ def _queries_at_position_zero(model: nn.Module, layout: ModelLayout) -> dict[tup
                 query_module = layer.query_module(name)  # type: ignore[arg-type]
                 if query_module is not None:
                     undo.enter_context(_reading(query_module, layer.index, name, layout, reader))
-        undo.enter_context(torch.no_grad())
-        plain = getattr(model, "_orig_mod", model)
-        plain(input_ids=torch.tensor([[_ordinary_token(plain)]], device=_input_device(plain)), use_cache=False)
+        run_one_token(model)
     return reads
-
-
-def _input_device(model: nn.Module) -> torch.device:
-    """Where token ids go; offloaded models hold their parameters nowhere and move inputs themselves."""
-    device = next(model.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _compare_queries(layout: ModelLayout, site: Site, reads: dict[tuple[int, str], Tensor]) -> None:
@@ -336,12 +395,6 @@ def _reading(site: QueryModule, index: int, name: str, layout: ModelLayout, read
         yield
     finally:
         handle.remove()
-
-
-def _ordinary_token(model: nn.Module) -> int:
-    """A token that is not padding, whose embedding many models hold at zero."""
-    size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    return min(size - 1, max(3, size // 3))
 
 
 def _same_up_to_factor(ours: Tensor, theirs: Tensor) -> bool:

@@ -36,6 +36,11 @@ class TeacherForced:
     gold: tuple[TokenSpan, ...]
     others: tuple[TokenSpan, ...]
 
+    @property
+    def passages_at(self) -> int:
+        """Position of the first token of the first passage."""
+        return min(start for start, _ in (*self.gold, *self.others))
+
 
 def teacher_forced(
     builder: PromptBuilder, example: Example, response: str, *, max_tokens: int, max_rows: int, rows: Rows = "all"

@@ -21,7 +21,7 @@ from focus_rag.alpha_sweep import answer_texts
 from focus_rag.cli import main
 from focus_rag.cloze_examples import examples_from_documents
 from focus_rag.direction_training import TrainingSettings
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, UnsupportedModelError
 from focus_rag.examples import Example, examples_from_rows
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps
@@ -68,6 +68,7 @@ def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusP
     out, profile = uninterrupted
     assert same(FocusProfile.load(out), profile)
     assert profile.site == "post_rope" and profile.heads[0].score is not None
+    assert profile.passages_at and f"begin at token {profile.passages_at} and turned" in (out / "report.md").read_text()
     assert [entry.score for entry in profile.heads] == sorted((entry.score for entry in profile.heads), reverse=True)
     figures = json.loads((out / "report.json").read_text())
     assert [(cell["count"], cell["noise"]) for cell in figures["cells"]] == [(2, 1.0), (4, 1.0), (2, 0.0), (4, 0.0)]
@@ -210,6 +211,15 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
     assert profile.policy.choose(RetrievalSignal(4, 1.0, "given", "")).alpha == expected
     told = {"exact": "are an accepted answer and nothing else", "contains": "hold an accepted answer"}
     assert f"answers that {told[grading or 'exact']}." in (tmp_path / "report.md").read_text()
+
+
+def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(model: Any) -> None:
+        raise UnsupportedModelError("no")
+
+    monkeypatch.setattr("focus_rag.fitting.Turning.of", unknown)
+    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS)
+    assert profile.passages_at is None and "tied to where passages begin" in (tmp_path / "report.md").read_text()
 
 
 def test_examples_over_the_same_passages_cannot_be_calmed_and_the_report_says_so(tmp_path: Path) -> None:

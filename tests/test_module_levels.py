@@ -12,12 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "head_inputs"),
+    ("errors", "head_inputs", "probing"),
     ("passages", "attention_math", "published_files", "chat_turns"),
     ("noise", "alpha", "locating", "model_layout"),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
-    ("calm_examples", "grading", "steering", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),
+    ("calm_examples", "grading", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),
     ("split_softmax", "recording", "passage_registry", "cloze_examples", "head_scoring", "prepared_request"),
+    ("turning",),
+    ("steering",),
     ("generator",),
     ("recorded_heads", "alpha_sweep", "answer_report", "polishing", "calls"),
     ("direction_training", "alpha_fitting", "oracle"),

@@ -1,0 +1,32 @@
+"""Run a model on one ordinary token, to look at what its modules hand on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def run_one_token(model: nn.Module, position: int = 0) -> None:
+    """One forward pass, eager even where the model is compiled; nothing is kept."""
+    plain: Any = getattr(model, "_orig_mod", model)
+    device = _input_device(plain)
+    plain(
+        input_ids=torch.tensor([[_ordinary_token(plain)]], device=device),
+        position_ids=torch.tensor([[position]], device=device),
+        use_cache=False,
+    )
+
+
+def _input_device(model: nn.Module) -> torch.device:
+    """Where token ids go; offloaded models hold their parameters nowhere and move inputs themselves."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _ordinary_token(model: nn.Module) -> int:
+    """A token that is not padding, whose embedding many models hold at zero."""
+    size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    return min(size - 1, max(3, size // 3))

@@ -1,0 +1,87 @@
+"""Move vectors along the sequence after RoPE, by the model's own rotation.
+
+A focus direction at site `post_rope` picks out keys by their absolute positions. Where the passages of a prompt stand other than
+they did in the fit (a longer system prompt, a longer question before them), it has to be turned by as many positions: then each logit it
+adds is what it was, because RoPE makes logits depend on differences of positions alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from focus_rag.attention_tap import undisturbed
+from focus_rag.errors import UnsupportedModelError
+from focus_rag.model_layout import ModelLayout
+from focus_rag.probing import run_one_token
+from focus_rag.recording import QueryKeyRecorder, Rotation, RotationKind
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerTurn:
+    """How a layer rotates: angle per position in radians, `(rotary_dim,)` in the layout of its cosines."""
+
+    rotation: Rotation
+    kind: RotationKind
+    angles: Tensor
+
+
+class Turning:
+    """RoPE of every layer of a model, by any number of positions; see `Turning.of`.
+
+    Rotations whose speed depends on the length of the sequence (dynamic scaling) are taken as they are for short ones.
+    """
+
+    def __init__(self, layers: dict[int, _LayerTurn]) -> None:
+        self._layers = layers
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Turning:
+        """Find out how a model rotates, from one token at position 1; once per model.
+
+        Raises:
+            UnsupportedModelError: Its rotation cannot be reproduced.
+        """
+        with _LOCK:
+            if model not in _KNOWN:
+                _KNOWN[model] = cls(_layer_turns(model))
+            return _KNOWN[model]
+
+    def turned(self, layer: int, vectors: Tensor, positions: Tensor) -> Tensor:
+        """Vectors as they would be so many positions further on.
+
+        Args:
+            layer: Layer index.
+            vectors: `(..., head_dim)`, after RoPE.
+            positions: By how much; its shape is spread over the leading axes of `vectors`.
+        """
+        turn = self._layers[layer]
+        angles = positions[..., None].to(vectors.device, torch.float32) * turn.angles.to(vectors.device)
+        angles = angles.expand(*vectors.shape[:-1], -1)
+        return turn.rotation.apply(vectors, angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype), turn.kind)
+
+
+_LOCK = threading.Lock()
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, Turning] = weakref.WeakKeyDictionary()
+
+
+def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
+    layout = ModelLayout.of(model)
+    heads = [(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)]
+    with undisturbed(), QueryKeyRecorder(model, heads, rows=[0], site="normed") as recorder:
+        run_one_token(model, position=1)
+    turns = {}
+    for layer in layout.layers:
+        record = recorder.records.get(layer.index)
+        if record is None or record.before is None:
+            raise UnsupportedModelError(f"Layer {layer.index} ran without its query module, so its RoPE is not known.")
+        rotation = Rotation(layer.attention)
+        kind = rotation.kind_of(layer.index, record.before, record.queries, record.cos, record.sin)
+        # At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one.
+        angles = torch.zeros(0) if record.cos is None or record.sin is None else torch.atan2(record.sin, record.cos)[0]
+        turns[layer.index] = _LayerTurn(rotation, kind, angles)
+    return turns
