@@ -55,7 +55,9 @@ def model_and_heads(site: str = "normed") -> tuple[LlamaForCausalLM, FocusProfil
 
 @contextlib.contextmanager
 def variant(name: str, model: LlamaForCausalLM, profile: FocusProfile, batch: int, length: int) -> Iterator[None]:
-    """One passage of 128 tokens in the middle is the relevant one for split softmax; alpha differs from row to row."""
+    """One passage of 128 tokens in the middle is the relevant one for split softmax; alpha and, at `post_rope`, the turn differ
+    from row to row.
+    """
     if name.startswith("bare"):
         yield
     elif name == "split_softmax":
@@ -66,7 +68,8 @@ def variant(name: str, model: LlamaForCausalLM, profile: FocusProfile, batch: in
             yield
     else:
         alphas = [0.1 + 0.05 * row for row in range(batch)]
-        with focus(model, profile.replace(site=name), alphas):
+        passages_at = [32 + row for row in range(batch)]
+        with focus(model, profile.replace(site=name, passages_at=16), alphas, passages_at=passages_at):
             yield
 
 

@@ -181,10 +181,17 @@ def test_import_then_inspect(tmp_path, capsys):
     assert (tmp_path / "picture.of.heads").read_bytes().startswith(b"\x89PNG"), "a PNG under exactly that name"
 
 
+def test_inspect_says_where_passages_began(tmp_path, capsys):
+    profile = tiny_profile(tiny_model(), site="post_rope").replace(passages_at=17)
+    assert main(["inspect", str(profile.save(tmp_path))]) == 0
+    assert "passages begin at token 17" in capsys.readouterr().out
+
+
 def test_inspect_shows_and_draws(saved, tmp_path, capsys):
     assert main(["inspect", saved[3], "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert len(record["heads"]) == 4 and record["policy"]["kind"] == "retrieval"
+    assert record["passages_at"] is None
     assert main(["inspect", saved[3], "--png", str(tmp_path / "heads.png")]) == 0
     assert "4 contextual heads" in capsys.readouterr().out
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")

@@ -45,6 +45,8 @@ def command(
         f"{fingerprint['model_id']}: {len(record['heads'])} contextual heads of "
         f"{fingerprint['layers']} layers x {fingerprint['query_heads']} heads, site {record['site']}"
     )
+    if record["passages_at"] is not None:
+        typer.echo(f"trained where passages begin at token {record['passages_at']}, turned where they begin elsewhere")
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
     write_table(
         ["", "layer", "head", "contextual score", "direction norm"],
@@ -68,6 +70,7 @@ def _record(profile: FocusProfile) -> dict[str, Any]:
     return {
         "model": profile.fingerprint.model_dump(mode="json"),
         "site": profile.site,
+        "passages_at": profile.passages_at,
         "policy": profile.policy.model_dump(mode="json"),
         "heads": [
             {"layer": head.layer, "head": head.head, "score": head.score, "direction_norm": float(norm)}
