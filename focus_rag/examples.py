@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,12 @@ class Example:
     def gold_only(self) -> Example:
         """The same question with its gold passages alone."""
         return self.with_passages(sorted(self.gold))
+
+    def shuffled(self, seed: int) -> Example:
+        """The same question with its passages in an order drawn from the seed and the question."""
+        order = list(range(len(self.passages)))
+        random.Random(f"{seed} {self.key}").shuffle(order)
+        return self.with_passages(order)
 
     def with_passages(self, kept: Sequence[int], added: Sequence[Passage] = ()) -> Example:
         """The same question with some of its passages, in the order given, and then others that are not gold."""

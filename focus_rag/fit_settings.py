@@ -22,6 +22,8 @@ class FitSettings(BaseModel):
         dev_share: Share of the examples kept for choices; the others train.
         score_examples: Examples for contextual scoring.
         train_examples: Examples to train directions on, the scored ones among them.
+        training_order: Order of the passages in the examples that score heads and train directions. In retrieval order the gold passage
+            often stands first, and directions learn to look there; shuffled, they cannot. Dev questions keep their order.
         max_rows: Responses are cut after so many tokens.
         rows: Which response tokens count in scoring and training directions.
         sink_tokens: First tokens of the prompt that count as the sink.
@@ -57,6 +59,7 @@ class FitSettings(BaseModel):
     dev_share: float = Field(default=0.4, gt=0, lt=1)
     score_examples: int = Field(default=96, ge=1)
     train_examples: int = Field(default=192, ge=1)
+    training_order: Literal["as given", "shuffled"] = "as given"
     max_rows: int = Field(default=32, ge=1)
     rows: Rows = "found"
     sink_tokens: int = Field(default=4, ge=1)

@@ -116,6 +116,8 @@ class _Fit:
         self.fingerprint, self.work, self.progress = fingerprint, work, progress
         train, dev = split_examples(examples, dev_share=settings.dev_share)
         self.train, self.dev = train[: settings.train_examples], dev[: settings.dev_questions]
+        if settings.training_order == "shuffled":
+            self.train = [one.shuffled(settings.seed) for one in self.train]
         self.pool = pool_of(examples)
         self.answers = FitAnswers(model, tokenizer, self.dev, settings, work)
         self.layout = ModelLayout.of(model)

@@ -130,3 +130,13 @@ def test_every_sentence_can_be_asked_about_and_figures_are_asked_for_alone(tmp_p
     assert {"___ by local" in one.question or "___ for boys" in one.question for one in found.examples} == {True}
     assert len({one.passages[next(iter(one.gold))].text for one in found.examples[:3]}) == 3
     assert len(examples_from_documents(tmp_path, passages=3, most=4).examples) == 4
+
+
+def test_shuffled_passages_are_the_same_ones_and_gold_goes_along() -> None:
+    passages = tuple(Passage(str(number)) for number in range(12))
+    example = Example("q", ("3",), passages, frozenset({3, 4}))
+    shuffled = example.shuffled(0)
+    assert shuffled.passages != passages and set(shuffled.passages) == set(passages)
+    assert {shuffled.passages[index].text for index in shuffled.gold} == {"3", "4"}
+    assert shuffled == example.shuffled(0) != example.shuffled(1)
+    assert Example("r", ("3",), passages, frozenset({3})).shuffled(0).passages != shuffled.passages

@@ -213,6 +213,16 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
     assert f"answers that {told[grading or 'exact']}." in (tmp_path / "report.md").read_text()
 
 
+def test_training_on_shuffled_passages_leaves_dev_questions_as_retrieved(
+    uninterrupted: tuple[Path, FocusProfile], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"training_order": "shuffled"})
+    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
+    assert not torch.equal(profile.directions, uninterrupted[1].directions)
+    found, expected = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path, uninterrupted[0]))
+    assert found["choice"]["bare"] == expected["choice"]["bare"]
+
+
 def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(model: Any) -> None:
         raise UnsupportedModelError("no")

@@ -32,6 +32,10 @@ def command(
         int,
         typer.Option("--polish", help="Steps of polishing the directions on the model itself; slow, kept only if it wins."),
     ] = 0,
+    shuffle: Annotated[
+        bool,
+        typer.Option("--shuffle", help="Train on passages in random order, so that no position is learned."),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -48,7 +52,9 @@ def command(
 
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
-    settings = FitSettings(seed=seed, polish=PolishSettings(steps=polish))
+    settings = FitSettings(
+        seed=seed, polish=PolishSettings(steps=polish), training_order="shuffled" if shuffle else "as given"
+    )
     settings = settings.quick() if quick else settings
     given = _examples(examples, from_documents, seed)
     for reason, count in given.skipped.items():
