@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
     from focus_rag.passages import Passage
 
+_NO_ATTENTION = 1e-6  # probability mass on all passages together
 _STYLE = """
 :root{color-scheme:light dark;--shade:255,170,0}
 body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}
@@ -52,7 +53,8 @@ class AnswerTrace:
         answer: The answer.
         tokens: Text of each token.
         shares: For each token the share of the contextual heads' passage attention by passage, in the order of
-            `answer.passages`; None for a passage that was not in the prompt.
+            `answer.passages`; None for a passage that was not in the prompt. All 0 for a token at which these heads pay passages
+            no attention to speak of.
     """
 
     answer: Answer
@@ -102,7 +104,8 @@ def trace_answer(
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=device)
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     mass = meter.steps[0][0].mean(dim=0)
-    shares = (mass / mass.sum(dim=-1, keepdim=True).clamp_min(1e-12)).tolist()
+    whole = mass.sum(dim=-1, keepdim=True)
+    shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()
     # Cut from the answer, not decoded one by one: alone, a token may lose its space or be part of a character.
     starts = [0, *(start for start, _ in encoded["offset_mapping"][1:]), len(answer.text)]
     pieces = [answer.text[start:end] for start, end in itertools.pairwise(starts)]

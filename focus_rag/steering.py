@@ -183,21 +183,21 @@ class FocusHandle:
         key = (layer, rows, like.device, like.dtype)
         found = self._shifts.get(key)
         if found is None:
-            alpha = self._spread(self._alpha, rows)
+            alpha = self._spread("alpha", self._alpha, rows)
             shift = alpha[:, None, None] * self._directions[layer]
             if self._turning is not None and self._moved is not None:
-                moved = self._spread(self._moved, rows)[:, None]
+                moved = self._spread("passages_at", self._moved, rows)[:, None]
                 whole = shift.expand(max(len(shift), len(moved)), *shift.shape[1:])
                 shift = self._turning.turned(layer, whole, moved)
             found = laid_out(shift, query_format, width).to(like.device, like.dtype)
             self._shifts[key] = found
         return found
 
-    def _spread(self, per_request: Tensor, rows: int) -> Tensor:
+    def _spread(self, name: str, per_request: Tensor, rows: int) -> Tensor:
         spread = rows_of(per_request, rows)
         if spread is None:
             raise AttachError(
-                f"A forward pass of {rows} rows met alpha or positions for {len(per_request)} requests. Give one for all rows, or "
+                f"A forward pass of {rows} rows met {name} for {len(per_request)} requests. Give one {name} for all rows, or "
                 "one per row; packed batches (continuous batching) take a single one."
             )
         return spread

@@ -72,5 +72,6 @@ def test_the_tokens_of_the_embedded_reader_put_together_are_its_answer():
     traced = trace_answer(generator, "What is the founding year of the mill?", passages, max_new_tokens=12)
     assert len(traced.tokens) > 3
     assert "".join(traced.tokens) == traced.answer.text
-    assert all(abs(sum(row) - 1) < 1e-3 for row in traced.shares)
+    assert all(abs(sum(row) - 1) < 1e-3 or sum(row) == 0 for row in traced.shares)
+    assert sum(sum(row) > 0 for row in traced.shares) > len(traced.shares) / 2
     assert answer_to_html(traced).count("data-token=") == len(traced.tokens)

@@ -104,7 +104,7 @@ def test_what_is_no_position_is_refused(wrong: Any) -> None:
 
 def test_positions_for_other_rows_than_there_are_are_refused() -> None:
     model = tiny_model()
-    with pytest.raises(AttachError, match="positions for 2 requests"):
+    with pytest.raises(AttachError, match="passages_at for 2 requests"):
         logits(model, profile_of(model), tokens(3), passages_at=[AT, AT + 1])
 
 
