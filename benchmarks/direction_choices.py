@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.intervention import written
 from focus_rag.alpha_sweep import Estimate, answer_texts, measure_quality
 from focus_rag.direction_training import TrainingSettings, train_directions
 from focus_rag.embedded import embedded_model_folder
@@ -154,10 +154,7 @@ def main() -> None:
                 },
                 "gain": gains(profile),
             }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    print(text, end="")
+    print(written(result, options.output), end="")
 
 
 if __name__ == "__main__":

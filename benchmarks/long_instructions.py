@@ -9,10 +9,10 @@ turn, as published directions are. What is added to the instruction says nothing
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from benchmarks.direction_choices import NEW_TOKENS, questions
+from benchmarks.intervention import written
 from focus_rag.alpha_sweep import Estimate, measure_quality
 from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
 from focus_rag.generator import FocusGenerator
@@ -48,10 +48,7 @@ def main() -> None:
             gain = [after - before for after, before in zip(column, columns["bare"], strict=True)]
             row[name] = {"exact": Estimate.of(column).to_dict(), "gain": Estimate.of(gain).to_dict()}  # type: ignore[assignment]
         rows.append(row)
-    text = json.dumps({"passages": PASSAGES, "rows": rows}, indent=1) + "\n"
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    print(text, end="")
+    print(written({"passages": PASSAGES, "rows": rows}, options.output), end="")
 
 
 if __name__ == "__main__":

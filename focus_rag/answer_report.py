@@ -97,8 +97,7 @@ def trace_answer(
         from focus_rag.steering import focus
 
         stack.enter_context(torch.inference_mode())
-        first = min((start for start, _ in spans), default=None)
-        stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=first))
+        stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         device = generator.model.get_input_embeddings().weight.device
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=device)

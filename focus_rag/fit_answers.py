@@ -46,7 +46,7 @@ class FitAnswers:
         answered = [(text, one.answers) for one, text in zip(self._dev, self._from_gold, strict=True)]
         return grading_for(answered, self._settings.exact_share)
 
-    @property
+    @cached_property
     def gold_only(self) -> dict[str, float]:
         """Grade of every dev question from its gold passages alone, by key."""
         return {one.key: grade(text, one.answers, self.grading) for one, text in zip(self._dev, self._from_gold, strict=True)}

@@ -405,13 +405,15 @@ class FocusGenerator:
         known = self.profile.passages_at if self.profile is not None else None
         if known is None:
             return None
-        return [known if row.passages_at is None else row.passages_at for row in rows]
+        found = [row.prompt.passages_at for row in rows]
+        return [known if at is None else at for at in found]
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
-        spans = [row.spans_in(length) for row in rows]
-        if not self.measure or self.profile is None or not any(spans):
+        if not self.measure or self.profile is None:
             return None
-        return SpanMeter(self.model, [(entry.layer, entry.head) for entry in self.profile.heads], spans, length)
+        spans = [row.spans_in(length) for row in rows]
+        heads = [(entry.layer, entry.head) for entry in self.profile.heads]
+        return SpanMeter(self.model, heads, spans, length) if any(spans) else None
 
     def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:
         """What a request decides, over the model's own configuration; sampling is ours (`RowSampler`).

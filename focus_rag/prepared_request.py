@@ -37,11 +37,6 @@ class PreparedRequest:
         """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
         return [span for span in self.prompt.spans_in(length) if span is not None]
 
-    @property
-    def passages_at(self) -> int | None:
-        """Position of the first token of the first passage, padding not counted; None without one."""
-        return min((span[0] for span in self.prompt.spans if span is not None), default=None)
-
     def answer(self, text: RowText, steps: Sequence[Tensor], index: int) -> Answer:
         """The answer.
 

@@ -10,14 +10,16 @@ from torch import nn
 
 @torch.no_grad()
 def run_one_token(model: nn.Module, position: int = 0) -> None:
-    """One forward pass, eager even where the model is compiled; nothing is kept."""
+    """One forward pass, eager even where the model is compiled; nothing is kept.
+
+    Raises:
+        TypeError: A position other than 0, which needs no saying, and a model that takes none.
+    """
     plain: Any = getattr(model, "_orig_mod", model)
     device = _input_device(plain)
-    plain(
-        input_ids=torch.tensor([[_ordinary_token(plain)]], device=device),
-        position_ids=torch.tensor([[position]], device=device),
-        use_cache=False,
-    )
+    ids = torch.tensor([[_ordinary_token(plain)]], device=device)
+    placed = {"position_ids": torch.tensor([[position]], device=device)} if position else {}
+    plain(input_ids=ids, **placed, use_cache=False)
 
 
 def _input_device(model: nn.Module) -> torch.device:

@@ -84,6 +84,11 @@ class BuiltPrompt:
     spans: tuple[TokenSpan | None, ...]
     dropped: tuple[int, ...] = ()
 
+    @property
+    def passages_at(self) -> int | None:
+        """Position of the first token of the first passage; None without one."""
+        return min((span[0] for span in self.spans if span is not None), default=None)
+
     def spans_in(self, length: int) -> list[TokenSpan | None]:
         """The spans in a row that is padded on the left to `length` tokens."""
         padding = length - len(self.input_ids)

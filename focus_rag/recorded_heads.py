@@ -55,8 +55,7 @@ class Recording:
         self.examples = ExampleStore(memory_mb)
         self.head_dim = layout.head_dim
         self._model = model
-        self._passages_at = passages_at
-        self._turning = Turning.of(model) if passages_at is not None and site == "post_rope" else None
+        self._passages_at = passages_at if site == "post_rope" else None
         self._query_heads = layout.query_heads
         self._layers = sorted({layer for layer, _ in self.heads})
         place = {layer: index for index, layer in enumerate(self._layers)}
@@ -120,13 +119,14 @@ class Recording:
 
     def _moved(self, layer: int, record: LayerRecord, example: TeacherForced) -> LayerRecord:
         """A record as if the passages stood where those of all examples are to stand."""
-        if self._turning is None or self._passages_at is None:
+        if self._passages_at is None:
             return record
+        turning = Turning.of(self._model)
         by = torch.tensor(self._passages_at - example.passages_at)
         return replace(
             record,
-            queries=self._turning.turned(layer, record.queries, by),
-            keys={head: self._turning.turned(layer, key, by) for head, key in record.keys.items()},
+            queries=turning.turned(layer, record.queries, by),
+            keys={head: turning.turned(layer, key, by) for head, key in record.keys.items()},
         )
 
     def _read_constants(self, layers: Sequence[LayerRecord]) -> None:

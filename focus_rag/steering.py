@@ -103,7 +103,6 @@ class FocusHandle:
         self.profile = profile
         self._alpha = alpha_rows(alpha)
         self._moved = moved_rows(profile, passages_at)
-        self._turning: Turning | None = None
         self._directions = layer_directions(profile, profile.directions)
         self._undo = ExitStack()
         self._across_threads = across_threads
@@ -136,7 +135,7 @@ class FocusHandle:
             UnsupportedModelError: The model's RoPE cannot be reproduced.
         """
         self._moved = moved_rows(self.profile, passages_at)
-        self._turning = None if self._moved is None else Turning.of(self.model)
+        self._check_turning()
         self._shifts.clear()
 
     def attach(self) -> FocusHandle:
@@ -155,8 +154,7 @@ class FocusHandle:
         if self.profile.site != "post_rope":
             _refuse_blind_graphs(self.model, self.profile.site)
             check_query_site(self.model, layout, self.profile.site)
-        if self._moved is not None:
-            self._turning = Turning.of(self.model)
+        self._check_turning()
         with ExitStack() as undo:
             chosen = [layer for layer in layout.layers if layer.index in self._directions]
             self._layers = {layer.attention: layer.index for layer in chosen}
@@ -185,13 +183,18 @@ class FocusHandle:
         if found is None:
             alpha = self._spread("alpha", self._alpha, rows)
             shift = alpha[:, None, None] * self._directions[layer]
-            if self._turning is not None and self._moved is not None:
+            if self._moved is not None:
                 moved = self._spread("passages_at", self._moved, rows)[:, None]
                 whole = shift.expand(max(len(shift), len(moved)), *shift.shape[1:])
-                shift = self._turning.turned(layer, whole, moved)
+                shift = Turning.of(self.model).turned(layer, whole, moved)
             found = laid_out(shift, query_format, width).to(like.device, like.dtype)
             self._shifts[key] = found
         return found
+
+    def _check_turning(self) -> None:
+        """Refuse a model whose RoPE is not known here, not in the midst of a forward pass."""
+        if self._moved is not None:
+            Turning.of(self.model)
 
     def _spread(self, name: str, per_request: Tensor, rows: int) -> Tensor:
         spread = rows_of(per_request, rows)

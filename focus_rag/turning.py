@@ -73,7 +73,10 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
     layout = ModelLayout.of(model)
     heads = [(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)]
     with undisturbed(), QueryKeyRecorder(model, heads, rows=[0], site="normed") as recorder:
-        run_one_token(model, position=1)
+        try:
+            run_one_token(model, position=1)
+        except TypeError as error:
+            raise UnsupportedModelError(f"{layout.family!r} takes no positions, so its RoPE is not known.") from error
     turns = {}
     for layer in layout.layers:
         record = recorder.records.get(layer.index)

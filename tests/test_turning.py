@@ -118,6 +118,15 @@ def test_a_model_whose_rotation_is_not_known_says_so_and_is_left_as_it_was() -> 
     assert logits(model, profile, tokens(), passages_at=AT).isfinite().all(), "as the published code does, it goes"
 
 
+def test_a_model_that_takes_no_positions_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes_none(model: Any, position: int = 0) -> None:
+        raise TypeError("forward() got an unexpected keyword argument 'position_ids'")
+
+    monkeypatch.setattr("focus_rag.turning.run_one_token", takes_none)
+    with pytest.raises(UnsupportedModelError, match=r"llama.*takes no positions"):
+        Turning.of(tiny_model())
+
+
 def test_set_passages_at_while_attached() -> None:
     model = tiny_model()
     profile, ids = profile_of(model), tokens()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, load_generator
 from focus_rag.cli.output import note, progress, write_json, write_table
+from focus_rag.grading import Grading
 
 if TYPE_CHECKING:
     from focus_rag.evaluation.cases import CaseSource
@@ -66,7 +67,7 @@ def command(
     tune_limit: Annotated[int, typer.Option("--tune-limit", help="Dev questions to choose tuned methods by.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     grading: Annotated[
-        Literal["exact", "contains"] | None,
+        Grading | None,
         typer.Option("--grading", help="What counts as right; default: what the profile was fitted by."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
