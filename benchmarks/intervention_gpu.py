@@ -5,12 +5,13 @@
 
 A random model of the shape of a 1.5-billion-parameter one, bfloat16. Every round runs all variants once, in an order that turns and
 flips from round to round; a ratio is taken within a round and the median over rounds is reported. `bare_again` is the noise.
-Times are those between two CUDA events (on a CPU: of the clock). Decoding uses the growing cache that `generate` uses by default.
+Times are those between two CUDA events (on a CPU: of the clock), what the host makes the GPU wait included. Decoding uses the growing cache that `generate` uses by default.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import platform
 import statistics
 import sys
@@ -30,6 +31,7 @@ from focus_rag.head_scoring import example_masses
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.teacher_forcing import TeacherForced
 
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection")
 
 
@@ -44,15 +46,15 @@ class Sizes:
     key_heads: int = 2
     vocabulary: int = 32_000
     steered_heads: int = 20
-    batches: tuple[int, ...] = (1, 16, 64)
     prefill: int = 8192
-    decode_tokens: int = 8
-    prefill_rounds: tuple[int, ...] = (25, 9, 5)
-    decode_rounds: int = 25
+    prefill_rounds: int = 16
+    batches: tuple[int, ...] = (1, 16, 64)
+    decode_tokens: int = 4
+    decode_rounds: int = 16
     scoring: int = 32_768
 
 
-TOY = Sizes(2, 64, 128, 4, 2, 300, 3, (1, 2, 4), 96, 2, (2, 2, 2), 2, 512)
+TOY = Sizes(2, 64, 128, 4, 2, 300, 3, 96, 2, (1, 2, 4), 2, 2, 512)
 
 
 def model_and_profile(sizes: Sizes, device: str, attention: str) -> tuple[LlamaForCausalLM, FocusProfile]:
@@ -62,7 +64,8 @@ def model_and_profile(sizes: Sizes, device: str, attention: str) -> tuple[LlamaF
         num_attention_heads=sizes.heads, num_key_value_heads=sizes.key_heads, max_position_embeddings=sizes.scoring,
         tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.bfloat16).to(device).eval()
+    with torch.device(device):
+        model = LlamaForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.bfloat16).eval()
     every = [(layer, head) for layer in range(sizes.layers) for head in range(sizes.heads)]
     chosen = [every[index] for index in torch.randperm(len(every))[: sizes.steered_heads].tolist()]
     entries = [HeadEntry(layer=layer, head=head) for layer, head in chosen]
@@ -85,15 +88,23 @@ def milliseconds(run: Callable[[], object], device: str) -> float:
 
 
 def interleaved(
-    rounds: int, run: Callable[[], object], model: Any, profile: FocusProfile, batch: int, length: int, device: str
+    rounds: int,
+    run: Callable[[], object],
+    model: Any,
+    profile: FocusProfile,
+    batch: int,
+    length: int,
+    device: str,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Medians of all variants over the rounds, after one round that is not counted."""
+    """Medians of all variants over the rounds, after one round that is not counted; `before` runs attached but untimed."""
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for index in range(rounds + 1):
         turn = index % len(VARIANTS)
         order = [*VARIANTS[turn:], *VARIANTS[:turn]]
         for name in order[::-1] if index % 2 else order:
             with variant(name, model, profile, batch, length):
+                before()
                 taken = milliseconds(run, device)
             if index:
                 times[name].append(taken)
@@ -109,21 +120,31 @@ def interleaved(
 
 
 @torch.inference_mode()
-def case(sizes: Sizes, batch: int, prefill_rounds: int, model: Any, profile: FocusProfile, device: str) -> dict[str, Any]:
-    ids = torch.randint(3, sizes.vocabulary, (batch, sizes.prefill), device=device)
-    token = ids[:, :1].contiguous()
-    prefill = interleaved(
-        prefill_rounds, lambda: model(ids, logits_to_keep=1), model, profile, batch, sizes.prefill, device
+def prefill(sizes: Sizes, model: Any, profile: FocusProfile, device: str) -> dict[str, Any]:
+    """A prompt of one row; what a request costs once, its shifts among it, is timed too."""
+    ids = torch.randint(3, sizes.vocabulary, (1, sizes.prefill), device=device)
+    return interleaved(
+        sizes.prefill_rounds, lambda: model(ids, logits_to_keep=1), model, profile, 1, sizes.prefill, device
     )
+
+
+@torch.inference_mode()
+def decode(sizes: Sizes, batch: int, model: Any, profile: FocusProfile, device: str) -> dict[str, Any]:
+    """Some tokens of a batch whose rows share one prompt."""
+    ids = torch.randint(3, sizes.vocabulary, (1, sizes.prefill), device=device)
     cache = model(ids, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(batch)
+    token = ids[:, :1].expand(batch, 1).contiguous()
 
-    def decode() -> None:
-        for _ in range(sizes.decode_tokens):
-            model(token, past_key_values=cache, logits_to_keep=1)
-        cache.crop(-sizes.decode_tokens)
+    def steps(count: int = sizes.decode_tokens) -> None:
+        for _ in range(count):
+            model(token, **{CACHE: cache}, logits_to_keep=1)
+        cache.crop(-count)
 
-    decoding = interleaved(sizes.decode_rounds, decode, model, profile, batch, sizes.prefill, device)
-    return {"batch": batch, "prompt": sizes.prefill, "prefill": prefill, f"decode_{sizes.decode_tokens}_tokens": decoding}
+    # As in a request, where the prefill has met the shifts before the first token is decoded.
+    return interleaved(
+        sizes.decode_rounds, steps, model, profile, batch, sizes.prefill, device, before=lambda: steps(1)
+    )
 
 
 def scoring(sizes: Sizes, model: Any, device: str, rows: int = 32, passages: int = 20) -> dict[str, Any]:
@@ -152,6 +173,7 @@ def scoring(sizes: Sizes, model: Any, device: str, rows: int = 32, passages: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--scoring", action=argparse.BooleanOptionalAction, default=True, help="score a long context too")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, help="also write the JSON here, after every case")
     parser.add_argument("--conditions", default="", help="a remark on the machine's other load, kept in the result")
@@ -169,17 +191,19 @@ def main() -> None:
     }  # fmt: skip
     for attention in ("sdpa", *(["flash_attention_2"] if on_gpu and is_flash_attn_2_available() else [])):
         model, profile = model_and_profile(sizes, options.device, attention)
-        found = result["attention"][attention] = {"cases": []}
-        for batch, rounds in zip(sizes.batches, sizes.prefill_rounds, strict=True):
+        found = result["attention"][attention] = {"prefill": prefill(sizes, model, profile, options.device)}
+        for batch in sizes.batches:
+            name = f"decode_{sizes.decode_tokens}_tokens_batch_{batch}"
             try:
-                found["cases"].append(case(sizes, batch, rounds, model, profile, options.device))
+                found[name] = decode(sizes, batch, model, profile, options.device)
             except torch.OutOfMemoryError:
-                found["cases"].append({"batch": batch, "prompt": sizes.prefill, "out_of_memory": True})
+                found[name] = {"out_of_memory": True}
             if on_gpu:
                 torch.cuda.empty_cache()
             written(result, options.output)
             print(f"{attention}, batch {batch}: done", file=sys.stderr)
-        found["contextual_scoring"] = scoring(sizes, model, options.device)
+        if options.scoring:
+            found["contextual_scoring"] = scoring(sizes, model, options.device)
         del model
     print(written(result, options.output), end="")
 

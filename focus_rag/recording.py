@@ -163,6 +163,12 @@ class Rotation:
         home = sys.modules[type(attention).__module__]
         self._function: Callable[..., Any] | None = getattr(home, "apply_rotary_pos_emb", None)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rotation) and self._function is other._function
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
     def apply(self, queries: Tensor, cos: Tensor, sin: Tensor, kind: RotationKind) -> Tensor:
         """Rotate queries.
 

@@ -108,7 +108,8 @@ class FocusHandle:
         self._across_threads = across_threads
         self._layers: dict[nn.Module, int] = {}
         self._is_attached = False
-        # One entry per (layer, device, dtype, rows): the shift is computed once and only added from then on.
+        # Computed once, for all layers together, and only added from then on: by (rows, device, dtype), and by layer as laid out.
+        self._together: dict[tuple[Any, ...], dict[int, Tensor]] = {}
         self._shifts: dict[tuple[Any, ...], Tensor] = {}
         self.forward_passes = 0
 
@@ -120,12 +121,12 @@ class FocusHandle:
     def set_alpha(self, alpha: Alpha) -> None:
         """Change alpha while attached."""
         self._alpha = alpha_rows(alpha)
-        self._shifts.clear()
+        self._forget()
 
     def set_directions(self, directions: Tensor) -> None:
         """Change the directions while attached, `(heads, head_dim)` in the order of the profile's heads; gradients flow to them."""
         self._directions = layer_directions(self.profile, directions)
-        self._shifts.clear()
+        self._forget()
 
     def set_passages_at(self, passages_at: PassagesAt | None) -> None:
         """Change where the passages stand while attached, see `focus`.
@@ -136,7 +137,7 @@ class FocusHandle:
         """
         self._moved = moved_rows(self.profile, passages_at)
         self._check_turning()
-        self._shifts.clear()
+        self._forget()
 
     def attach(self) -> FocusHandle:
         """Attach; if anything fails, everything attached so far is removed first.
@@ -181,15 +182,25 @@ class FocusHandle:
         key = (layer, rows, like.device, like.dtype)
         found = self._shifts.get(key)
         if found is None:
-            alpha = self._spread("alpha", self._alpha, rows)
-            shift = alpha[:, None, None] * self._directions[layer]
-            if self._moved is not None:
-                moved = self._spread("passages_at", self._moved, rows)[:, None]
-                whole = shift.expand(max(len(shift), len(moved)), *shift.shape[1:])
-                shift = Turning.of(self.model).turned(layer, whole, moved)
-            found = laid_out(shift, query_format, width).to(like.device, like.dtype)
-            self._shifts[key] = found
+            if key[1:] not in self._together:
+                self._together[key[1:]] = self._all_shifts(rows, like)
+            found = self._shifts[key] = laid_out(self._together[key[1:]][layer], query_format, width)
         return found
+
+    def _all_shifts(self, rows: int, like: Tensor) -> dict[int, Tensor]:
+        """`alpha * d_q` of every steered layer, `(rows or 1, query_heads, head_dim)`, in one transfer to the device."""
+        layers = list(self._directions)
+        directions = torch.stack(list(self._directions.values()))
+        shifts = self._spread("alpha", self._alpha, rows)[:, None, None] * directions[:, None]
+        if self._moved is not None:
+            moved = self._spread("passages_at", self._moved, rows)
+            shifts = shifts.expand(-1, max(shifts.shape[1], len(moved)), -1, -1)
+            shifts = Turning.of(self.model).all_turned(layers, shifts, moved[:, None])
+        return dict(zip(layers, _sent(shifts, like), strict=True))
+
+    def _forget(self) -> None:
+        self._together.clear()
+        self._shifts.clear()
 
     def _check_turning(self) -> None:
         """Refuse a model whose RoPE is not known here, not in the midst of a forward pass."""
@@ -204,6 +215,14 @@ class FocusHandle:
                 "one per row; packed batches (continuous batching) take a single one."
             )
         return spread
+
+
+def _sent(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor on another one's device and in its dtype, without waiting for what a GPU is still doing."""
+    tensor = tensor.to(like.dtype)
+    if like.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:
+        return tensor.pin_memory().to(like.device, non_blocking=True)
+    return tensor.to(like.device)
 
 
 class _SteeringTap(AttentionTap):

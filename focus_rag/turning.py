@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,16 @@ class _LayerTurn:
     rotation: Rotation
     kind: RotationKind
     angles: Tensor
+
+    def turned(self, vectors: Tensor, positions: Tensor) -> Tensor:
+        """See `Turning.turned`."""
+        angles = positions[..., None].to(vectors.device, torch.float32) * self.angles.to(vectors.device)
+        cos, sin = (found.to(vectors.dtype).expand(*vectors.shape[:-1], -1) for found in (angles.cos(), angles.sin()))
+        return self.rotation.apply(vectors, cos, sin, self.kind)
+
+    def is_like(self, other: _LayerTurn) -> bool:
+        """Whether two layers rotate in the same way."""
+        return self.kind == other.kind and self.rotation == other.rotation and torch.equal(self.angles, other.angles)
 
 
 class Turning:
@@ -59,10 +70,24 @@ class Turning:
             vectors: `(..., head_dim)`, after RoPE.
             positions: By how much; its shape is spread over the leading axes of `vectors`.
         """
-        turn = self._layers[layer]
-        angles = positions[..., None].to(vectors.device, torch.float32) * turn.angles.to(vectors.device)
-        angles = angles.expand(*vectors.shape[:-1], -1)
-        return turn.rotation.apply(vectors, angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype), turn.kind)
+        return self._layers[layer].turned(vectors, positions)
+
+    def all_turned(self, layers: Sequence[int], vectors: Tensor, positions: Tensor) -> Tensor:
+        """Vectors of several layers at once, as `turned` turns those of one.
+
+        Args:
+            layers: Layer indices.
+            vectors: `(layers, ..., head_dim)`, after RoPE.
+            positions: By how much, the same for all layers; its shape is spread over the axes of `vectors` between the two.
+        """
+        turned = torch.empty_like(vectors)
+        waiting = list(range(len(layers)))
+        while waiting:
+            turn = self._layers[layers[waiting[0]]]
+            alike = [place for place in waiting if turn.is_like(self._layers[layers[place]])]
+            turned[alike] = turn.turned(vectors[alike], positions)
+            waiting = [place for place in waiting if place not in alike]
+        return turned
 
 
 _LOCK = threading.Lock()

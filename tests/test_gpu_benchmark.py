@@ -16,11 +16,12 @@ def test_every_case_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["intervention_gpu", "--device", "cpu", "--toy", "--output", str(output)])
     intervention_gpu.main()
     found = json.loads(output.read_text(encoding="utf-8"))["attention"]["sdpa"]
-    assert [case["batch"] for case in found["cases"]] == list(intervention_gpu.TOY.batches)
-    for case in found["cases"]:
-        for part in ("prefill", f"decode_{intervention_gpu.TOY.decode_tokens}_tokens"):
-            assert set(intervention_gpu.VARIANTS) <= set(case[part])
-            assert case[part]["bare"]["ratio"] == 1.0
+    toy = intervention_gpu.TOY
+    decoded = [f"decode_{toy.decode_tokens}_tokens_batch_{batch}" for batch in toy.batches]
+    assert set(found) == {"prefill", "contextual_scoring", *decoded}
+    for part in ("prefill", *decoded):
+        assert set(intervention_gpu.VARIANTS) <= set(found[part])
+        assert found[part]["bare"]["ratio"] == 1.0
     assert found["contextual_scoring"]["out_of_memory"] is False
 
 

@@ -17,7 +17,7 @@ from focus_rag.embedded.reader_model import ModelShape
 from focus_rag.embedded.real_reader import build_pack as build_pack_module
 from focus_rag.embedded.real_reader import compact, train
 from focus_rag.embedded.real_reader.build_pack import build_pack, held_out_examples
-from focus_rag.embedded.real_reader.mix import Mix, RowMaker
+from focus_rag.embedded.real_reader.mix import Mix, RowMaker, replaced
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.sources import Sources
 from focus_rag.embedded.real_reader.stream import Stream, StreamSettings, batch_of, draw_pool
@@ -28,7 +28,7 @@ from focus_rag.examples import examples_from_rows
 from focus_rag.prompting import PromptBuilder
 
 MIX = Mix(
-    passages=(1, 4), long=0.0, language_tokens=(20, 60), follow_ups=(0, 2), world=Stage("world", passages=(1, 2), follow_ups=(1, 2)),
+    passages=(1, 4), long=0.0, read_along=0.0, exchanged=0.0, thinned=0.0, loose=0.0, language_tokens=(20, 60), follow_ups=(0, 2), world=Stage("world", passages=(1, 2), follow_ups=(1, 2)),
     shares={"question": 0.4, "gap": 0.3, "language": 0.1, "world": 0.2},
 )  # fmt: skip
 SETTINGS = train.ReaderSettings(
@@ -271,6 +271,52 @@ def test_gaps_can_be_filled_from_the_passages(pack: Pack) -> None:
             assert f"{question.removeprefix('Which sentence follows this one: ')} {answer}" in passages
     assert removed > 0
     assert follows > 10
+
+
+def test_exchanged_answers_stand_in_the_passage_in_place_of_the_old_ones(pack: Pack) -> None:
+    maker, rng = RowMaker(pack), random.Random(5)
+    mix = MIX.model_copy(update={"missing": 0.0, "exchanged": 1.0, "follow_ups": (0, 3), "titled": 0.0})
+    known = {(one.tobytes(), pack.answers[i].tobytes()) for i, one in enumerate(pack.questions)}
+    exchanged = 0
+    for _ in range(200):
+        row = maker.question_row(rng, mix)
+        text = pack.tokenizer.decode(row.tokens)
+        assert all(answer in text.split("<|end|>")[0] for answer in turns(pack, row))
+        assert row.first_answer is not None
+        question = pack.tokenizer.encode(" " + text.split("Question: ")[1].split("\n")[0], add_special_tokens=False)
+        answer = row.tokens[row.first_answer[0] : row.first_answer[1] - 1]
+        exchanged += (np.array(question, "uint16").tobytes(), np.array(answer, "uint16").tobytes()) not in known
+    assert exchanged > 20
+
+
+def test_loose_gaps_ask_for_a_word_of_a_passage_with_words_of_its_sentence(pack: Pack) -> None:
+    maker, rng = RowMaker(pack), random.Random(6)
+    mix = MIX.model_copy(update={"loose": 1.0, "next_sentence": 0.0, "follow_ups": (0, 0), "titled": 0.0, "passages": (1, 1)})
+    asked = 0
+    for _ in range(100):
+        first, answer = pack.tokenizer.decode(maker.row(rng, "gap", mix).tokens).split("<|assistant|>")
+        question = first.split("Question: ")[1].split("\n")[0]
+        if not question.endswith("?"):
+            continue
+        asked += 1
+        passage = first.split("\n\n[1] ")[1]
+        assert answer.removesuffix("<|end|>").strip() in passage
+        words = question.removesuffix("?").split()
+        assert question.startswith(("When", "How", "In", "What", "Who", "Where", "Which"))
+        assert sum(word in passage for word in words) >= len(words) - 5
+    assert asked > 30
+
+
+def test_words_are_thinned_and_shaken_as_wholes(pack: Pack) -> None:
+    words, rng = RowMaker(pack).words, random.Random(0)
+    text = " ".join(pack.tokenizer.decode(pack.texts[0]).replace(",", "").replace(".", "").split()[:12])
+    tokens = pack.tokenizer.encode(" " + text, add_special_tokens=False)
+    assert words.thinned(rng, tokens, 0.0) == [token for word in words.split(tokens) for token in word]
+    assert words.thinned(rng, tokens, 1.0) == tokens
+    kept = pack.tokenizer.decode(words.thinned(rng, tokens, 0.5)).split()
+    assert 0 < len(kept) < 12
+    assert sorted(pack.tokenizer.decode(words.shaken(rng, tokens)).split()) == sorted(pack.tokenizer.decode(words.thinned(rng, tokens, 0.0)).split())
+    assert replaced([1, 2, 3, 1, 2], [1, 2], [9]) == [9, 3, 9]
 
 
 def test_training_never_sees_what_is_held_out(pack: Pack) -> None:

@@ -55,10 +55,19 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     rows = query.shape[2]
-    if attention_mask is not None or rows != key.shape[2] or rows > _LONGEST or query.device.type != "cpu":
+    groups: int = module.num_key_value_groups  # type: ignore[assignment]
+    # The device first: on a GPU no size is looked at, and a compiled layer need not be compiled again for another one.
+    if query.device.type != "cpu" and attention_mask is None and rows == key.shape[2]:
+        # As many key heads as query heads, in one dtype: what the flash kernel is certain to take.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        dtype = value.dtype
+        fused = torch.nn.functional.scaled_dot_product_attention(
+            query.to(dtype), key.to(dtype), value, is_causal=True, scale=scaling
+        )
+        return fused.transpose(1, 2).contiguous(), None
+    if query.device.type != "cpu" or attention_mask is not None or rows != key.shape[2] or rows > _LONGEST:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
-    groups: int = module.num_key_value_groups  # type: ignore[assignment]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     blocks = []

@@ -104,12 +104,12 @@ class Optimizers:
     def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
         import torch
 
-        if not hasattr(torch.optim, "Muon"):
-            raise InvalidInputError(f"Training needs torch 2.9 or newer, which has Muon; this is {torch.__version__}.")
+        from focus_rag.embedded.muon import StackedMuon
+
         inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(inner, lr=settings.matrix_lr, weight_decay=settings.weight_decay, adjust_lr_fn="original"),
+            StackedMuon(inner, settings.matrix_lr, settings.weight_decay),
             torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda),
         ]
         self._full = [settings.matrix_lr, settings.lr]

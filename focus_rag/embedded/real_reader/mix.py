@@ -40,12 +40,17 @@ class Mix(BaseModel):
         hard: Share of distractors taken from what a retriever ranks high for the question.
         near: Share of the other distractors taken from the gold paragraph's own article.
         missing: Share of question rows without the gold passage, whose answer is "not stated".
+        exchanged: Share of questions whose answer is a name or a number that get another one, in the passage as in the answer: the
+            same question can then not be answered from memory.
+        thinned: Share of question rows whose first question lacks some words, so that no wording is learned by heart.
         follow_ups: Fewest and most further questions, as later turns on the passages shown.
         titled: Share of rows whose passages have their titles.
         next_sentence: Share of self-supervised questions that ask for the sentence that follows one.
         removed: Share of gaps whose sentence is taken out of the passage, where the answer stands elsewhere in it:
             then it has to be read rather than matched.
+        loose: Share of gaps asked as a question: a question word by what is missing, then some words of the sentence, not quite in order.
         language_weight: Loss weight of plain text against an answer's tokens.
+        read_along: Share of question rows whose passages carry that weight too, so that their words are learned where they are read.
         language_tokens: Fewest and most tokens of a row of plain text.
         world: The generated part.
     """
@@ -54,41 +59,57 @@ class Mix(BaseModel):
 
     name: str = "full length"
     tokens: int | None = None
-    shares: dict[str, float] = Field(default={"question": 0.45, "gap": 0.3, "language": 0.1, "world": 0.15})
+    shares: dict[str, float] = Field(default={"question": 0.45, "gap": 0.15, "language": 0.05, "world": 0.35})
     sources: tuple[float, ...] = (0.9, 0.08, 0.02)
     passages: tuple[int, int] = (1, 8)
     long: float = 0.04
     long_passages: tuple[int, int] = (9, 20)
     hard: float = 0.6
     near: float = 0.5
-    missing: float = 0.1
-    follow_ups: tuple[int, int] = (0, 4)
+    missing: float = 0.05
+    exchanged: float = 0.5
+    thinned: float = 0.3
+    follow_ups: tuple[int, int] = (0, 5)
     titled: float = 0.9
     next_sentence: float = 0.15
     removed: float = 0.5
+    loose: float = 0.5
     language_weight: float = 0.05
+    read_along: float = 0.1
     language_tokens: tuple[int, int] = (128, 2048)
-    world: Stage = Stage("world", passages=(1, 8), hard=(0, 4), sentences=(1, 4), follow_ups=(3, 8), long=0.05, copying=0.03)
+    world: Stage = Stage(
+        "world", rich=(0.2, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8),
+        long=0.08, long_passages=(10, 24), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01,
+    )  # fmt: skip
 
 
 def curriculum() -> tuple[Mix, ...]:
     """Copying first, over few tokens and then all, then few passages, then all of it."""
     few = Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0)
     copying = Stage("copying and pairs", copying=0.5, pairs=0.5, idle=0.0)
-    plain = Stage("plain", rich=(0.0, 0.5), follow_ups=(4, 8), copying=0.05)
+    plain = Stage("plain", rich=(0.0, 0.8), missing=0.05, unstated=0.05, follow_ups=(4, 8), copying=0.05)
     return (
-        Mix(name="copying few tokens", tokens=8_000_000, shares={"world": 1.0}, world=few),
-        Mix(name="copying and pairs", tokens=16_000_000, shares={"world": 1.0}, world=copying),
+        Mix(name="copying few tokens", tokens=6_000_000, shares={"world": 1.0}, world=few),
+        Mix(name="copying and pairs", tokens=12_000_000, shares={"world": 1.0}, world=copying),
         Mix(
             name="few passages",
-            tokens=60_000_000,
-            shares={"question": 0.3, "gap": 0.4, "language": 0.1, "world": 0.2},
+            tokens=100_000_000,
+            shares={"question": 0.4, "gap": 0.25, "language": 0.05, "world": 0.3},
             passages=(1, 3),
             long=0.0,
+            missing=0.03,
+            follow_ups=(1, 6),
+            read_along=0.3,
             world=plain,
         ),
         Mix(),
     )
+
+
+_ASKING = {
+    "number": ("When", "How many", "In what year", "How much", "What number"),
+    "name": ("Who", "What", "Where", "Which", "What is the name"),
+}
 
 
 class Template:
@@ -111,6 +132,8 @@ class Template:
         self.paragraph_break = after_text("\n")
         self.not_stated = alone(NOT_STATED)
         self.fill, self.gap, self.follows = alone("Fill the gap:"), alone("___"), alone("Which sentence follows this one:")
+        self.asking = {kind: [alone(one) for one in words] for kind, words in _ASKING.items()}
+        self.question_mark = after_text("?")
 
     def first_turn(self, question: list[int], passages: list[list[int]]) -> list[int]:
         """Everything up to what the model says first."""
@@ -132,6 +155,7 @@ class RowMaker:
     def __init__(self, pack: Pack, *, held_out: bool = False, longest: int = 4096) -> None:
         self.pack, self.longest = pack, longest
         self.template = Template(pack.tokenizer)
+        self.words = Words(pack.tokenizer)
         self._texts = [i for i, held in enumerate(pack.held_texts.tolist()) if held == held_out]
         self._allowed = set(self._texts)
         self._by_source: dict[int, list[int]] = {}
@@ -140,6 +164,9 @@ class RowMaker:
             if held == held_out:
                 self._by_source.setdefault(source, []).append(question)
                 self._asked_on.setdefault(int(pack.gold[question]), []).append(question)
+        self._of_kind: dict[str, list[int]] = {}
+        for question in sorted(one for found in self._by_source.values() for one in found):
+            self._of_kind.setdefault(self.words.kind(pack.answers[question].tolist()), []).append(question)
         if not self._texts or not self._by_source:
             raise InvalidInputError(f"The pack has no {'held-out ' if held_out else ''}paragraphs or questions: build it from more articles.")
 
@@ -161,12 +188,35 @@ class RowMaker:
         question = rng.choice(self._by_source[rng.choices(sources, weights)[0]])
         gold, answer = int(pack.gold[question]), pack.answers[question]
         missing = rng.random() < mix.missing
-        first = (pack.questions[question].tolist(), self.template.not_stated if missing else answer.tolist())
-        shown = self._shown(rng, mix, None if missing else gold, gold, [answer], pack.hard[question].tolist(), len(first[0]))
-        askable = [one for text in shown for one in self._asked_on.get(text, ()) if one != question]
+        asked = pack.questions[question].tolist()
+        asked = self.words.thinned(rng, asked, 0.15) if rng.random() < mix.thinned else asked
+        other = None if missing else self._other_answer(rng, mix, answer, gold)
+        answers = [answer] if other is None else [answer, other]
+        shown = self._shown(rng, mix, None if missing else gold, gold, answers, pack.hard[question].tolist(), len(asked))
+        contents = self._contents(rng, mix, shown)
+        if other is not None:
+            place = shown.index(gold)
+            contents[place] = replaced(contents[place], answer.tolist(), other.tolist())
+        said = self.template.not_stated if missing else (answer if other is None else other).tolist()
+        askable = [one for text in shown for one in self._asked_on.get(text, ()) if one != question and self._stands(one, shown, contents)]
         further = rng.sample(askable, min(len(askable), rng.randint(*mix.follow_ups)))
-        turns = [first, *((pack.questions[one].tolist(), pack.answers[one].tolist()) for one in further)]
-        return self._conversation(shown, self._contents(rng, mix, shown), turns, "question")
+        turns = [(asked, said), *((pack.questions[one].tolist(), pack.answers[one].tolist()) for one in further)]
+        along = mix.language_weight if rng.random() < mix.read_along else 0.0
+        return self._conversation(shown, contents, turns, "question", along)
+
+    def _other_answer(self, rng: random.Random, mix: Mix, answer: Array, gold: int) -> Array | None:
+        """Another name for a name, another number for a number, that does not stand in the paragraph; None where it is kept."""
+        kind = self.words.kind(answer.tolist())
+        if kind == "phrase" or rng.random() >= mix.exchanged:
+            return None
+        other = self.pack.answers[rng.choice(self._of_kind[kind])]
+        return None if _holds(self.pack.texts[gold], other) else other
+
+    def _stands(self, question: int, shown: list[int], contents: list[list[int]]) -> bool:
+        """Whether the answer of a question still stands in its passage as it is shown."""
+        import numpy as np
+
+        return _holds(np.asarray(contents[shown.index(int(self.pack.gold[question]))], self.pack.answers[question].dtype), self.pack.answers[question])
 
     def _gap_row(self, rng: random.Random, mix: Mix) -> Row:
         """A gap to fill or a sentence to go on from, made from a paragraph, and more of them."""
@@ -211,6 +261,10 @@ class RowMaker:
         start = max((one for one in starts if one <= first), default=0)
         end = min((one for one in starts if one > first), default=len(tokens))
         answer = tokens[first:last]
+        kind = self.words.kind(answer)
+        if kind != "phrase" and rng.random() < mix.loose:
+            rest = self.words.shaken(rng, self.words.thinned(rng, tokens[start:first] + tokens[last:end], 0.35))
+            return rng.choice(self.template.asking[kind]) + rest + self.template.question_mark, answer, None
         question = self.template.fill + tokens[start:first] + self.template.gap + tokens[last:end]
         elsewhere = _holds(self.pack.texts[text][:start], answer) or _holds(self.pack.texts[text][end:], answer)
         return question, answer, (start, end) if elsewhere and rng.random() < removed else None
@@ -258,12 +312,16 @@ class RowMaker:
         return [title + self.pack.texts[text].tolist() for title, text in zip(titles, shown, strict=True)]
 
     def _conversation(
-        self, shown: list[int], contents: list[list[int]], turns: list[tuple[list[int], list[int]]], source: str
+        self, shown: list[int], contents: list[list[int]], turns: list[tuple[list[int], list[int]]], source: str, along: float = 0.0
     ) -> Row:
-        """The tokens with weight on what the model says; later turns only while they fit."""
+        """The tokens with weight on what the model says, and `along` on the passages; later turns only while they fit."""
         template = self.template
         tokens = template.first_turn(turns[0][0], contents) if shown else template.start + template.user + turns[0][0] + template.end + template.assistant
         weights = [0.0] * len(tokens)
+        if shown and along:
+            begin = len(template.start + template.user + template.opening + turns[0][0])
+            end = len(tokens) - len(template.closing + turns[0][0] + template.end + template.assistant)
+            weights[begin:end] = [along] * (end - begin)
         said = turns[0][1] + template.end
         first = (len(tokens), len(tokens) + len(said))
         tokens, weights = tokens + said, weights + [1.0] * len(said)
@@ -274,6 +332,59 @@ class RowMaker:
             tokens += asked + said
             weights += [0.0] * len(asked) + [1.0] * len(said)
         return Row(tokens, weights, first, source)
+
+
+class Words:
+    """What single tokens are: where words begin, and what kind of answer a sequence is."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self._begins = [token.startswith("\u0120") for token in tokens]
+        plain = [token.removeprefix("\u0120") for token in tokens]
+        self._is_mark = [not any(one.isalnum() for one in token) for token in plain]
+        self._has_digit = [any(one.isdigit() for one in token) for token in plain]
+        self._is_capital = [token[:1].isupper() for token in plain]
+
+    def kind(self, tokens: list[int]) -> str:
+        """`number`, `name` or `phrase`."""
+        if any(self._has_digit[token] for token in tokens):
+            return "number"
+        return "name" if tokens and self._is_capital[tokens[0]] else "phrase"
+
+    def split(self, tokens: list[int]) -> list[list[int]]:
+        """Tokens by word, without punctuation."""
+        words: list[list[int]] = []
+        for token in tokens:
+            if self._is_mark[token]:
+                continue
+            if self._begins[token] or not words:
+                words.append([])
+            words[-1].append(token)
+        return words
+
+    def thinned(self, rng: random.Random, tokens: list[int], share: float) -> list[int]:
+        """Without a share of the words, drawn anew; all of them where none would be left."""
+        kept = [word for word in self.split(tokens) if rng.random() >= share]
+        return [token for word in kept for token in word] or tokens
+
+    def shaken(self, rng: random.Random, tokens: list[int]) -> list[int]:
+        """The words in nearly their order: each moves by a few places at most."""
+        words = self.split(tokens)
+        places = sorted(range(len(words)), key=lambda place: place + rng.uniform(0.0, 3.0))
+        return [token for place in places for token in words[place]]
+
+
+def replaced(tokens: list[int], old: list[int], new: list[int]) -> list[int]:
+    """Tokens with every occurrence of one sequence exchanged for another."""
+    found, place = [], 0
+    while place < len(tokens):
+        if tokens[place : place + len(old)] == old:
+            found += new
+            place += len(old)
+        else:
+            found.append(tokens[place])
+            place += 1
+    return found
 
 
 def _holds(text: Array, wanted: Any) -> bool:

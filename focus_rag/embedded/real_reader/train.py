@@ -25,6 +25,7 @@ from focus_rag.embedded.reader_model import ModelShape, new_model, save
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.stream import Batch, Stream, StreamSettings, batch_of
+from focus_rag.embedded.rows import Row
 from focus_rag.embedded.short_attention import register_attention
 from focus_rag.embedded.train import Optimizers, TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
@@ -43,7 +44,7 @@ class ReaderSettings(TrainSettings):
     """How to train the reader of real text; what is not here stands in `TrainSettings`.
 
     Attributes:
-        shape: 31 million parameters at a vocabulary of 16,384; the pack's vocabulary replaces `vocab_size`.
+        shape: 23 million parameters at a vocabulary of 16,384; the pack's vocabulary replaces `vocab_size`.
         warmup: Steps until the full learning rate, and again where optimizer states were lost.
         budget_minutes: Training time of all runs together, which the learning rate follows.
         batch_tokens: Tokens of a step, padding included.
@@ -56,12 +57,12 @@ class ReaderSettings(TrainSettings):
     """
 
     shape: ModelShape = ModelShape(
-        vocab_size=16_384, hidden_size=448, intermediate_size=1024, layers=12, heads=8, key_heads=2, head_dim=64
+        vocab_size=16_384, hidden_size=448, intermediate_size=1024, layers=8, heads=8, key_heads=2, head_dim=64
     )
     warmup: int = 50
-    budget_minutes: float = Field(default=27.0, gt=0.0)
-    batch_tokens: int = Field(default=65_536, ge=1)
-    pool_batches: int = Field(default=32, ge=1)
+    budget_minutes: float = Field(default=7.0, gt=0.0)
+    batch_tokens: int = Field(default=131_072, ge=1)
+    pool_batches: int = Field(default=24, ge=1)
     log_every: int = Field(default=20, ge=1)
     dev_every: int = Field(default=500, ge=1)
     dev_rows: int = 200
@@ -110,7 +111,7 @@ class Progress:
 
 
 def answer_loss(
-    decoder: Any, model: LlamaForCausalLM, batch: Batch, device: str, bf16: bool
+    model: LlamaForCausalLM, batch: Batch, device: str, bf16: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of a batch, and which of its predicted tokens were right, `(predicted)`.
 
@@ -125,7 +126,7 @@ def answer_loss(
 
     targets = there(batch.targets)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
-        hidden = decoder(there(batch.ids), use_cache=False).last_hidden_state
+        hidden = model.model(there(batch.ids), use_cache=False).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[there(batch.at)]).float()
     per_token = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return (per_token * there(batch.weights)).sum() / batch.total, logits.detach().argmax(-1) == targets
@@ -151,7 +152,8 @@ class ReaderTrainer:
         device: Where to train.
         workers: Processes that draw rows ahead; 0 draws them in between.
         resume: Go on from the checkpoint in `out`.
-        compiled: Compile the decoder.
+        start: Folder of a saved model to begin from, with new optimizer states; the stretches of copying are left out.
+        compiled: Compile the layers.
 
     Raises:
         InvalidInputError: The model is larger than a checkpoint may be, there is nothing to resume, there is something
@@ -168,14 +170,18 @@ class ReaderTrainer:
         device: str = "cpu",
         workers: int = 0,
         resume: bool = False,
+        start: Path | None = None,
         compiled: bool = False,
     ) -> None:
-        import torch
 
         self.out, self.scratch, self.device = out, scratch, device
         self.pack = Pack.load(pack)
         shape = settings.shape.model_copy(update={"vocab_size": len(self.pack.tokenizer)})
-        self.settings = settings = settings.model_copy(update={"shape": shape})
+        settings = settings.model_copy(update={"shape": shape})
+        if start is not None:
+            read = tuple(mix for mix in settings.curriculum if set(mix.shares) != {"world"})
+            settings = settings.model_copy(update={"curriculum": read})
+        self.settings = settings
         saved = out / "model" / "progress.json"
         if resume != saved.exists():
             raise InvalidInputError(
@@ -192,12 +198,13 @@ class ReaderTrainer:
             )
         if resume:
             self._load_progress(saved)
+        elif start is not None:
+            self._load_weights(start)
         self.model.to(device)
         self.optimizers = Optimizers(self.model, settings)
         self.restored = resume and self._load_scratch()
         if resume and not self.restored:
             self.progress.warm_from = self.progress.step
-        self.decoder = torch.compile(self.model.model, dynamic=True) if compiled else self.model.model
         self.stream = Stream(
             pack,
             StreamSettings(
@@ -207,14 +214,25 @@ class ReaderTrainer:
             self.progress.batch,
             workers,
         )
+        if compiled:
+            # Layer by layer: one compilation serves all of them, and the causal mask is decided outside, where none is made.
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=True)
+            self._meet_compiler()
         self._dev: dict[int, list[Batch]] | None = None
+
+    def _meet_compiler(self) -> None:
+        """Have the layers compiled, forward and backward, while the workers draw the first pool."""
+        rows = [Row([1] * 96, [0.0] * 64 + [1.0] * 32) for _ in range(5)]
+        answer_loss(self.model, batch_of(rows, 0), self.device, self.settings.bf16)[0].backward()  # type: ignore[no-untyped-call]
+        self.model.zero_grad(set_to_none=True)
 
     def train_step(self, factor: float) -> tuple[Batch, torch.Tensor, torch.Tensor]:
         """One step at `factor` times the learning rate: the batch, its loss, and which tokens were right."""
         import torch
 
         batch = self.stream.next()
-        loss, right = answer_loss(self.decoder, self.model, batch, self.device, self.settings.bf16)
+        loss, right = answer_loss(self.model, batch, self.device, self.settings.bf16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizers.step(factor)
@@ -292,11 +310,11 @@ class ReaderTrainer:
         if self._dev is None:
             self._dev = {count: list(self._dev_batches(count)) for count in self.settings.dev_passages}
         found: dict[str, Any] = {"kind": "dev", "step": self.progress.step, "seconds": round(self.progress.seconds, 1)}
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for count, batches in self._dev.items():
                 loss = weight = exact = 0.0
                 for batch in batches:
-                    one, right = answer_loss(self.model.model, self.model, batch, self.device, self.settings.bf16)
+                    one, right = answer_loss(self.model, batch, self.device, self.settings.bf16)
                     loss, weight = loss + float(one) * batch.total, weight + batch.total
                     exact += (exact_share(batch, right) or 0.0) * len(batch.first_answers)
                 n = sum(len(batch.first_answers) for batch in batches)
@@ -306,7 +324,7 @@ class ReaderTrainer:
     def _dev_batches(self, count: int) -> list[Batch]:
         longest = self.settings.shape.max_position_embeddings
         maker = RowMaker(self.pack, held_out=True, longest=longest)
-        mix = Mix(passages=(count, count), long=0.0, missing=0.0, follow_ups=(0, 0), titled=1.0)
+        mix = Mix(passages=(count, count), long=0.0, missing=0.0, exchanged=0.0, thinned=0.0, follow_ups=(0, 0), titled=1.0)
         rng = random.Random(f"dev {count}")
         rows = [maker.question_row(rng, mix) for _ in range(self.settings.dev_rows)]
         rows = sorted((row for row in rows if len(row.tokens) <= longest), key=lambda row: len(row.tokens))
@@ -333,18 +351,26 @@ class ReaderTrainer:
             self._save_scratch(self.scratch)
 
     def _load_progress(self, saved: Path) -> None:
-        import torch
-        from transformers import LlamaForCausalLM
-
         state = json.loads(saved.read_text(encoding="utf-8"))
         expected = {"pack": self.pack.digest, "seed": self.settings.seed, "shape": self.settings.shape.model_dump()}
         wrong = [name for name, value in expected.items() if state.pop(name) != value]
         if wrong:
             raise InvalidInputError(f"The checkpoint in {self.out} was made with another {' and another '.join(wrong)}: resume with the same, or start anew.")
         self.progress = Progress(**state)
-        self.model = LlamaForCausalLM.from_pretrained(
-            saved.parent, dtype=torch.float32, attn_implementation=register_attention()
-        )
+        self._load_weights(saved.parent)
+
+    def _load_weights(self, folder: Path) -> None:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        try:
+            model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=register_attention())
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{folder} holds no saved reader to begin from: {error}") from error
+        shapes = [{name: one.shape for name, one in each.named_parameters()} for each in (model, self.model)]
+        if shapes[0] != shapes[1]:
+            raise InvalidInputError(f"The model in {folder} has another shape than the one to be trained: give one of the same recipe and pack.")
+        self.model = model
 
     def _save_scratch(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -398,16 +424,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget-minutes", type=float, help="training time of all runs together; the learning rate follows it")
     parser.add_argument("--steps", type=int, help="stop this run after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--start", type=Path, help="folder of a saved model to begin from, with new optimizer states")
     parser.add_argument("--scratch", type=Path, help="folder on this machine for full weights and optimizer states")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--workers", type=int, default=8, help="processes that draw rows ahead")
     parser.add_argument("--batch-tokens", type=int, help="tokens of a step")
     parser.add_argument("--lr-factor", type=float, default=1.0, help="factor on both learning rates")
-    parser.add_argument("--compile", action="store_true", help="compile the decoder")
+    parser.add_argument("--snapshot-minutes", type=float, default=ReaderSettings().snapshot_minutes, help="minutes between checkpoints")
+    parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--toy", action="store_true", help="a small model and a short curriculum, for a trial on a CPU")
     parser.add_argument("--seed", type=int, default=ReaderSettings().seed)
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     given = parser.parse_args(arguments)
+    if given.resume and given.start:
+        parser.error("--resume goes on from the checkpoint in --out and --start begins from another model: give one of them")
     if given.minutes is None and given.steps is None:
         parser.error("say how long this run may take: --minutes or --steps")
 
@@ -418,7 +448,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: try --device cpu --toy")
     settings = toy_settings() if given.toy else ReaderSettings()
-    changes: dict[str, Any] = {"seed": given.seed, "lr": settings.lr * given.lr_factor, "matrix_lr": settings.matrix_lr * given.lr_factor}
+    changes: dict[str, Any] = {"seed": given.seed, "snapshot_minutes": given.snapshot_minutes, "lr": settings.lr * given.lr_factor, "matrix_lr": settings.matrix_lr * given.lr_factor}
     if given.budget_minutes:
         changes["budget_minutes"] = given.budget_minutes
     if given.batch_tokens:
@@ -432,6 +462,7 @@ def main(arguments: list[str] | None = None) -> None:
             device=given.device,
             workers=given.workers,
             resume=given.resume,
+            start=given.start,
             compiled=given.compile,
         )
         trainer.run(minutes=given.minutes, steps=given.steps, began=began)
