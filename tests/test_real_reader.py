@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from focus_rag import FocusGenerator, Passage
+from focus_rag.embedded import compact
 from focus_rag.embedded.batches import Stage
 from focus_rag.embedded.reader_model import ModelShape
 from focus_rag.embedded.real_reader import build_pack as build_pack_module
-from focus_rag.embedded.real_reader import compact, train
+from focus_rag.embedded.real_reader import train
 from focus_rag.embedded.real_reader.build_pack import build_pack, held_out_examples
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, replaced
 from focus_rag.embedded.real_reader.pack import Pack

@@ -1,15 +1,19 @@
-"""A checkpoint at half its size: matrices in eight bits with one scale per row, and back.
+"""A model at half its size: matrices in eight bits with one scale per row, and back.
 
-    python -m focus_rag.embedded.real_reader.compact --model runs/reader/model --out runs/reader-int8
-    python -m focus_rag.embedded.real_reader.compact --expand --model runs/reader-int8 --out runs/reader/model
+    python -m focus_rag.embedded.compact --model runs/reader/model --out runs/reader-int8
+    python -m focus_rag.embedded.compact --expand --model runs/reader-int8 --out runs/reader/model
 
-The small form is for carrying and shipping; what transformers loads and the training resumes from is the expanded one.
+The small form is for carrying and shipping, the reader that comes with the package has it; what transformers loads and the training
+resumes from is the expanded one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,25 +74,50 @@ def compact(model: Path, out: Path) -> int:
     return sum(path.stat().st_size for path in out.iterdir())
 
 
+def expanded_once(folder: Path, cache: Path) -> Path:
+    """Where the small form stands expanded below `cache`; it is written there the first time, by whichever process comes first.
+
+    Raises:
+        InvalidInputError: There is no small form, or `cache` cannot be written.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    found = cache / digest.hexdigest()[:16]
+    if found.is_dir():
+        return found
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as own:
+            expand(folder, Path(own) / "model")
+            with suppress(OSError):  # another process was faster
+                (Path(own) / "model").rename(found)
+    except OSError as error:
+        raise InvalidInputError(
+            f"The model in {folder} is expanded once into {cache}, which cannot be written: {error}. Make it writable, or set "
+            "XDG_CACHE_HOME to a folder that is."
+        ) from error
+    return found
+
+
 def expand(folder: Path, out: Path) -> None:
     """Write the small form as a model that transformers loads.
 
     Raises:
         InvalidInputError: There is no small form, or `out` exists.
     """
+    import torch
+    from safetensors.torch import save_file
     from transformers import AutoConfig, LlamaForCausalLM
 
-    from focus_rag.embedded.reader_model import save
-    from focus_rag.embedded.real_reader.train import LARGEST_FILE
-    from focus_rag.embedded.tokenizer import load_tokenizer
-
     weights = dequantised(_tensors(folder))
-    model = LlamaForCausalLM(AutoConfig.from_pretrained(folder))
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if set(missing) - {"lm_head.weight"} or unexpected:  # the head is tied to the embeddings
-        raise InvalidInputError(f"{folder} is no compact model: it lacks {missing} and has {unexpected} besides.")
+    with torch.device("meta"):
+        named = dict(LlamaForCausalLM(AutoConfig.from_pretrained(folder)).named_parameters())  # the tied head once
+    wrong = [name for name in {**named, **weights} if name not in named or name not in weights or weights[name].shape != named[name].shape]
+    if wrong:
+        raise InvalidInputError(f"{folder} is no compact model: {', '.join(wrong[:5])} is not what its configuration says.")
     _start(folder, out)
-    save(model, load_tokenizer(folder), out, LARGEST_FILE)
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -115,7 +144,7 @@ def _start(source: Path, out: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line of both directions."""
     parser = argparse.ArgumentParser(
-        prog="python -m focus_rag.embedded.real_reader.compact", description="A saved model in eight bits, and back."
+        prog="python -m focus_rag.embedded.compact", description="A saved model in eight bits, and back."
     )
     parser.add_argument("--model", type=Path, required=True, help="folder to read")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
