@@ -1,4 +1,4 @@
-"""The small form of a model: half as large, close, and expanded once for all processes."""
+"""The small form of a model: half as large, and close."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from focus_rag import FocusGenerator, Passage
 from focus_rag.embedded import compact
 from focus_rag.errors import InvalidInputError
+
+READER = Path(__file__).parents[1] / "models" / "real-reader"
 
 
 @pytest.fixture
@@ -32,33 +35,8 @@ def test_there_and_back_is_close(saved: Path, tmp_path: Path) -> None:
     assert 1.7 * (tmp_path / "small" / "int8-1.safetensors").stat().st_size < (saved / "model.safetensors").stat().st_size
 
 
-def test_it_is_expanded_once_and_a_faster_process_is_believed(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compact.compact(saved, tmp_path / "small")
-    cache = tmp_path / "deep" / "cache"
-    found = compact.expanded_once(tmp_path / "small", cache)
-    expand = compact.expand
-
-    def raced(folder: Path, out: Path) -> None:
-        expand(folder, out)
-        expand(folder, cache / found.name)
-
-    written = (found / "model.safetensors").read_bytes()
-    (found.rename(cache / "moved"))
-    monkeypatch.setattr(compact, "expand", raced)
-    assert compact.expanded_once(tmp_path / "small", cache) == found
-    assert (found / "model.safetensors").read_bytes() == written
-    assert sorted(one.name for one in cache.iterdir()) == sorted(["moved", found.name])
-    monkeypatch.setattr(compact, "expand", None)  # it would fail if it were called
-    assert compact.expanded_once(tmp_path / "small", cache) == found
-
-
 def test_what_cannot_be_done_is_said(saved: Path, tmp_path: Path) -> None:
     compact.compact(saved, tmp_path / "small")
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="cannot be written"):
-        compact.expanded_once(tmp_path / "small", tmp_path / "file" / "cache")
     with pytest.raises(InvalidInputError, match="exists"):
         compact.compact(saved, tmp_path / "small")
     config = tmp_path / "small" / "config.json"
@@ -66,3 +44,11 @@ def test_what_cannot_be_done_is_said(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no compact model"):
         compact.expand(tmp_path / "small", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(not READER.exists(), reason="a source distribution comes without models/")
+def test_the_published_reader_expands_and_answers_from_a_passage(tmp_path: Path) -> None:
+    compact.expand(READER, tmp_path / "reader")
+    reader = FocusGenerator.from_pretrained(tmp_path / "reader")
+    passages = [Passage("The mill was built in 1841 by a merchant."), Passage("The bakery was opened in 1902 by Anna Miller.")]
+    assert "Anna Miller" in reader.answer("Who opened the bakery?", passages).text

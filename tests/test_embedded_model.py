@@ -7,7 +7,7 @@ import json
 import pytest
 
 from focus_rag import FocusGenerator, FocusProfile
-from focus_rag.embedded import demo_folder, embedded_profile_folder, packaged_model_folder
+from focus_rag.embedded import demo_folder, embedded_model_folder, embedded_profile_folder
 from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.passages import Passage
 
@@ -20,8 +20,8 @@ def generator() -> FocusGenerator:
 
 
 def test_the_weights_fit_the_wheel_and_need_no_pickle() -> None:
-    files = [path for path in packaged_model_folder().rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= LARGEST_BYTES
+    files = [path for path in embedded_model_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LARGEST_BYTES
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja"}
 
 

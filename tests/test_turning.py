@@ -76,6 +76,18 @@ def test_each_row_is_turned_by_its_own_move() -> None:
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "smollm3"])
+def test_all_layers_at_once_are_turned_as_one_by_one(family: str) -> None:
+    """Layers that rotate at another pace, or not at all, among them."""
+    model = model_of(family)
+    layers = list(range(model.config.num_hidden_layers))[::-1]
+    turning, moves = Turning.of(model), torch.tensor([4, 0, -9])
+    vectors = torch.randn(len(layers), 3, 2, model.config.head_dim if hasattr(model.config, "head_dim") else 8)
+    together = turning.all_turned(layers, vectors, moves[:, None])
+    for layer, own, found in zip(layers, vectors, together, strict=True):
+        torch.testing.assert_close(found, turning.turned(layer, own, moves[:, None]))
+
+
 def test_backwards_and_forth_is_where_it_was_and_lengths_stay() -> None:
     model = tiny_model()
     turning, vectors = Turning.of(model), torch.randn(4, 8)

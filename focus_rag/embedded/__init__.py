@@ -12,24 +12,16 @@ _HERE = Path(__file__).parent
 def embedded_model_folder() -> Path:
     """Folder of the embedded model, as `AutoModelForCausalLM.from_pretrained` takes it.
 
-    The package holds the weights in eight bits; they are expanded into the user's cache folder the first time they are asked for.
-
     Raises:
-        InvalidInputError: The weights are not installed, or the cache folder cannot be written.
+        InvalidInputError: The weights are not installed.
     """
-    folder = packaged_model_folder()
-    if not any(folder.glob("*.safetensors")):
-        raise InvalidInputError(f"The embedded model is missing from {folder}: reinstall focus_rag.")
-    from platformdirs import user_cache_dir
-
-    from focus_rag.embedded.compact import expanded_once
-
-    return expanded_once(folder, Path(user_cache_dir("focus_rag")) / "reader")
-
-
-def packaged_model_folder() -> Path:
-    """Folder of the embedded model in the package: weights in eight bits (`compact`), tokenizer and configuration."""
-    return _HERE / "model"
+    folder = _HERE / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise InvalidInputError(
+            f"The embedded model is missing from {folder}: reinstall focus_rag, or train it with "
+            "`python -m focus_rag.embedded.train --out DIR --minutes 75`."
+        )
+    return folder
 
 
 def embedded_profile_folder() -> Path:

@@ -3,17 +3,13 @@
     python -m focus_rag.embedded.compact --model runs/reader/model --out runs/reader-int8
     python -m focus_rag.embedded.compact --expand --model runs/reader-int8 --out runs/reader/model
 
-The small form is for carrying and shipping, the reader that comes with the package has it; what transformers loads and the training
-resumes from is the expanded one.
+The small form is for carrying and publishing (`models/`); what transformers loads and the training resumes from is the expanded one.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,32 +68,6 @@ def compact(model: Path, out: Path) -> int:
     for number, tensors in enumerate(files, start=1):
         save_file(tensors, out / f"int8-{number}.safetensors")
     return sum(path.stat().st_size for path in out.iterdir())
-
-
-def expanded_once(folder: Path, cache: Path) -> Path:
-    """Where the small form stands expanded below `cache`; it is written there the first time, by whichever process comes first.
-
-    Raises:
-        InvalidInputError: There is no small form, or `cache` cannot be written.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
-    found = cache / digest.hexdigest()[:16]
-    if found.is_dir():
-        return found
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as own:
-            expand(folder, Path(own) / "model")
-            with suppress(OSError):  # another process was faster
-                (Path(own) / "model").rename(found)
-    except OSError as error:
-        raise InvalidInputError(
-            f"The model in {folder} is expanded once into {cache}, which cannot be written: {error}. Make it writable, or set "
-            "XDG_CACHE_HOME to a folder that is."
-        ) from error
-    return found
 
 
 def expand(folder: Path, out: Path) -> None:
