@@ -7,7 +7,7 @@ after RoPE and after any query or key normalisation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -280,8 +280,35 @@ def split_softmax(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     return torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1), split, weights)
 
 
+def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:
+    """The call as its rows `[start, end)` make it, without the keys that come after them: half of a prompt's work.
+
+    Models are causal, so none of these rows sees those keys. Where it is not known which keys they are (a static cache's, flex
+    attention's), they stay.
+    """
+    tokens, keys, mask = call.query.shape[2], call.filled, call.mask
+    if mask is not None and not isinstance(mask, Tensor):
+        return call
+    last = call.key.shape[2]
+    if mask is None or mask.dim() == 2:
+        last = keys - tokens + end
+        mask = None if mask is None else mask[:, :last]
+    else:
+        last = end if tokens == last else last
+        mask = mask[:, :, start:end, :last]
+    query, key, value = call.query[:, :, start:end], call.key[:, :, :last], call.value[:, :, :last]
+    return replace(call, query=query, key=key, value=value, mask=mask, starts_first=False)
+
+
 def split_softmax_output(
-    call: AttentionCall, output: Tensor, heads: Sequence[int], rows: Tensor, in_span: Tensor, tau: float, chosen: Tensor
+    call: AttentionCall,
+    output: Tensor,
+    heads: Sequence[int],
+    rows: Tensor,
+    in_span: Tensor,
+    tau: float,
+    chosen: Tensor,
+    span_range: tuple[int, int] | None = None,
 ) -> Tensor:
     """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
 
@@ -296,16 +323,18 @@ def split_softmax_output(
         in_span: `(batch or 1, keys)` indicator.
         tau: Exponent in (0, 1].
         chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch.
+        span_range: Keys `[first, last)` outside of which no row of the batch has a span; all, if left out.
 
     Returns:
         `output`.
     """
+    first, last = span_range or (0, call.key.shape[2])
     group_size = call.query.shape[1] // call.key.shape[1]
     for group, weights in head_weights(call, heads, rows):
-        keys = weights.shape[-1]
-        of_span = weights * in_span[:, None, None, :keys]
+        end = min(last, weights.shape[-1])
+        of_span = weights[..., first:end] * in_span[:, None, None, first:end]
         mass = of_span.sum(dim=-1, keepdim=True)
-        from_span = of_span @ call.value[:, group[0] // group_size, :keys].float().unsqueeze(1)
+        from_span = of_span @ call.value[:, group[0] // group_size, first:end].float().unsqueeze(1)
         before = output[:, rows][:, :, group].float().transpose(1, 2)
         raised = mass.clamp_min(torch.finfo(mass.dtype).tiny) ** tau
         # Mass is a sum in float32 and may pass 1 by a rounding; such a row has nothing outside the span.

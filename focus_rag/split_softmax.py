@@ -8,7 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import AttentionCall, aligned_membership, rows_of, span_membership, split_softmax_output
+from focus_rag.attention_math import (
+    AttentionCall,
+    aligned_membership,
+    rows_alone,
+    rows_of,
+    span_membership,
+    split_softmax_output,
+)
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
@@ -37,6 +44,8 @@ class SplitSoftmaxTap(AttentionTap):
         ends = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
         self._first_rows = torch.tensor(ends if first_row is None else [first_row] * len(spans))
         self._earliest = int(self._first_rows.min())
+        flat = [span for of_request in spans for span in of_request]
+        self._between = min(start for start, _ in flat), max(end for _, end in flat)
         self._counter = KeyCounter()
 
     def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
@@ -55,10 +64,16 @@ class SplitSoftmaxTap(AttentionTap):
         if first >= tokens:
             return output
         output = output.clone()
+        gone = max(seen - keys, 0)  # positions that a rolling cache has let go of
+        between = max(self._between[0] - gone, 0), max(self._between[1] - gone, 0)
         for start in range(first, tokens, _ROWS_AT_ONCE):
-            rows = torch.arange(start, min(start + _ROWS_AT_ONCE, tokens), device=output.device)
+            end = min(start + _ROWS_AT_ONCE, tokens)
+            rows = torch.arange(start, end, device=output.device)
             chosen = (rows + before)[None, :] >= first_rows[:, None]
-            split_softmax_output(call, output, self._grouped[layer], rows, in_span, self._tau, chosen)
+            part = rows_alone(call, start, end)
+            own = output[:, start:end] if part is not call else output
+            rows = rows - start if part is not call else rows
+            split_softmax_output(part, own, self._grouped[layer], rows, in_span, self._tau, chosen, between)
         return output
 
 

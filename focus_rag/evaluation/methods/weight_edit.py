@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import AttentionCall, aligned_membership, head_weights, rows_of, span_membership
+from focus_rag.attention_math import (
+    AttentionCall,
+    aligned_membership,
+    head_weights,
+    rows_alone,
+    rows_of,
+    span_membership,
+)
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError
 from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
@@ -85,22 +91,13 @@ class WeightEditTap(AttentionTap):
         output = output.clone()
         for start in range(max(self._first_row - (seen - tokens), 0), tokens, _ROWS_AT_ONCE):
             end = min(start + _ROWS_AT_ONCE, tokens)
-            rows = torch.arange(start, end, device=output.device)
-            for group, weights in head_weights(_up_to(call, end), self._grouped[layer], rows):
+            part = rows_alone(call, start, end)
+            own = output if part is call else output[:, start:end]
+            rows = torch.arange(start, end, device=output.device) - (0 if part is call else start)
+            for group, weights in head_weights(part, self._grouped[layer], rows):
                 width = weights.shape[-1]
                 value = call.value[:, group[0] // group_size, :width].float().unsqueeze(1)
                 changed = self._edit(weights, marked[..., :width]) @ value
                 chosen = torch.tensor(group, device=output.device)
-                output[:, rows[:, None], chosen[None, :]] = changed.transpose(1, 2).to(output.dtype)
+                own[:, rows[:, None], chosen[None, :]] = changed.transpose(1, 2).to(output.dtype)
         return output
-
-
-def _up_to(call: AttentionCall, end: int) -> AttentionCall:
-    """The call without the keys from `end` on, which no token before it sees (causal models): half of a prompt's work.
-
-    Where the mask is not one of rows and keys, it is not known how to cut it, and the call stays whole.
-    """
-    tokens, keys = call.query.shape[2], call.key.shape[2]
-    if tokens != keys or not isinstance(call.mask, Tensor) or call.mask.dim() != 4:
-        return call
-    return replace(call, key=call.key[:, :, :end], value=call.value[:, :, :end], mask=call.mask[..., :end])
