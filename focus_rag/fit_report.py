@@ -102,6 +102,12 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         _sweep_table([sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]),
         "Gold passages taken away; the right answer is that it is not stated:",
         _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
+        "## Passage order",
+        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count. What is gained as retrieved and not shuffled is the retriever's order, learned.",
+        _table(
+            ["order", "bare", "auto", "gain of auto"],
+            [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],
+        ),
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
         f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "

@@ -41,6 +41,7 @@ class FitSettings(BaseModel):
         oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published one.
         dev_questions: Dev questions for alpha.
         counts: Passage counts at which alpha is fitted.
+        order_questions: Dev questions asked once more at the largest count with their passages shuffled, see `passage_order`.
         noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
             other questions. 1, as retrieved, is always among them.
         alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
@@ -76,6 +77,7 @@ class FitSettings(BaseModel):
     oracle_taus: tuple[float, ...] = (0.1, 0.03)
     dev_questions: int = Field(default=150, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
+    order_questions: int = Field(default=80, ge=1)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)
@@ -96,6 +98,7 @@ class FitSettings(BaseModel):
                 "choice_questions": min(self.choice_questions, 24),
                 "choice_alphas": self.choice_alphas[-1:],
                 "dev_questions": min(self.dev_questions, 32),
+                "order_questions": min(self.order_questions, 24),
                 "alphas": self.choice_alphas,
             }
         )

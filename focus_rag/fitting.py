@@ -33,6 +33,7 @@ from focus_rag.fit_sweep import SweepCell, cells_of, climb
 from focus_rag.head_scoring import PARTS, Head, HeadScores, example_masses, score_heads
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.noise import signal_of
+from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import Recording, record_examples
@@ -161,6 +162,8 @@ class _Fit:
         )
         fit = fit_policy(sweeps)
         profile = profile.replace(policy=fit.policy)
+        order = self._order(profile)
+        harm = order_warning(order)
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         figures = {
             "site": self.site,
@@ -179,7 +182,8 @@ class _Fit:
             ],
             "best_single": fit.best_single,
             "overall": fit.overall,
-            "warnings": warnings,
+            "order": order,
+            "warnings": warnings if harm is None else [*warnings, harm],
         }
         return profile, figures
 
@@ -232,6 +236,15 @@ class _Fit:
             f"sweep-{cell.name}-{alpha:g}",
             lambda: self.answers.grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
         )
+
+    def _order(self, profile: FocusProfile) -> dict[str, Any]:
+        """What focus brings at the largest count in retrieval order and in a random one."""
+        questions = examples_at(self.dev, self.counts[-1])[: self.settings.order_questions]
+
+        def grades(shown: Sequence[Example], is_focused: bool) -> list[float]:
+            return self.answers.grades(*((profile, shown, profile.policy) if is_focused else (None, shown, 0.0)))
+
+        return self.work.step("order", lambda: order_figures(questions, self.settings.seed, grades))  # type: ignore[no-any-return]
 
     def _training_examples(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:
         """Part of the training examples, laid out."""

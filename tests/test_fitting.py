@@ -74,6 +74,7 @@ def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusP
     assert [(cell["count"], cell["noise"]) for cell in figures["cells"]] == [(2, 1.0), (4, 1.0), (2, 0.0), (4, 0.0)]
     assert figures["choice"]["cells"] == [[2, 1.0], [4, 1.0], [4, 0.0]] and figures["warnings"] == []
     assert figures["choice"]["oracle"]["heads"] == len(profile.heads)
+    assert {name: row["gain"]["n"] for name, row in figures["order"].items()} == {"as retrieved": 4, "shuffled": 4}
     variants = {row["variant"] for row in figures["choice"]["table"]}
     assert any(name.startswith("random") for name in variants)
     assert len([name for name in variants if name.endswith("-polished")]) == 2  # the best ones and the random ones alike

@@ -1,0 +1,50 @@
+"""Questions are asked again in random order, and harm there is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from focus_rag.examples import Example
+from focus_rag.passage_order import order_figures, order_warning
+from focus_rag.passages import Passage
+
+
+def questions(count: int) -> list[Example]:
+    passages = tuple(Passage(f"passage {place}", score=10.0 - place) for place in range(6))
+    return [Example(f"question {number}?", ("yes",), passages, frozenset({0})) for number in range(count)]
+
+
+def first_is_right(shown: Sequence[Example], is_focused: bool) -> list[float]:
+    """Bare, every question is answered; focused, those whose gold passage stands first."""
+    return [float(not is_focused or 0 in one.gold) for one in shown]
+
+
+def test_a_gain_that_is_the_order_becomes_harm_when_it_is_shuffled() -> None:
+    found = order_figures(questions(30), 0, first_is_right)
+    assert found["as retrieved"]["gain"]["mean"] == 0.0
+    shuffled = found["shuffled"]
+    assert shuffled["bare"]["mean"] == 1.0
+    assert 0.0 < shuffled["auto"]["mean"] < 0.5
+    assert shuffled["gain"]["n"] == 30
+    warning = order_warning(found)
+    assert warning is not None
+    assert f"{-100 * shuffled['gain']['mean']:.1f} points worse" in warning
+    assert "--shuffle" in warning
+
+
+def test_nothing_is_said_where_harm_is_not_told_from_chance() -> None:
+    assert order_warning(order_figures(questions(30), 0, lambda shown, focused: [1.0] * len(shown))) is None
+    assert order_warning(order_figures(questions(2), 0, lambda shown, focused: [float(i == 0 or not focused) for i in range(len(shown))])) is None
+
+
+def test_the_random_order_is_the_same_each_time() -> None:
+    seen: list[list[str]] = []
+
+    def noted(shown: Sequence[Example], is_focused: bool) -> list[float]:
+        seen.append([passage.text for one in shown for passage in one.passages])
+        return [1.0] * len(shown)
+
+    for _ in range(2):
+        order_figures(questions(3), 5, noted)
+    assert seen[:4] == seen[4:]
+    assert seen[0] == seen[1] != seen[2] == seen[3]
