@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("steering",),
     ("generator",),
     ("recorded_heads", "alpha_sweep", "answer_report", "polishing", "calls"),
-    ("direction_training", "alpha_fitting", "oracle"),
+    ("direction_training", "alpha_fitting", "oracle", "passage_order"),
     ("fit_settings", "fit_choice", "fit_report", "fit_sweep"),
     ("fit_steps",),
     ("fit_answers",),
