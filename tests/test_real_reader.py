@@ -18,10 +18,11 @@ from focus_rag.embedded.reader_model import ModelShape
 from focus_rag.embedded.real_reader import build_pack as build_pack_module
 from focus_rag.embedded.real_reader import train
 from focus_rag.embedded.real_reader.build_pack import build_pack, held_out_examples
-from focus_rag.embedded.real_reader.mix import Mix, RowMaker, replaced
+from focus_rag.embedded.real_reader.mix import Mix, RowMaker
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.sources import Sources
 from focus_rag.embedded.real_reader.stream import Stream, StreamSettings, batch_of, draw_pool
+from focus_rag.embedded.real_reader.words import replaced
 from focus_rag.embedded.real_text import fillings, is_held_out, sentence_ranges
 from focus_rag.embedded.rows import NOT_STATED, Row
 from focus_rag.errors import FocusRagError, InvalidInputError
