@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import platform
@@ -33,6 +34,8 @@ from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.split_softmax import split_softmax
 from focus_rag.steering import focus
 
+CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+"""What transformers calls the cache of a forward pass."""
 LAYERS, WIDTH, HEADS, KEY_HEADS, STEERED_HEADS = 12, 512, 8, 4, 20
 VARIANTS = ("bare_again", "post_rope", "normed", "projection", "split_softmax")
 CASES = {"quick": [(1, 256), (4, 64)], "default": [(1, 1024), (8, 1024), (1, 4096)], "full": [(8, 4096)]}
@@ -137,7 +140,7 @@ def case(batch: int, length: int, budget: float, steps: int) -> dict[str, object
     token = ids[:, :1].contiguous()
 
     def step() -> None:
-        model(token, past_key_values=cache, logits_to_keep=1)
+        model(token, **{CACHE: cache}, logits_to_keep=1)
         cache.crop(-1)
 
     def decode(name: str) -> tuple[float, float]:
@@ -178,7 +181,7 @@ def one_process(name: str, length: int) -> int:
     with variant(name, model, profile, 1, length):
         cache = model(ids, logits_to_keep=1).past_key_values
         for _ in range(8):
-            model(ids[:, :1].contiguous(), past_key_values=cache, logits_to_keep=1)
+            model(ids[:, :1].contiguous(), **{CACHE: cache}, logits_to_keep=1)
     # A new program's own high-water mark; ru_maxrss would start from what its parent had used.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])

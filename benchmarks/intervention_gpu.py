@@ -11,7 +11,6 @@ Times are those between two CUDA events (on a CPU: of the clock), what the host 
 from __future__ import annotations
 
 import argparse
-import inspect
 import platform
 import statistics
 import sys
@@ -26,12 +25,11 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
-from benchmarks.intervention import variant, written
+from benchmarks.intervention import CACHE, variant, written
 from focus_rag.head_scoring import example_masses
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.teacher_forcing import TeacherForced
 
-CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection")
 
 
