@@ -521,6 +521,25 @@ def test_resuming_nothing_overwriting_and_another_training_are_refused(folder: P
         train.ReaderTrainer(folder, tmp_path, SETTINGS.model_copy(update={"seed": 9}), resume=True)
 
 
+def test_a_run_begins_from_a_saved_model_and_leaves_the_copying_out(folder: Path, tmp_path: Path) -> None:
+    first = train.ReaderTrainer(folder, tmp_path / "one", SETTINGS)
+    first.run(steps=2)
+    saved = tmp_path / "one" / "model"
+    settings = SETTINGS.model_copy(update={"curriculum": (Mix(name="copying", tokens=100, shares={"world": 1.0}), MIX)})
+    second = train.ReaderTrainer(folder, tmp_path / "two", settings, start=saved)
+    assert second.progress.step == 0
+    assert second.settings.curriculum == (MIX,)
+    for name, one in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], one.bfloat16().float())
+    second.run(steps=1)
+    assert (tmp_path / "two" / "model" / "progress.json").exists()
+    other = settings.model_copy(update={"shape": settings.shape.model_copy(update={"layers": 1})})
+    with pytest.raises(InvalidInputError, match="another shape"):
+        train.ReaderTrainer(folder, tmp_path / "three", other, start=saved)
+    with pytest.raises(InvalidInputError, match="no saved reader"):
+        train.ReaderTrainer(folder, tmp_path / "three", settings, start=folder)
+
+
 def test_the_compact_form_is_half_as_large_and_close(folder: Path, tmp_path: Path) -> None:
     trainer = train.ReaderTrainer(folder, tmp_path / "run", SETTINGS)
     trainer.run(steps=2)
