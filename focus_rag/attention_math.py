@@ -83,6 +83,8 @@ def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: in
         return output.view(batch, tokens, heads, 3, head_dim)[:, :, :, 0].transpose(1, 2)
     return output[..., : heads * head_dim].reshape(batch, tokens, heads, head_dim).transpose(1, 2)
 
+_ROWS_AT_ONCE = 128  # of `row_blocks`
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
@@ -278,6 +280,27 @@ def split_softmax(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     split = torch.where(in_span, weights * inside, weights * outside)
     # Below the smallest normal number p**tau / p overflows; such a span has no mass to speak of.
     return torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1), split, weights)
+
+
+def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tuple[AttentionCall, Tensor, Tensor, int]]:
+    """The rows of a call from `first` on, a block at a time: bounds the weights that exist at once to `(batch, group, 128, keys)`.
+
+    Args:
+        call: The attention call.
+        output: `(batch, tokens, query_heads, value_dim)` of the kernel.
+        first: First row.
+
+    Yields:
+        The block's call (`rows_alone`), the part of `output` that its rows index, the rows `(rows,)` and what is to be added to them
+        for rows of the whole call.
+    """
+    tokens = call.query.shape[2]
+    for start in range(first, tokens, _ROWS_AT_ONCE):
+        end = min(start + _ROWS_AT_ONCE, tokens)
+        part = rows_alone(call, start, end)
+        offset = 0 if part is call else start
+        rows = torch.arange(start - offset, end - offset, device=output.device)
+        yield part, output[:, offset:], rows, offset
 
 
 def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:

@@ -162,9 +162,9 @@ class _Fit:
         )
         fit = fit_policy(sweeps)
         profile = profile.replace(policy=fit.policy)
-        order = self._order(profile)
-        harm = order_warning(order)
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
+        order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.counts[-1], 1.0)))
+        harm = order_warning(order)
         figures = {
             "site": self.site,
             "passages_at": self.passages_at,
@@ -237,14 +237,27 @@ class _Fit:
             lambda: self.answers.grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
         )
 
-    def _order(self, profile: FocusProfile) -> dict[str, Any]:
-        """What focus brings at the largest count in retrieval order and in a random one."""
-        questions = examples_at(self.dev, self.counts[-1])[: self.settings.order_questions]
+    def _order(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> dict[str, Any]:
+        """What focus brings in a cell's own order, where it was asked already, and in a random one."""
+        n = self.settings.order_questions
+        retrieved = sweep.column(0.0)[:n], self._auto(profile, cell, sweep)[:n]
 
         def grades(shown: Sequence[Example], is_focused: bool) -> list[float]:
             return self.answers.grades(*((profile, shown, profile.policy) if is_focused else (None, shown, 0.0)))
 
-        return self.work.step("order", lambda: order_figures(questions, self.settings.seed, grades))  # type: ignore[no-any-return]
+        return self.work.step(  # type: ignore[no-any-return]
+            "order", lambda: order_figures(cell.questions[:n], retrieved, self.settings.seed, grades)
+        )
+
+    def _auto(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> list[float]:
+        """Grades of a cell's questions under the policy, read off the sweep where it chose alphas of the grid."""
+        questions = cell.questions
+        alphas = [profile.policy.choose(signal_of(one.passages)).alpha for one in questions]
+        if set(alphas) <= set(sweep.alphas):
+            return [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
+        return self.work.step(  # type: ignore[no-any-return]
+            f"auto-{cell.name}", lambda: self.answers.grades(profile, questions, profile.policy)
+        )
 
     def _training_examples(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:
         """Part of the training examples, laid out."""
@@ -420,12 +433,7 @@ class _Fit:
         self, found: dict[str, Any], cell: SweepCell, sweep: Sweep, profile: FocusProfile
     ) -> dict[str, Any]:
         """A cell with what the policy itself reaches, alpha chosen for each question, and with the gold passages alone."""
-        questions = cell.questions
-        alphas = [profile.policy.choose(signal_of(one.passages)).alpha for one in questions]
-        if set(alphas) <= set(sweep.alphas):
-            auto = [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
-        else:
-            auto = self.work.step(f"auto-{cell.name}", lambda: self.answers.grades(profile, questions, profile.policy))
+        questions, auto = cell.questions, self._auto(profile, cell, sweep)
         known = self.answers.gold_only
         return {
             **found,

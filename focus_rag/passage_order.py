@@ -13,23 +13,26 @@ from focus_rag.alpha_sweep import Estimate
 from focus_rag.examples import Example
 
 Grades = Callable[[Sequence[Example], bool], Sequence[float]]
+Pair = tuple[Sequence[float], Sequence[float]]
+"""Grades of the same questions, bare and focused."""
 
 
-def order_figures(questions: Sequence[Example], seed: int, grades: Grades) -> dict[str, Any]:
+def order_figures(questions: Sequence[Example], retrieved: Pair, seed: int, grades: Grades) -> dict[str, Any]:
     """Quality bare and under the fitted policy, in the order of the questions and in a random one.
 
     Args:
         questions: With as many passages as are to be shown.
+        retrieved: What they were worth in their own order.
         seed: Of the random order.
         grades: Grades of questions, with focus or without.
 
     Returns:
         For each order `bare`, `auto` and the paired `gain`, as estimates.
     """
-    orders = {"as retrieved": list(questions), "shuffled": [one.shuffled(seed) for one in questions]}
+    shuffled = [one.shuffled(seed) for one in questions]
+    pairs = {"as retrieved": retrieved, "shuffled": (grades(shuffled, False), grades(shuffled, True))}
     found: dict[str, Any] = {}
-    for name, shown in orders.items():
-        bare, auto = grades(shown, False), grades(shown, True)
+    for name, (bare, auto) in pairs.items():
         gains = [after - before for before, after in zip(bare, auto, strict=True)]
         found[name] = {what: Estimate.of(values).to_dict() for what, values in (("bare", bare), ("auto", auto), ("gain", gains))}
     return found

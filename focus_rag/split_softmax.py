@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
-    rows_alone,
+    row_blocks,
     rows_of,
     span_membership,
     split_softmax_output,
@@ -19,8 +19,6 @@ from focus_rag.attention_math import (
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
-
-_ROWS_AT_ONCE = 128  # bounds the weights that exist at once to (batch, heads of a group, 128, keys)
 
 
 class SplitSoftmaxTap(AttentionTap):
@@ -66,13 +64,8 @@ class SplitSoftmaxTap(AttentionTap):
         output = output.clone()
         gone = max(seen - keys, 0)  # positions that a rolling cache has let go of
         between = max(self._between[0] - gone, 0), max(self._between[1] - gone, 0)
-        for start in range(first, tokens, _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, tokens)
-            rows = torch.arange(start, end, device=output.device)
-            chosen = (rows + before)[None, :] >= first_rows[:, None]
-            part = rows_alone(call, start, end)
-            own = output[:, start:end] if part is not call else output
-            rows = rows - start if part is not call else rows
+        for part, own, rows, offset in row_blocks(call, output, first):
+            chosen = (rows + offset + before)[None, :] >= first_rows[:, None]
             split_softmax_output(part, own, self._grouped[layer], rows, in_span, self._tau, chosen, between)
         return output
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from focus_rag.examples import Example
-from focus_rag.passage_order import order_figures, order_warning
+from focus_rag.passage_order import Grades, order_figures, order_warning
 from focus_rag.passages import Passage
 
 
@@ -19,8 +20,12 @@ def first_is_right(shown: Sequence[Example], is_focused: bool) -> list[float]:
     return [float(not is_focused or 0 in one.gold) for one in shown]
 
 
+def figures(asked: list[Example], grades: Grades, seed: int = 0) -> dict[str, Any]:
+    return order_figures(asked, (grades(asked, False), grades(asked, True)), seed, grades)
+
+
 def test_a_gain_that_is_the_order_becomes_harm_when_it_is_shuffled() -> None:
-    found = order_figures(questions(30), 0, first_is_right)
+    found = figures(questions(30), first_is_right)
     assert found["as retrieved"]["gain"]["mean"] == 0.0
     shuffled = found["shuffled"]
     assert shuffled["bare"]["mean"] == 1.0
@@ -33,8 +38,8 @@ def test_a_gain_that_is_the_order_becomes_harm_when_it_is_shuffled() -> None:
 
 
 def test_nothing_is_said_where_harm_is_not_told_from_chance() -> None:
-    assert order_warning(order_figures(questions(30), 0, lambda shown, focused: [1.0] * len(shown))) is None
-    assert order_warning(order_figures(questions(2), 0, lambda shown, focused: [float(i == 0 or not focused) for i in range(len(shown))])) is None
+    assert order_warning(figures(questions(30), lambda shown, focused: [1.0] * len(shown))) is None
+    assert order_warning(figures(questions(2), lambda shown, focused: [float(i == 0 or not focused) for i in range(len(shown))])) is None
 
 
 def test_the_random_order_is_the_same_each_time() -> None:
@@ -45,6 +50,6 @@ def test_the_random_order_is_the_same_each_time() -> None:
         return [1.0] * len(shown)
 
     for _ in range(2):
-        order_figures(questions(3), 5, noted)
+        figures(questions(3), noted, 5)
     assert seen[:4] == seen[4:]
     assert seen[0] == seen[1] != seen[2] == seen[3]

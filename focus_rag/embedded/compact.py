@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focus_rag.embedded.reader_model import saved_tensors
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def compact(model: Path, out: Path) -> int:
 
     files: list[dict[str, torch.Tensor]] = [{}]
     size = 0
-    for name, one in quantised(_tensors(model)).items():
+    for name, one in quantised(saved_tensors(model)).items():
         if size + one.nbytes > _LARGEST_FILE and files[-1]:
             files.append({})
             size = 0
@@ -80,7 +81,7 @@ def expand(folder: Path, out: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoConfig, LlamaForCausalLM
 
-    weights = dequantised(_tensors(folder))
+    weights = dequantised(saved_tensors(folder))
     with torch.device("meta"):
         named = dict(LlamaForCausalLM(AutoConfig.from_pretrained(folder)).named_parameters())  # the tied head once
     wrong = [name for name in {**named, **weights} if name not in named or name not in weights or weights[name].shape != named[name].shape]
@@ -88,17 +89,6 @@ def expand(folder: Path, out: Path) -> None:
         raise InvalidInputError(f"{folder} is no compact model: {', '.join(wrong[:5])} is not what its configuration says.")
     _start(folder, out)
     save_file(weights, out / "model.safetensors", {"format": "pt"})
-
-
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found.update(load_file(file))
-    if not found:
-        raise InvalidInputError(f"{folder} holds no .safetensors files: give the folder of a saved model.")
-    return found
 
 
 def _start(source: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ from focus_rag.embedded.short_attention import register_attention
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 
@@ -102,19 +103,36 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a saved model, from however many files.
+
+    Raises:
+        InvalidInputError: There are none in the folder, or they cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            found.update(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise InvalidInputError(f"The weights in {folder} cannot be read: {error}") from error
+    if not found:
+        raise InvalidInputError(f"{folder} holds no saved reader: give the folder of one, with .safetensors files in it.")
+    return found
+
+
 def load_weights(model: LlamaForCausalLM, folder: Path) -> None:
     """Give a model the weights of a saved one.
 
     Raises:
         InvalidInputError: They cannot be read, or are those of a model of another shape.
     """
-    from safetensors.torch import load_file
-
-    path = folder / "model.safetensors"
     try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except (OSError, RuntimeError) as error:
-        raise InvalidInputError(f"The weights of {path} cannot be the start of this training: {error}") from error
+        missing, unexpected = model.load_state_dict(saved_tensors(folder), strict=False)
+    except RuntimeError as error:
+        raise InvalidInputError(f"The weights of {folder} cannot be the start of this training: {error}") from error
     missing = [name for name in missing if name != "lm_head.weight"]  # tied to the embeddings
     if missing or unexpected:
-        raise InvalidInputError(f"{path} is a model of another shape: it lacks {missing} and has {unexpected} besides.")
+        raise InvalidInputError(f"{folder} is a model of another shape: it lacks {missing} and has {unexpected} besides.")

@@ -21,12 +21,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from focus_rag.embedded.reader_model import ModelShape, new_model, save
+from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.stream import Batch, Stream, StreamSettings, batch_of
 from focus_rag.embedded.rows import Row
-from focus_rag.embedded.short_attention import register_attention
 from focus_rag.embedded.train import Optimizers, TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
 
@@ -199,7 +198,7 @@ class ReaderTrainer:
         if resume:
             self._load_progress(saved)
         elif start is not None:
-            self._load_weights(start)
+            load_weights(self.model, start)
         self.model.to(device)
         self.optimizers = Optimizers(self.model, settings)
         self.restored = resume and self._load_scratch()
@@ -357,20 +356,7 @@ class ReaderTrainer:
         if wrong:
             raise InvalidInputError(f"The checkpoint in {self.out} was made with another {' and another '.join(wrong)}: resume with the same, or start anew.")
         self.progress = Progress(**state)
-        self._load_weights(saved.parent)
-
-    def _load_weights(self, folder: Path) -> None:
-        import torch
-        from transformers import LlamaForCausalLM
-
-        try:
-            model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=register_attention())
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{folder} holds no saved reader to begin from: {error}") from error
-        shapes = [{name: one.shape for name, one in each.named_parameters()} for each in (model, self.model)]
-        if shapes[0] != shapes[1]:
-            raise InvalidInputError(f"The model in {folder} has another shape than the one to be trained: give one of the same recipe and pack.")
-        self.model = model
+        load_weights(self.model, saved.parent)
 
     def _save_scratch(self, folder: Path) -> None:
         from safetensors.torch import save_file

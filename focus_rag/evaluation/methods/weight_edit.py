@@ -12,7 +12,7 @@ from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
     head_weights,
-    rows_alone,
+    row_blocks,
     rows_of,
     span_membership,
 )
@@ -22,8 +22,6 @@ from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """From weights `(batch, heads, rows, keys)` and an indicator `(batch, 1, 1, keys)` to new weights."""
-
-_ROWS_AT_ONCE = 128
 
 
 def key_bias(bias: float) -> Edit:
@@ -89,11 +87,7 @@ class WeightEditTap(AttentionTap):
         marked = aligned_membership(member, keys, seen)[:, None, None, :, 0]
         group_size = call.query.shape[1] // call.key.shape[1]
         output = output.clone()
-        for start in range(max(self._first_row - (seen - tokens), 0), tokens, _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, tokens)
-            part = rows_alone(call, start, end)
-            own = output if part is call else output[:, start:end]
-            rows = torch.arange(start, end, device=output.device) - (0 if part is call else start)
+        for part, own, rows, _ in row_blocks(call, output, max(self._first_row - (seen - tokens), 0)):
             for group, weights in head_weights(part, self._grouped[layer], rows):
                 width = weights.shape[-1]
                 value = call.value[:, group[0] // group_size, :width].float().unsqueeze(1)
