@@ -49,6 +49,10 @@ class Turning:
 
     def __init__(self, layers: dict[int, _LayerTurn]) -> None:
         self._layers = layers
+        # The first layer that rotates as a layer does; in most models that is one for all.
+        self._first_alike = {
+            index: next(other for other, theirs in layers.items() if turn.is_like(theirs)) for index, turn in layers.items()
+        }
 
     @classmethod
     def of(cls, model: nn.Module) -> Turning:
@@ -80,13 +84,13 @@ class Turning:
             vectors: `(layers, ..., head_dim)`, after RoPE.
             positions: By how much, the same for all layers; its shape is spread over the axes of `vectors` between the two.
         """
+        firsts = [self._first_alike[layer] for layer in layers]
+        if len(set(firsts)) == 1:
+            return self._layers[firsts[0]].turned(vectors, positions)
         turned = torch.empty_like(vectors)
-        waiting = list(range(len(layers)))
-        while waiting:
-            turn = self._layers[layers[waiting[0]]]
-            alike = [place for place in waiting if turn.is_like(self._layers[layers[place]])]
-            turned[alike] = turn.turned(vectors[alike], positions)
-            waiting = [place for place in waiting if place not in alike]
+        for first in set(firsts):
+            alike = [place for place, other in enumerate(firsts) if other == first]
+            turned[alike] = self._layers[first].turned(vectors[alike], positions)
         return turned
 
 
@@ -109,7 +113,8 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
             raise UnsupportedModelError(f"Layer {layer.index} ran without its query module, so its RoPE is not known.")
         rotation = Rotation(layer.attention)
         kind = rotation.kind_of(layer.index, record.before, record.queries, record.cos, record.sin)
-        # At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one.
-        angles = torch.zeros(0) if record.cos is None or record.sin is None else torch.atan2(record.sin, record.cos)[0]
+        # At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. Angles are
+        # kept on the CPU, where profiles are: read from a GPU they would make each request wait for what it is still doing.
+        angles = torch.zeros(0) if record.cos is None or record.sin is None else torch.atan2(record.sin, record.cos)[0].cpu()
         turns[layer.index] = _LayerTurn(rotation, kind, angles)
     return turns
