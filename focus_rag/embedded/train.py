@@ -73,7 +73,7 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, unstated=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
         Stage("some sentences", rich=(0.4, 0.4), missing=0.05, unstated=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
         Stage("more sentences", rich=(0.0, 0.9), missing=0.05, unstated=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
-        Stage("all sentences", rich=(0.2, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
+        Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
     )  # fmt: skip
 
 
