@@ -308,6 +308,18 @@ def test_cut_off_keeps_the_upper_half_of_the_scores(generator):
     assert [one.score for one in kept.example.passages] == [4.0, 3.0]
 
 
+def test_a_rule_then_auto_is_focused_as_the_passages_it_leaves_are(generator):
+    engine = Engine(generator, max_new_tokens=4)
+    for rule in ("score cut-off", "top 3 only"):
+        combined, alone, auto = methods_named([f"{rule}, then auto", rule, "auto"])
+        for case in cases(4).all:
+            shown = alone.ask(engine, case).shown
+            assert combined.ask(engine, case) == auto.ask(engine, shown)
+            (ours,), (theirs,) = combined.answer(engine, [case]), auto.answer(engine, [shown])
+            assert (ours.text, ours.alpha, ours.shares) == (theirs.text, theirs.alpha, theirs.shares)
+            assert len(ours.shares) < len(case.example.passages) and ours.alpha > 0
+
+
 def test_attention_shares_and_masses_are_probabilities(generator):
     engine = Engine(generator, max_new_tokens=4)
     for answered in engine.answer(list(cases(3).all), alpha=0.5):

@@ -8,7 +8,7 @@ from functools import partial
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.methods.attention_rerank import AttentionRerank
 from focus_rag.evaluation.methods.context_aware import ContextAware
-from focus_rag.evaluation.methods.focusing import Auto, Fixed, RandomHeads
+from focus_rag.evaluation.methods.focusing import Auto, Fixed, RandomHeads, ThenAuto
 from focus_rag.evaluation.methods.method import Method, Tuned
 from focus_rag.evaluation.methods.oracle_split import OracleSplit
 from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
@@ -29,7 +29,12 @@ _TEMPERATURES = (1.1, 1.25, 1.5, 2.0)
 _LOG_SLOPES = (0.05, 0.1, 0.2, 0.4)
 _CONTRASTS = (0.5, 1.0)
 _TAUS = (0.1, 0.03, 0.01)
+_KEPT = (3, 8)
 _SPANS: tuple[SpanChoice, ...] = ("top 1", "all", "gold")
+
+
+def _then_auto(m: int) -> ThenAuto:
+    return ThenAuto(TopM(m))
 
 
 def _boost(which: SpanChoice) -> Tuned:
@@ -49,7 +54,9 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
         SPLIT_TUNED, tuple(OracleSplit(tau) for tau in _TAUS)
     ),
     "score cut-off": ScoreCutOff,
-    "top 3 only": TopM,
+    "score cut-off, then auto": lambda: ThenAuto(ScoreCutOff()),
+    **{f"top {m} only": partial(TopM, m) for m in _KEPT},
+    **{f"top {m} only, then auto": partial(_then_auto, m) for m in _KEPT},
     "long-context reorder": Reorder,
     "attention rerank": AttentionRerank,
     **{f"PASTA, {which}": partial(Pasta, which) for which in _SPANS},

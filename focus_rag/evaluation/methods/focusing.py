@@ -10,6 +10,7 @@ import torch
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
+from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, TopM
 from focus_rag.profile import FocusProfile, HeadEntry
 
 
@@ -55,6 +56,30 @@ class Auto:
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha="auto")
+
+
+@dataclass(frozen=True, slots=True)
+class ThenAuto:
+    """Alpha by the profile's policy, over the passages that a rule on their scores leaves."""
+
+    rule: TopM | ScoreCutOff
+    needs_profile: bool = True
+    oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule.name}, then auto"
+
+    @property
+    def note(self) -> str:
+        return f"What '{self.rule.name}' leaves, with alpha by the profile's policy for as many passages."
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        shown = self.rule.ask(engine, case).shown
+        return _focused(shown, engine.auto_alpha(shown))
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([self.rule.ask(engine, case).shown for case in cases], alpha="auto")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,16 @@ class TopM:
     """Only the m best scored passages."""
 
     m: int = 3
-    name: str = "top 3 only"
-    note: str = "The bare model with the 3 best scored passages."
     needs_profile: bool = False
     oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"top {self.m} only"
+
+    @property
+    def note(self) -> str:
+        return f"The bare model with the {self.m} best scored passages."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(case.with_passages(sorted(best_first(case)[: self.m])))
