@@ -79,12 +79,15 @@ class FittedAlpha(_Policy):
         counts: Passage counts of the knots, rising, at least 1.
         noises: Noises of the knots, rising, in [0, 1].
         alphas: `alphas[i][j]` belongs to `counts[i]` and `noises[j]`; shape (counts, noises), not negative.
+        needs_order: The directions have learned where a retriever puts the relevant passage and do harm elsewhere, so alpha is 0 where
+            the scores say that passages do not stand best first.
     """
 
     kind: Literal["fitted"] = "fitted"
     counts: tuple[int, ...] = Field(min_length=1)
     noises: tuple[float, ...] = Field(min_length=1)
     alphas: tuple[tuple[float, ...], ...]
+    needs_order: bool = False
 
     @model_validator(mode="after")
     def _check_grid(self) -> FittedAlpha:
@@ -105,6 +108,10 @@ class FittedAlpha(_Policy):
         """Alpha of the surface at this count and noise."""
         if signal.n_passages <= 1:
             return _nothing_to_choose(signal)
+        if self.needs_order and signal.in_order is False:
+            return AlphaChoice(
+                0.0, "the passages do not stand in the order of their scores, which this profile relies on: the model is left as it is"
+            )
         i, up = _place([math.log(count) for count in self.counts], math.log(signal.n_passages))
         j, right = _place(self.noises, signal.noise)
         low = _between(self.alphas[i], j, right)

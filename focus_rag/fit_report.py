@@ -103,7 +103,7 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         "Gold passages taken away; the right answer is that it is not stated:",
         _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
         "## Passage order",
-        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count. What is gained as retrieved and not shuffled is the retriever's order, learned.",
+        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count, focused whatever their order. What is gained as retrieved and not shuffled is the retriever's order, learned.",
         _table(
             ["order", "bare", "auto", "gain of auto"],
             [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],

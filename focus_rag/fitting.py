@@ -165,6 +165,8 @@ class _Fit:
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.counts[-1], 1.0)))
         harm = order_warning(order)
+        if harm is not None:
+            profile = profile.replace(policy=fit.policy.model_copy(update={"needs_order": True}))
         figures = {
             "site": self.site,
             "passages_at": self.passages_at,

@@ -115,7 +115,7 @@ def signal_of(
     """What the retrieved passages of one request say about how hard to focus.
 
     Args:
-        passages: In retrieval order.
+        passages: In the order in which the model sees them.
         higher_is_better: See `estimate_noise`.
         score_kind: See `estimate_noise`.
         noise: The caller's own knowledge, in [0, 1]; it wins over the scores.
@@ -124,15 +124,19 @@ def signal_of(
         InvalidInputError: `noise` is not a number in [0, 1], or `score_kind` is unknown.
     """
     n = len(passages)
+    scores = [passage.score for passage in passages]
+    in_order = _best_first(scores, higher_is_better, score_kind)
     if noise is not None:
         given = Passage("", score=noise).score
         if given is None:
             raise InvalidInputError(
                 f"noise is the expected share of irrelevant passages, a number in [0, 1]; got {noise!r}."
             )
-        return RetrievalSignal(n, given, "given", f"the caller says that {given:.0%} of {n} passages are irrelevant")
-    estimate = _estimate([passage.score for passage in passages], higher_is_better, score_kind)
-    return RetrievalSignal(n, estimate.noise, estimate.source, estimate.reason)
+        return RetrievalSignal(
+            n, given, "given", f"the caller says that {given:.0%} of {n} passages are irrelevant", in_order
+        )
+    estimate = _estimate(scores, higher_is_better, score_kind)
+    return RetrievalSignal(n, estimate.noise, estimate.source, estimate.reason, in_order)
 
 
 def worst_first(
@@ -231,6 +235,17 @@ def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, sc
     rises = sum(after > before for before, after in pairs)
     falls = sum(after < before for before, after in pairs)
     return not (rises > 0 and rises >= _RISES_PER_FALL * falls)
+
+
+def _best_first(
+    scores: Sequence[float | None], higher_is_better: bool | None, score_kind: ScoreKind | None
+) -> bool | None:
+    """Whether scores never get better down the list; None where fewer than two are known or all are equal."""
+    known = [score for score in scores if score is not None]
+    if len(set(known)) < 2:
+        return None
+    sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
+    return all(sign * after <= sign * before for before, after in itertools.pairwise(known))
 
 
 def _repeats_ranks(scores: Sequence[float]) -> bool:

@@ -45,6 +45,7 @@ def order_warning(figures: dict[str, Any]) -> str | None:
         return None
     return (
         f"With their passages in random order, {gain['n']} dev questions are answered {-100 * gain['mean']:.1f} points worse focused than bare (95% "
-        f"interval {-100 * gain['high']:.1f} to {-100 * gain['low']:.1f}): the directions have learned where the retriever puts the gold passage. Use this "
-        "profile on passages in retrieval order alone, or fit with training_order='shuffled' (`--shuffle`)."
+        f"interval {-100 * gain['high']:.1f} to {-100 * gain['low']:.1f}): the directions have learned where the retriever puts the gold passage. So "
+        "alpha is 0 where scores say that passages are in another order; without scores that cannot be told. `training_order='shuffled'` (`--shuffle`) "
+        "fits directions that do not rely on the order."
     )

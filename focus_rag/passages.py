@@ -97,12 +97,14 @@ class RetrievalSignal:
         noise: Expected share of irrelevant passages, in [0, 1].
         source: Where `noise` comes from: the retrieval scores, the passage count alone, or the caller.
         reason: One sentence for people.
+        in_order: Whether the best score comes first and so on down; None where the scores do not tell.
     """
 
     n_passages: int
     noise: float
     source: Literal["scores", "count", "given"]
     reason: str
+    in_order: bool | None = None
 
     def __post_init__(self) -> None:
         if self.n_passages < 0:

@@ -39,6 +39,18 @@ def test_one_passage_or_none_gets_nothing(policy, n):
     assert "nothing to choose" in choice.reason
 
 
+def test_a_policy_that_needs_the_order_leaves_other_orders_alone():
+    relying = SURFACE.model_copy(update={"needs_order": True})
+    for in_order in (True, None):
+        signal = RetrievalSignal(20, 0.9, "scores", "test", in_order)
+        assert relying.choose(signal) == SURFACE.choose(signal)
+    signal = RetrievalSignal(20, 0.9, "scores", "test", False)
+    assert SURFACE.choose(signal).alpha == pytest.approx(0.4)
+    choice = relying.choose(signal)
+    assert choice.alpha == 0.0
+    assert "order of their scores" in choice.reason
+
+
 def test_prior_without_noise_is_zero_and_saturates_below_the_ceiling():
     prior = RetrievalAlpha()
     assert alpha(prior, 50, 0.0) == 0.0

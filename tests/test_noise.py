@@ -160,6 +160,26 @@ def test_signal_says_where_the_noise_comes_from():
     assert (given_.noise, given_.source) == (0.4, "given")
 
 
+@pytest.mark.parametrize(
+    ("scores", "options", "expected"),
+    [
+        ([0.9, 0.5, 0.5, 0.1], {}, True),
+        ([0.9, None, 0.5], {}, True),
+        ([0.9, 0.1, 0.5], {}, False),
+        ([0.1, 0.4, 0.6, 0.9], {}, True),  # rising scores are distances
+        ([0.1, 0.4, 0.6, 0.9], {"higher_is_better": True}, False),
+        ([0.9, 0.4, 0.1], {"score_kind": "l2"}, False),
+        ([0.9, 0.4, 0.1], {"noise": 0.5}, True),
+        ([0.5, 0.5], {}, None),
+        ([0.5, None], {}, None),
+        ([], {}, None),
+    ],
+)
+def test_signal_tells_whether_passages_stand_best_first(scores, options, expected):
+    passages = [Passage(str(place), score=score) for place, score in enumerate(scores)]
+    assert signal_of(passages, **options).in_order is expected
+
+
 @pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan"), float("inf"), "much"])
 def test_bad_given_noise_is_refused(noise):
     with pytest.raises(InvalidInputError, match=r"\[0, 1\]"):
