@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 from llama_index.core import VectorStoreIndex
-from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.schema import TextNode
 from llama_index_faiss import PROMPT, LocalEmbedding, demo
 from llama_index_focus_rag import FocusLLM, collect_reports
@@ -23,12 +22,10 @@ from focus_rag import FocusGenerator
 
 
 def existing_chain(nodes: list[TextNode], llm: Any) -> Any:
-    """What people have: a vector index, a reordering postprocessor, a query engine, a model."""
+    """What people have: a vector index, a query engine, a model."""
     embedding = LocalEmbedding().fit([node.text for node in nodes])
     index = VectorStoreIndex(nodes, embed_model=embedding)
-    return index.as_query_engine(
-        llm=llm, similarity_top_k=12, node_postprocessors=[LongContextReorder()], text_qa_template=PROMPT
-    )
+    return index.as_query_engine(llm=llm, similarity_top_k=12, text_qa_template=PROMPT)
 
 
 def main() -> None:

@@ -27,7 +27,15 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
 from langchain_focus_rag.messages import chat_template_messages
 
-from focus_rag import FixedAlpha, FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry
+from focus_rag import (
+    FittedAlpha,
+    FixedAlpha,
+    FocusGenerator,
+    GenerationSettings,
+    InvalidInputError,
+    Passage,
+    PassageRegistry,
+)
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -121,6 +129,24 @@ def test_a_batch_has_one_alpha_per_row(tiny: FocusGenerator) -> None:
     alphas = [report_of(message)["alpha"] for message in rag.batch(["few", "many", "none"])]
     assert alphas == [report_of(rag.invoke(question))["alpha"] for question in ("few", "many", "none")]
     assert alphas[2] == 0.0 < alphas[0] < alphas[1]
+
+
+def test_a_profile_that_relies_on_the_retrievers_order_leaves_reordered_passages_alone(tiny: FocusGenerator) -> None:
+    policy = FittedAlpha(counts=(2,), noises=(0.0,), alphas=((0.5,),), needs_order=True)
+    profile = tiny.profile.replace(policy=policy)  # type: ignore[union-attr]
+    llm = ChatFocus(generator=FocusGenerator(tiny.model, tiny.tokenizer, profile, settings=tiny.settings))
+
+    def ends_first(found: list[Document]) -> str:
+        return join(found[::2] + found[1::2][::-1])
+
+    falling, rising = [0.9, 0.8, 0.7, 0.5, 0.3, 0.1], [0.1, 0.3, 0.5, 0.7, 0.8, 0.9]
+    for scores, reorder, alpha in (
+        (falling, join, 0.5), (rising, join, 0.5), (falling, ends_first, 0.0), (rising, ends_first, 0.0),
+        (None, join, 0.5), (None, ends_first, 0.5),  # nothing tells
+    ):  # fmt: skip
+        report = report_of(chain(llm, documents(scores), reorder).invoke(QUESTION))
+        assert report["alpha"] == alpha
+        assert (alpha == 0.0) == ("order of their scores" in report["reason"])
 
 
 def test_generation_never_runs_on_the_loop(tiny: FocusGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
