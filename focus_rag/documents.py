@@ -56,6 +56,20 @@ class Document:
     text: str
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as people type it, with `~` for their home.
+
+    Raises:
+        DocumentError: It cannot be the name of a file or folder.
+    """
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long, a null byte
+        raise DocumentError(f"{str(path)[:80]!r} cannot be the name of a folder: {error}") from error
+    return found
+
+
 def list_files(folder: str | Path, settings: DocumentSettings | None = None) -> list[Path]:
     """Readable files below a folder, hidden ones left out, sorted by path; a single file stands for itself.
 
@@ -63,7 +77,7 @@ def list_files(folder: str | Path, settings: DocumentSettings | None = None) -> 
         DocumentError: Nothing is there, nothing of a known kind is, or too much is.
     """
     settings = settings or DocumentSettings()
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     kinds = ", ".join(SUFFIXES)
     if not root.exists():
         raise DocumentError(f"No such folder: {root}. Give a folder that holds documents ({kinds}).")
@@ -111,7 +125,7 @@ def read_document(path: str | Path, *, name: str | None = None, settings: Docume
         if kind == ".pdf":
             title, text = "", _pdf_text(path)
         elif kind in (".html", ".htm"):
-            title, text = _html_text(_decode(path))
+            title, text = _html_text(path)
         elif kind in SUFFIXES:
             title, text = _headed_text(_decode(path), markdown=kind != ".txt")
         else:
@@ -132,7 +146,7 @@ def read_folder(
     Raises:
         DocumentError: See `list_files`; or not one document could be read, with the first reason.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     documents: list[Document] = []
     left_out: list[DocumentError] = []
     for path in list_files(root, settings):
@@ -259,10 +273,13 @@ class _HtmlText(HTMLParser):
             (self.text if self._into is None else self._into).append(data if data.strip() else " ")
 
 
-def _html_text(page: str) -> tuple[str, str]:
-    parser = _HtmlText()
-    parser.feed(page)
-    parser.close()
+def _html_text(path: Path) -> tuple[str, str]:
+    parser, page = _HtmlText(), _decode(path)
+    try:
+        parser.feed(page)
+        parser.close()
+    except (AssertionError, ValueError) as error:  # the standard parser's own, on markup that is none
+        raise DocumentError(f"{path} cannot be read as HTML ({error}). Mend it, or save it as text.") from error
     return "".join(parser.heading).strip() or "".join(parser.title).strip(), "".join(parser.text)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -132,7 +134,7 @@ class SentenceTransformerEmbedder:
             MissingDependencyError: sentence-transformers is not installed.
             InvalidInputError: There is no such model, here or on the Hub.
         """
-        self._name = model
+        self._name, self._version = model, _version_of(model)
         try:
             self._model = require("sentence_transformers", "sentence-transformers").SentenceTransformer(model)
         except (OSError, ValueError) as error:
@@ -140,7 +142,7 @@ class SentenceTransformerEmbedder:
 
     @property
     def identity(self) -> str:
-        return f"sentence-transformers-{self._name}"
+        return f"sentence-transformers-{self._name}{self._version}"
 
     def fit(self, texts: Sequence[str]) -> None:
         """Nothing: the model is already trained."""
@@ -155,6 +157,15 @@ class SentenceTransformerEmbedder:
 
     def load_state(self, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Nothing."""
+
+
+def _version_of(model: str) -> str:
+    """Tells what a folder held when it was loaded from what it holds after another training; nothing for a name on the Hub."""
+    files = sorted(file for file in Path(model).rglob("*") if file.is_file()) if Path(model).is_dir() else []
+    if not files:
+        return ""
+    stats = [(file.relative_to(model).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return "-" + hashlib.sha256(repr((str(Path(model).resolve()), stats)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def best_embedder() -> Embedder:

@@ -16,6 +16,7 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fit_settings import FitSettings
 from focus_rag.profile import Fingerprint
+from focus_rag.weights_digest import weights_digest
 
 
 class FitSteps:
@@ -52,8 +53,5 @@ def fit_digest(model: nn.Module, fingerprint: Fingerprint, examples: Sequence[Ex
         found.update(
             repr((example.question, example.answers, example.passages, sorted(example.gold))).encode("utf-8", "replace")
         )
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(flat.numel() // 256, 1)].float().cpu()
-        found.update(name.encode() + sample.numpy().tobytes())
+    found.update(weights_digest(model).encode())
     return found.hexdigest()[:16]

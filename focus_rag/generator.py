@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayou
 from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
+from focus_rag.weights_digest import weights_digest
 
 _REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
@@ -176,6 +179,13 @@ class FocusGenerator:
             max_batch=max_batch,
             name=name,
         )
+
+    @cached_property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits that tell this model and profile from others, whatever they are called."""
+        profile = self.profile
+        directions = b"" if profile is None else profile.directions.float().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(weights_digest(self.model).encode() + directions).hexdigest()[:16]
 
     @property
     def context_window(self) -> int:

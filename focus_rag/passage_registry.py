@@ -280,6 +280,10 @@ class PassageRegistry:
         known = self._texts.get(text)
         if known is not None:
             self._texts.move_to_end(text)
+            if known in self._few_words:
+                self._few_words.move_to_end(known)
+            elif not known.anchors and len(text) >= SHORTEST_ANYWHERE:  # dropped for newer ones, or not indexed yet
+                self._not_indexed[known] = None
             return known
         new = self._texts[text] = StoredText(text)
         self._bytes += new.size

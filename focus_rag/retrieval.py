@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.documents import DocumentSettings, list_files, read_folder, split_document
+from focus_rag.documents import DocumentSettings, list_files, read_folder, split_document, user_path
 from focus_rag.embedders import Embedder, TfidfEmbedder, require
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage
@@ -178,7 +178,7 @@ class PassageIndex:
 
 def _key(folder: str | Path, settings: RetrievalSettings, embedder: Embedder) -> str:
     """Digest of everything that decides the index: files by name and bytes, cutting, embedder."""
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     digest = hashlib.sha256(
         json.dumps([_CACHE_VERSION, embedder.identity, settings.documents.model_dump(mode="json")]).encode()
     )

@@ -107,15 +107,17 @@ def from_registry(
     retrieved: int,
 ) -> CapturedPassages:
     """Choose among the retrievals of anybody: the query in the prompt, then the most passages, then their order, then age."""
+    # Eviction by another thread replaces the hits of a retrieval at any time.
+    hits = {retrieval: retrieval.hits for retrieval in recent}
 
     def fit(retrieval: Retrieval) -> tuple[tuple[int, int], int, bool]:
-        starts = [places[text][0] for text in retrieval.hits if text in places]
+        starts = [places[text][0] for text in hits[retrieval] if text in places]
         return query_rank(retrieval.query, prompt), len(starts), starts == sorted(starts)
 
-    fits = {retrieval: fit(retrieval) for retrieval in recent}
+    fits = {retrieval: fit(retrieval) for retrieval in hits}
     order = sorted(fits, key=lambda retrieval: (fits[retrieval], retrieval.serial), reverse=True)
     for text in places:
-        rivals = [retrieval for retrieval in order if text in retrieval.hits]
+        rivals = [retrieval for retrieval in order if text in hits[retrieval]]
         if not rivals:  # evicted meanwhile
             continue
         best = rivals[0]
@@ -124,7 +126,7 @@ def from_registry(
             return captured(places, order, "registry", retrieved, "these passages were not retrieved together")
         # The same query twice is a retriever and the reranker around it: the later one counts.
         others = [retrieval for retrieval in rivals if fits[retrieval] == fits[best] and retrieval.query != best.query]
-        if any(retrieval.hits[text].scores != best.hits[text].scores for retrieval in others):
+        if any(hits[retrieval][text].scores != hits[best][text].scores for retrieval in others):
             doubt = "several queries retrieved these passages with different scores"
             return captured(places, order, "registry", retrieved, doubt)
     return captured(places, order, "registry", retrieved)

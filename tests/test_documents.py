@@ -91,6 +91,8 @@ def test_encodings(tmp_path):
         ("empty.txt", "  \n ", "holds no text"),
         ("image.txt", b"\x89PNG\0\0\0", "not a text file"),
         ("table.xlsx", "a,b", "not one of .txt"),
+        ("mark.html", "<p>See note <![1]> there</p>", "cannot be read as HTML"),
+        ("digits.html", "<p>&#" + "9" * 5000 + ";</p>", "cannot be read as HTML"),
     ],
 )
 def test_an_unreadable_file_is_named(tmp_path, name, content, what):
@@ -126,6 +128,9 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
         read_folder(tmp_path / "missing")
     with pytest.raises(DocumentError, match="No documents in"):
         read_folder(tmp_path)
+    for name in ("~nosuchuser/x", "x" * 300):
+        with pytest.raises(DocumentError, match="cannot be the name"):
+            read_folder(name)
     write(tmp_path / "broken.pdf", b"nope")
     with pytest.raises(DocumentError, match=r"broken\.pdf"):
         read_folder(tmp_path)

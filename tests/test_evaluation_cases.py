@@ -3,7 +3,7 @@ import json
 import pytest
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.evaluation.cases import Case, Cell, FileCases, arrange, case_of, cells_of
+from focus_rag.evaluation.cases import UNMARKED_GOLD, Case, Cell, FileCases, arrange, case_of, cells_of
 from focus_rag.evaluation.datasets import load_cases
 
 
@@ -53,6 +53,19 @@ def test_rows_without_gold_are_for_abstaining_and_rows_of_gold_alone_count_too()
 )
 def test_a_row_left_out_says_why(broken, reason):
     assert case_of({**row(), **broken}) == reason
+
+
+def test_abstaining_is_never_right_where_a_passage_holds_the_answer():
+    unmarked = row()
+    for one in unmarked["passages"]:
+        del one["is_gold"]
+    assert case_of(unmarked) == UNMARKED_GOLD
+    told_twice = row()
+    told_twice["passages"][4]["text"] = "As is known, builder 0 did."
+    case = case_of(told_twice)
+    assert not case.abstain
+    assert arrange(case, Cell(gold_missing=True), (), 0) is None
+    assert arrange(case_of(row()), Cell(gold_missing=True), (), 0).abstain
 
 
 def test_count_keeps_the_gold_and_the_best_scored_others():
@@ -137,6 +150,10 @@ OTHER = {"title": "Oven", "text": "Nothing here."}
             "question": "Who built it?", "answers": ["Builder 0"], "nq_annotated_gold": {},
             "ctxs": [{**CTX, "isgold": True, "hasanswer": True}, {**OTHER, "isgold": False, "hasanswer": True}],
         },
+        {
+            "question": "Who built it?", "answers": ["Builder 0"], "nq_annotated_gold": {},
+            "ctxs": [{**CTX, "hasanswer": True}, {**OTHER, "hasanswer": False}],
+        },
         {"id": "h", "question": "Who built it?", "answers": ["Builder 0"], "ctxs": [{**CTX, "has_answer": True}, OTHER]},
         {"question": "Who built it?", "answers": ["Builder 0"], "ctxs": [CTX, OTHER]},
         {"question": "Who built it?", "qa_pairs": [{"short_answers": ["Builder 0"]}], "docs": [CTX, OTHER]},
@@ -199,6 +216,14 @@ def test_a_folder_of_files_says_in_which_a_row_was_left_out(tmp_path):
     loaded = load_cases(tmp_path)
     assert [case.id for case in loaded.all] == ["q0", "q1"]
     assert loaded.skipped == {"no answers": ("b.jsonl row 2",), "question repeated": ("b.jsonl row 3",)}
+
+
+def test_files_of_a_folder_may_number_their_rows_alike(tmp_path):
+    write(tmp_path, "a.jsonl", [{**row(0), "id": 1}, {**row(1), "id": 2}])
+    write(tmp_path, "b.jsonl", [{**row(2), "id": 1}, {**row(1), "id": 2}])
+    loaded = load_cases(tmp_path)
+    assert [case.id for case in loaded.all] == ["1", "2", "b.jsonl row 1: 1"]
+    assert loaded.skipped == {"question repeated": ("b.jsonl row 2",)}
 
 
 def test_beir_folder(tmp_path):

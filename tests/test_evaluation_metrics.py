@@ -116,6 +116,16 @@ def test_paired_difference_sees_what_unpaired_intervals_hide():
         paired_difference([1.0], [1.0, 2.0])
 
 
+def test_better_and_worse_need_the_interval_and_the_test():
+    reference = [0.0] * 80
+    few = paired_difference([1.0] * 4 + reference[4:], reference)
+    assert few.low > 0 and few.p == pytest.approx(0.125)
+    assert not few.is_better and not few.is_worse
+    many = paired_difference([1.0] * 8 + reference[8:], reference)
+    assert many.is_better and not many.is_worse
+    assert paired_difference(reference, [1.0] * 8 + reference[8:]).is_worse
+
+
 @pytest.mark.parametrize(("better", "changed", "p"), [(0, 5, 0.0625), (1, 10, 22 / 1024), (5, 10, 1.0), (0, 0, 1.0)])
 def test_sign_test_is_the_exact_binomial(better, changed, p):
     assert sign_test(better, changed) == pytest.approx(p)

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,6 +234,25 @@ def test_a_folder_holds_one_run(generator, tmp_path):
     other = cases(29)
     with pytest.raises(InvalidInputError, match="differs in questions"):
         evaluate(generator, other, tmp_path, settings(methods=("bare",)))
+
+
+def test_a_run_with_other_line_separators_in_its_questions_is_resumed(generator, tmp_path):
+    (first, *_) = cases(1).all
+    odd = replace(first, id="odd\u2028one\x85two")
+    source = FileCases("made", (odd,), {})
+    some = settings(methods=("bare",), counts=(2,), limit=1)
+    runs = [evaluate(generator, source, tmp_path, some).records for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert runs[0][0]["id"] == odd.id
+
+
+def test_a_place_that_cannot_hold_a_run_is_named(generator, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInputError, match="cannot be the folder"):
+        evaluate(generator, cases(), tmp_path / "file", settings(methods=("bare",)))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InvalidInputError, match=r"run\.json is damaged"):
+        evaluate(generator, cases(), tmp_path, settings(methods=("bare",)))
 
 
 def test_without_a_profile_the_rest_still_runs(tmp_path):

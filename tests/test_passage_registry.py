@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from focus_rag.passage_registry import PassageRegistry, RetrievedText
-from focus_rag.retrieval_records import Retrieval, StoredText, from_registry
+from focus_rag.retrieval_records import Hit, Origin, Retrieval, StoredText, from_registry
 
 
 def texts(n: int, seed: int = 0, words: int = 40) -> list[str]:
@@ -187,6 +187,17 @@ def test_texts_without_spaces_are_found_without_lineage() -> None:
     assert [p.score for p in registry.lookup(None, f"文脈：{text}いつ").passages] == [0.5]
 
 
+def test_texts_without_spaces_that_are_retrieved_again_are_found_again() -> None:
+    registry = PassageRegistry()
+    found = [f"第{number}号水車小屋は一八四二年に川のほとりに建てられた。" for number in range(600)]
+    for text in found:
+        registry.put("a", rows([text], [0.5]), query="いつ")
+    assert registry.lookup(None, found[-1]).how == "registry"
+    assert registry.lookup(None, found[0]).how == "none"
+    registry.put("b", rows(found[:2], [0.5, 0.4]), query="いつ")
+    assert registry.lookup(None, found[0]).how == "registry"
+
+
 def test_memory_stays_within_its_limits_and_recent_entries_survive() -> None:
     registry = PassageRegistry(max_runs=50, max_retrievals=30, max_texts=40, max_bytes=8_000)
     for i in range(400):
@@ -311,3 +322,24 @@ def test_retrievals_evicted_during_a_look_up_are_passed_over() -> None:
     for prompt in (text.text, f"{text.text} q"):
         got = from_registry(prompt, {text: [0]}, [Retrieval("q", {})], 0)
         assert got.passages == ()
+
+
+class _Vanishing(Retrieval):
+    """Its hits are there once; then another thread has evicted it."""
+
+    @property
+    def hits(self) -> dict[StoredText, Hit]:  # type: ignore[override]
+        found, self._held = self._held, {}
+        return found
+
+    @hits.setter
+    def hits(self, hits: dict[StoredText, Hit]) -> None:
+        self._held = hits
+
+
+def test_a_retrieval_evicted_between_two_looks_at_it_stops_nothing() -> None:
+    text = StoredText("A text that stood in the prompt a moment ago.")
+    hit = Hit(Origin("store", True))
+    hit.scores, hit.ids = [0.5], [None]
+    recent = [Retrieval("q", {text: hit}), _Vanishing("other", {text: hit})]
+    assert [passage.score for passage in from_registry(text.text, {text: [0]}, recent, 0).passages] == [0.5]

@@ -158,6 +158,17 @@ def test_a_sentence_transformers_model_takes_its_place(folder, settings, monkeyp
         SentenceTransformerEmbedder("words")
 
 
+def test_a_model_trained_again_in_its_folder_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=lambda model: None))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = SentenceTransformerEmbedder(str(tmp_path)).identity
+    assert SentenceTransformerEmbedder(str(tmp_path)).identity == first
+    weights.write_bytes(b"other")
+    assert SentenceTransformerEmbedder(str(tmp_path)).identity != first
+    assert SentenceTransformerEmbedder("a/name").identity == "sentence-transformers-a/name"
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match="pip install sentence-transformers"):

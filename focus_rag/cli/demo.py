@@ -85,7 +85,7 @@ def read_questions(path: Path) -> list[_Question]:
         DocumentError: The file is missing, empty or holds something else.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         asked = [_Question(str(row["question"]), tuple(row["answers"]), row.get("document")) for row in rows]
     except OSError as error:
         raise DocumentError(f"The demo's questions cannot be read: {path}: {error.strerror or error}.") from error

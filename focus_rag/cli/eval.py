@@ -144,7 +144,7 @@ def _counts(text: str) -> tuple[int | None, ...]:
     from focus_rag.errors import InvalidInputError
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part == "all" or (part.isdigit() and int(part) > 0) for part in parts):
+    if not parts or not all(part == "all" or (part.isdecimal() and int(part) > 0) for part in parts):
         raise InvalidInputError(
             f"--counts takes whole numbers above 0 with commas between them, or 'all'; got {text!r}."
         )

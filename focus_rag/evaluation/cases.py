@@ -15,6 +15,8 @@ from focus_rag.examples import Example, examples_from_rows, holds_answer
 from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 
+UNMARKED_GOLD = "no passage is marked as gold, and one holds an accepted answer"
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -51,7 +53,7 @@ class Cell(BaseModel):
         noise: Share of the passages beside the gold that are hard distractors (the best scored ones); the others are
             taken from other questions. None leaves them as they come.
         position: Where the gold passage stands: `first`, `middle`, `last`; None leaves it where retrieval put it.
-        gold_missing: Whether the gold passages are taken away.
+        gold_missing: Whether the gold passages are taken away; questions whose other passages hold an answer are left out.
         shuffled_scores: Whether the scores are dealt out anew among the passages, so that they say nothing.
     """
 
@@ -153,8 +155,8 @@ class EmbeddedCases:
 def case_of(row: Mapping[str, Any]) -> Case | str:
     """The case of a row of the JSONL schema, or why there is none.
 
-    Unlike fitting, evaluation also takes questions without a gold passage (the right answer is then to say so) and
-    with nothing but gold.
+    Unlike fitting, evaluation also takes questions without a gold passage (the right answer is then to say so, so no
+    passage may hold an accepted one) and with nothing but gold.
     """
     if not isinstance(row.get("passages"), list) or not row["passages"]:
         return "no passages"
@@ -181,6 +183,8 @@ def case_of(row: Mapping[str, Any]) -> Case | str:
         for passage, own in zip(example.passages[:n], ids, strict=True)
     )
     gold = frozenset(index for index in example.gold if index < n)
+    if not gold and _holds_answer(passages, example.answers):
+        return UNMARKED_GOLD
     wrong = tuple(one for one in row.get("wrong_answers") or () if isinstance(one, str) and normalised_answer(one))
     return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages, gold=gold), wrong)
 
@@ -204,6 +208,8 @@ def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case 
         case = case.with_passages(
             [index for index in range(len(case.example.passages)) if index not in case.example.gold]
         )
+        if _holds_answer(case.example.passages, case.example.answers):
+            return None
     if cell.count is not None or cell.noise is not None:
         counted = _counted(case, cell, pool, rng)
         if counted is None:
@@ -219,6 +225,10 @@ def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case 
         dealt = tuple(replace(one, score=score) for one, score in zip(case.example.passages, scores, strict=True))
         case = replace(case, example=replace(case.example, passages=dealt))
     return case
+
+
+def _holds_answer(passages: Sequence[Passage], answers: Sequence[str]) -> bool:
+    return any(holds_answer(passage.content, answers) for passage in passages)
 
 
 def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random) -> Case | None:

@@ -134,7 +134,7 @@ def _against(evaluation: Evaluation, cell: str) -> Table:
     for rival in evaluation.compared_with_auto:
         difference = evaluation.difference(cell, AUTO, rival)
         if difference.n:
-            told = "auto better" if difference.low > 0 else "auto worse" if difference.high < 0 else "not told apart"
+            told = "auto better" if difference.is_better else "auto worse" if difference.is_worse else "not told apart"
             rows.append([rival, str(difference.n), _difference(difference), _p(difference.p), told])
     return ["auto minus", "n", "difference", "p", "at 95%"], rows
 
@@ -154,14 +154,14 @@ def verdict(evaluation: Evaluation) -> list[str]:
     compared = {name: one for name in others if (one := evaluation.difference(cell, AUTO, name)).n}
     if compared:
         best = min(compared, key=lambda name: compared[name].mean)
-        better = [name for name, one in compared.items() if one.high < 0]
+        better = [name for name, one in compared.items() if one.is_worse]
         lines += [
             f"The strongest alternative is {best}: auto minus it is {_difference(compared[best])} points (n = {compared[best].n}).",
             f"Against auto: better than it at 95% {'are' if len(better) > 1 else 'is'} {', '.join(better)}."
             if better
             else f"No alternative of {len(compared)} is better than auto at 95%.",
         ]
-    worse = [one for one in evaluation.cells if evaluation.difference(one, AUTO, BARE).high < 0]
+    worse = [one for one in evaluation.cells if evaluation.difference(one, AUTO, BARE).is_worse]
     lines.append(
         f"Against auto: worse than the bare model at 95% in {'; '.join(worse)}."
         if worse

@@ -49,7 +49,8 @@ class AnswerLog:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._file.write_bytes(whole)
-        for line in whole.decode("utf-8").splitlines():
+        # Not splitlines: answers may hold other line separators.
+        for line in whole.decode("utf-8").split("\n")[:-1]:
             try:
                 record = json.loads(line)
                 self.records[record["cell"], record["method"], record["id"]] = record

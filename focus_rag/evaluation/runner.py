@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def evaluate(
         progress: Called with a label, answers done and answers in all.
 
     Raises:
-        InvalidInputError: The folder holds another run, no cell has a question, or there cannot be so many workers.
+        InvalidInputError: The folder holds another run or cannot be made, no cell has a question, or there cannot be so many workers.
     """
     settings = settings or EvalSettings()
     asked = methods_named(settings.methods)
@@ -148,7 +149,10 @@ def evaluate(
     usable, skipped = _usable(generator, asked, bool(dev_cases))
     skipped |= {f"the cell {cell.key}": "no question has so many passages" for cell in plan.empty}
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{folder} cannot be the folder of the run ({error.strerror or error}); give another one.") from error
     run = _describe(generator, source, dev, settings, plan, dev_cases)
     _claim(folder / "run.json", run)
     log = AnswerLog(folder / "answers.jsonl")
@@ -327,7 +331,7 @@ def _describe(
         "settings": settings.model_dump(mode="json"),
         "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
-        "weights": _weights_hash(generator),
+        "weights": generator.identity,
         "questions": _questions_hash([*plan.cases.values(), dev_cases]),
         "versions": {
             "python": platform.python_version(),
@@ -336,18 +340,6 @@ def _describe(
             "rouge-score": _version("rouge-score"),
         },
     }
-
-
-def _weights_hash(generator: FocusGenerator) -> str:
-    """Tells one training from another: a few numbers of every weight, and the directions whole."""
-    digest = hashlib.sha256()
-    for name, parameter in generator.model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":  # offloaded: nothing here to read
-            digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    if generator.profile is not None:
-        digest.update(generator.profile.directions.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:
@@ -371,14 +363,36 @@ def _claim(file: Path, run: dict[str, Any]) -> None:
     """Write what the run is, or check that the folder's is the same one."""
     text = json.dumps(run, indent=2, sort_keys=True) + "\n"
     if file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = _read(file)
         differing = sorted(name for name in {*known, *run} if known.get(name) != json.loads(text).get(name))
         if differing:
             raise InvalidInputError(
                 f"{file.parent} holds a run that differs in {', '.join(differing)}; give another folder, or delete it."
             )
         return
-    file.write_text(text, encoding="utf-8")
+    _write(file, text)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object that an earlier run wrote.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(f"{file} is damaged ({error}); delete it, or give another folder.") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"{file} is not of an evaluation; give another folder.")
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)
 
 
 def _speed(
@@ -392,10 +406,10 @@ def _speed(
     """Speed by method, in a file of its own: timings differ from run to run, answers do not."""
     if not settings.speed_questions:
         return {}
-    known: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known: dict[str, dict[str, float]] = _read(file) if file.exists() else {}
     for done, (name, method) in enumerate(chosen, start=1):
         if name not in known:
             known[name] = measure_speed(engine, method, cases[: settings.speed_questions])
         progress(f"speed: {name}", done, len(chosen))
-    file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write(file, json.dumps(known, indent=2, sort_keys=True) + "\n")
     return known

@@ -14,6 +14,7 @@ import numpy as np
 from focus_rag.errors import InvalidInputError
 
 _RESAMPLES = 2000
+_LEVEL = 0.05
 _BLOCK = 2_000_000  # values drawn at once
 
 
@@ -55,6 +56,16 @@ class Difference:
     high: float
     p: float
     n: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether interval and test agree that the method is better; with few changed questions either alone says so too soon."""
+        return self.low > 0 and self.p < _LEVEL
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether interval and test agree that the method is worse."""
+        return self.high < 0 and self.p < _LEVEL
 
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -113,7 +114,8 @@ class Row:
     def __exit__(self, *_: object) -> None:
         _CURRENT.reset(self._token)
         if batch := self._arrive(None):
-            self._batch.serve(batch)
+            with suppress(Exception):  # the rows that wait have it; this one did not ask
+                self._batch.serve(batch)
 
     async def __aenter__(self) -> Row:
         return self.__enter__()
@@ -121,7 +123,8 @@ class Row:
     async def __aexit__(self, *_: object) -> None:
         _CURRENT.reset(self._token)
         if batch := self._arrive(None):
-            await self._batch.aserve(batch)
+            with suppress(Exception):
+                await self._batch.aserve(batch)
 
 
 _CURRENT: ContextVar[Row | None] = ContextVar("focus_rag_batch_row", default=None)

@@ -68,6 +68,7 @@ class LangChainSettings(FocusSettings):
         profile = self.generator.profile
         return {
             "model_name": self.model_name,
+            "weights": self.generator.identity,
             "alpha": alpha if isinstance(alpha, (str, int, float)) else alpha.model_dump_json(),
             "profile": None if profile is None else _profile_identity(profile),
             "noise": self.noise,

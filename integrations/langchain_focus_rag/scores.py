@@ -61,10 +61,14 @@ def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
             f"keep_scores takes the retriever of a vector store (store.as_retriever(...)), got {type(retriever).__name__}. Have other "
             "retrievers put their score into document.metadata['score']."
         )
-    fields = {name: getattr(retriever, name) for name in type(retriever).model_fields}
-    return ScoredVectorStoreRetriever(
-        **{name: fields[name] for name in fields if name in ScoredVectorStoreRetriever.model_fields}
-    )
+    kind = type(retriever)
+    if kind not in (VectorStoreRetriever, ScoredVectorStoreRetriever):
+        # Its own way to retrieve, which may filter what a user is to see, would be lost.
+        raise InvalidInputError(
+            f"keep_scores takes LangChain's own vector store retriever; {kind.__name__} retrieves in its own way. Have it put the score into "
+            "document.metadata['score']."
+        )
+    return ScoredVectorStoreRetriever(**{name: getattr(retriever, name) for name in kind.model_fields})
 
 
 def _search_options(options: dict[str, Any], found: int) -> dict[str, Any]:

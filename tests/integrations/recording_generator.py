@@ -20,6 +20,7 @@ class RecordingGenerator:
     def __init__(self, *, text: str = "The mill was built in 1842.") -> None:
         self.text = text
         self.model_name = "recording"
+        self.identity = "recording"
         self.context_window = 32768
         self.settings = GenerationSettings()
         self.alpha = "auto"

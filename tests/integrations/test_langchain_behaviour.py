@@ -23,7 +23,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
-from langchain_core.vectorstores import InMemoryVectorStore
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetriever
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
 from langchain_focus_rag.messages import chat_template_messages
 
@@ -275,6 +275,35 @@ def test_caches_key_on_the_settings(kind: str) -> None:
         model.invoke("Hello")
         model.invoke("Hello")
         assert len(generator.requests) == before + 1, fields
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_caches_tell_models_and_profiles_of_the_same_name_apart(kind: str, tiny: FocusGenerator) -> None:
+    cache = InMemoryCache()
+    other = tiny_model(vocab_size=len(tiny.tokenizer), max_position_embeddings=4096, seed=4)
+    turned = tiny.profile.replace(directions=-tiny.profile.directions)  # type: ignore[union-attr]
+    generators = [
+        FocusGenerator(model, tiny.tokenizer, profile, settings=tiny.settings, name="the same")
+        for model, profile in ((tiny.model, None), (other, None), (tiny.model, tiny.profile), (tiny.model, turned))
+    ]
+    for generator in generators:
+        model_of(kind, generator, cache=cache)[0].invoke("Hello")
+    assert len(cache._cache) == len({generator.identity for generator in generators}) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cached_row_keeps_its_answer_when_the_others_fail(kind: str) -> None:
+    class Broken(RecordingGenerator):
+        def answer_batch(self, requests: Any) -> Any:
+            raise MemoryError
+
+    working, _ = model_of(kind, cache=(cache := InMemoryCache()))
+    known = working.invoke("known")
+    model, _ = model_of(kind, Broken(), cache=cache)
+    if kind == "chat":  # LangChain gives a failed batch of a BaseLLM back as failed in every row
+        first, second = model.batch(["known", "new"], return_exceptions=True)
+        assert first.content == known.content
+        assert isinstance(second, MemoryError)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -675,6 +704,15 @@ def test_a_reranker_after_keep_scores_is_not_taken_for_a_distance(store: InMemor
 def test_keep_scores_takes_vector_store_retrievers_only() -> None:
     with pytest.raises(InvalidInputError, match="as_retriever"):
         keep_scores(Retriever(documents=[]))  # type: ignore[arg-type]
+
+
+def test_keep_scores_refuses_a_retriever_whose_own_ways_it_would_lose(store: InMemoryVectorStore) -> None:
+    class Filtering(VectorStoreRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any, **kwargs: Any) -> list[Document]:
+            return [one for one in super()._get_relevant_documents(query, run_manager=run_manager) if "secret" not in one.page_content]
+
+    with pytest.raises(InvalidInputError, match="Filtering retrieves in its own way"):
+        keep_scores(Filtering(vectorstore=store))
 
 
 def test_the_capture_can_be_asked_and_emptied() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def load_cases(path: str | Path, *, documents: str | Path | None = None, retriev
         found = row if isinstance(row, str) else normal_row(row)
         made = case_of(found) if isinstance(found, Mapping) else found
         if isinstance(made, Case) and made.id in cases:
-            made = "question repeated"
+            # Files of one folder may each number their rows from 1.
+            is_other = cases[made.id].example.key != made.example.key
+            made = replace(made, id=f"{where}: {made.id}") if is_other else "question repeated"
         if isinstance(made, str):
             skipped[made].append(where)
         else:
