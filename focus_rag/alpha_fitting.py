@@ -70,11 +70,12 @@ def best_single_alpha(sweeps: Sequence[Sweep]) -> float:
     return max(sweeps[0].alphas, key=lambda alpha: (quality(alpha), -alpha))
 
 
-def fit_policy(sweeps: Sequence[Sweep]) -> PolicyFit:
+def fit_policy(sweeps: Sequence[Sweep], *, needs_order: bool = False) -> PolicyFit:
     """Choose alpha for every passage count and bind it to the noise.
 
     Args:
         sweeps: With gold, any cells of count and noise; and without, any number.
+        needs_order: Whether the policy leaves passages alone that do not stand best first.
 
     Raises:
         InvalidInputError: No sweep with gold, or grids that differ.
@@ -91,7 +92,7 @@ def fit_policy(sweeps: Sequence[Sweep]) -> PolicyFit:
     calmer = {count: _calmer_alpha([one for one in present if one.count == count], chosen[count]) for count in counts}
     for count, following in reversed(list(itertools.pairwise(counts))):
         calmer[count] = min(calmer[count], calmer[following])
-    policy = _surface(present, chosen, calmer)
+    policy = _surface(present, chosen, calmer).model_copy(update={"needs_order": needs_order})
     best_single = best_single_alpha(present)
     cells = [_cell(sweep, policy, chosen[sweep.count], best_single) for sweep in present]
     return PolicyFit(policy, chosen, best_single, tuple(cells), _overall(present, policy, best_single))

@@ -94,13 +94,13 @@ def trace_answer(
     with ExitStack() as stack:
         import torch
 
+        from focus_rag.probing import input_device
         from focus_rag.steering import focus
 
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
-        device = generator.model.get_input_embeddings().weight.device
-        ids = torch.tensor([[*prompt.input_ids, *tokens]], device=device)
+        ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     mass = meter.steps[0][0].mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)

@@ -44,7 +44,9 @@ class GenerationSettings(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         if value is None:
             return ()
-        return (value,) if isinstance(value, str) else tuple(text for text in value if text)
+        if isinstance(value, str):
+            return (value,)
+        return tuple(text for text in value if text) if isinstance(value, Iterable) else value
 
     def changed(self, changes: Mapping[str, Any]) -> GenerationSettings:
         """A validated copy; changes of None are ignored.

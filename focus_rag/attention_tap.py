@@ -24,6 +24,8 @@ from focus_rag.errors import AttachError
 from focus_rag.model_layout import attention_home
 
 _LOCK = threading.RLock()
+HOOKS_LOCK = threading.Lock()
+"""Held while hooks are registered: torch numbers them without one, and two of the same number replace each other."""
 _OPEN_HERE: ContextVar[tuple[AttentionTap, ...]] = ContextVar("focus_rag_open_taps", default=())
 _ALONE: ContextVar[bool] = ContextVar("focus_rag_alone", default=False)
 _open_everywhere: tuple[AttentionTap, ...] = ()

@@ -166,7 +166,8 @@ class _Fit:
         order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.counts[-1], 1.0)))
         harm = order_warning(order)
         if harm is not None:
-            profile = profile.replace(policy=fit.policy.model_copy(update={"needs_order": True}))
+            fit = fit_policy(sweeps, needs_order=True)
+            profile = profile.replace(policy=fit.policy)
         figures = {
             "site": self.site,
             "passages_at": self.passages_at,
@@ -257,8 +258,9 @@ class _Fit:
         alphas = [profile.policy.choose(signal_of(one.passages)).alpha for one in questions]
         if set(alphas) <= set(sweep.alphas):
             return [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
+        by_order = "-by-order" if getattr(profile.policy, "needs_order", False) else ""
         return self.work.step(  # type: ignore[no-any-return]
-            f"auto-{cell.name}", lambda: self.answers.grades(profile, questions, profile.policy)
+            f"auto-{cell.name}{by_order}", lambda: self.answers.grades(profile, questions, profile.policy)
         )
 
     def _training_examples(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:

@@ -26,6 +26,7 @@ from focus_rag.measuring import SpanMeter
 from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage, RetrievalSignal
 from focus_rag.prepared_request import PreparedRequest
+from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
 from focus_rag.steering import focus
@@ -330,12 +331,13 @@ class FocusGenerator:
                 f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {self.context_window} tokens."
             )
         prompt = self._build(request, room)
-        present = [passage for passage, span in zip(request.passages, prompt.spans, strict=True) if span is not None]
+        present = sorted((span, index) for index, span in enumerate(prompt.spans) if span is not None)
         retrieved = signal_of(
             request.passages,
             higher_is_better=request.higher_is_better,
             score_kind=request.score_kind,
             noise=request.noise,
+            shown=[index for _, index in present],
         )
         # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
         signal = replace(retrieved, n_passages=len(present))
@@ -380,7 +382,7 @@ class FocusGenerator:
         """Generate one left-padded batch."""
         if not rows:
             return []
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         pad, ends = pad_token(self.model, self.tokenizer), end_tokens(self.model, self.tokenizer)
         input_ids, mask = left_padded([row.prompt.input_ids for row in rows], pad, device)
         length = input_ids.shape[1]
@@ -437,5 +439,7 @@ class FocusGenerator:
             eos_token_id=sorted(end_tokens(self.model, self.tokenizer)) or None,
             return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
             # Rows are read token by token and end by the request's own stop strings.
+            # In one pass, because what the first pass attends to is what the first token was chosen by.
+            prefill_chunk_size=None,
             stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip

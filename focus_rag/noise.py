@@ -111,21 +111,24 @@ def signal_of(
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
     noise: float | None = None,
+    shown: Sequence[int] | None = None,
 ) -> RetrievalSignal:
     """What the retrieved passages of one request say about how hard to focus.
 
     Args:
-        passages: In the order in which the model sees them.
+        passages: In retrieval order.
         higher_is_better: See `estimate_noise`.
         score_kind: See `estimate_noise`.
         noise: The caller's own knowledge, in [0, 1]; it wins over the scores.
+        shown: Indices of the passages in the order in which the model sees them; by default as they were retrieved.
 
     Raises:
         InvalidInputError: `noise` is not a number in [0, 1], or `score_kind` is unknown.
     """
+    _check_kind(score_kind)
     n = len(passages)
     scores = [passage.score for passage in passages]
-    in_order = _best_first(scores, higher_is_better, score_kind)
+    in_order = _best_first(scores, range(n) if shown is None else shown, higher_is_better, score_kind)
     if noise is not None:
         given = Passage("", score=noise).score
         if given is None:
@@ -149,7 +152,11 @@ def worst_first(
     worst score up.
 
     Among equals the later one goes first.
+
+    Raises:
+        InvalidInputError: `score_kind` is unknown.
     """
+    _check_kind(score_kind)
     known = [passage.score for passage in passages if passage.score is not None]
     sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
 
@@ -161,10 +168,7 @@ def worst_first(
 
 
 def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, score_kind: ScoreKind | None) -> _Estimate:
-    if score_kind is not None and not (isinstance(score_kind, str) and score_kind in _KINDS):
-        raise InvalidInputError(
-            f"Unknown score_kind {score_kind!r}: use one of {', '.join(sorted(_KINDS))}, or leave it out."
-        )
+    _check_kind(score_kind)
     n = len(scores)
     known = [score for score in scores if score is not None]
     if n == 0:
@@ -177,9 +181,11 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     if score_kind == "rrf" or _repeats_ranks(known):
         return _from_count(n, "the scores only repeat the ranks")
 
-    if not _rises_are_better(known, higher_is_better, score_kind):
+    rises = _rises_are_better(known, higher_is_better, score_kind)
+    # Where less is better these are distances of that kind, whose zero is the best there is.
+    plausible = [not rises or score > 0 or score_kind not in _ZERO_IS_IRRELEVANT for score in known]
+    if not rises:
         known = [-score for score in known]
-    plausible = [score > 0 or score_kind not in _ZERO_IS_IRRELEVANT for score in known]
     if not any(plausible):
         return _Estimate(
             1.0,
@@ -205,6 +211,13 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
         len(known),
         f"{standing_out:.1f} passages stand out in score, a find at {found:.0%}",
     )
+
+
+def _check_kind(score_kind: object) -> None:
+    if score_kind is not None and not (isinstance(score_kind, str) and score_kind in _KINDS):
+        raise InvalidInputError(
+            f"Unknown score_kind {score_kind!r}: use one of {', '.join(sorted(_KINDS))}, or leave it out."
+        )
 
 
 def _from_count(n: int, why: str) -> _Estimate:
@@ -238,13 +251,14 @@ def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, sc
 
 
 def _best_first(
-    scores: Sequence[float | None], higher_is_better: bool | None, score_kind: ScoreKind | None
+    scores: Sequence[float | None], shown: Sequence[int], higher_is_better: bool | None, score_kind: ScoreKind | None
 ) -> bool | None:
-    """Whether scores never get better down the list; None where fewer than two are known or all are equal."""
-    known = [score for score in scores if score is not None]
+    """Whether scores in retrieval order never get better down the list as shown; None where fewer than two are known or all are equal."""
+    known = [score for index in shown if (score := scores[index]) is not None]
     if len(set(known)) < 2:
         return None
-    sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
+    retrieved = [score for score in scores if score is not None]
+    sign = 1.0 if _rises_are_better(retrieved, higher_is_better, score_kind) else -1.0
     return all(sign * after <= sign * before for before, after in itertools.pairwise(known))
 
 

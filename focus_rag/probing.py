@@ -16,15 +16,15 @@ def run_one_token(model: nn.Module, position: int = 0) -> None:
         TypeError: A position other than 0, which needs no saying, and a model that takes none.
     """
     plain: Any = getattr(model, "_orig_mod", model)
-    device = _input_device(plain)
+    device = input_device(plain)
     ids = torch.tensor([[_ordinary_token(plain)]], device=device)
     placed = {"position_ids": torch.tensor([[position]], device=device)} if position else {}
     plain(input_ids=ids, **placed, use_cache=False)
 
 
-def _input_device(model: nn.Module) -> torch.device:
+def input_device(model: nn.Module) -> torch.device:
     """Where token ids go; offloaded models hold their parameters nowhere and move inputs themselves."""
-    device = next(model.parameters()).device
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -210,11 +210,11 @@ class FocusProfile:
         """The same profile with its k best heads only.
 
         Raises:
-            InvalidInputError: k is below 1 or above the number of heads.
+            InvalidInputError: k is no whole number from 1 to the number of heads.
         """
-        if not 1 <= k <= len(self.heads):
+        if not isinstance(k, int) or not 1 <= k <= len(self.heads):
             raise InvalidInputError(
-                f"top_k must lie between 1 and {len(self.heads)}, the heads of this profile; got {k}."
+                f"top_k must be a whole number between 1 and {len(self.heads)}, the heads of this profile; got {k}."
             )
         keys = self.key_directions
         return self.replace(

@@ -153,13 +153,15 @@ class PromptBuilder:
     ) -> BuiltPrompt:
         """Render a conversation through the chat template and locate the passages that stand in it.
 
+        What the assistant said is not searched: it may quote a passage of an earlier turn.
+
         Raises:
             InvalidInputError: Messages without role or content, or a template that refuses them.
             PromptTooLongError: It does not fit.
         """
         checked = _checked_messages(messages)
         for fold in (False, True):
-            safe = [{**message, "content": self._guard.safe(message["content"], fold=fold)} for message in checked]
+            safe = [{**message, "content": self._safe(message["content"], fold=fold)} for message in checked]
             text = self._rendered(safe)
             ids, offsets = self._tokens(text)
             if self._guard.count(ids) <= self._guard.count(
@@ -169,8 +171,9 @@ class PromptBuilder:
         else:
             raise InvalidInputError(_STILL_SPECIAL.format("message"))
         self._require_fit(ids, max_tokens)
-        shown = [_with_text(passage, self._guard.safe(passage.text, fold=fold)) for passage in passages]
-        spans = [None if span is None else _token_span(offsets, span) for span in locate_passages(text, shown)]
+        shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
+        found = locate_passages(_without_assistant(text, safe), shown)
+        spans = [None if span is None else _token_span(offsets, span) for span in found]
         return BuiltPrompt(text, tuple(ids), tuple(spans))
 
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
@@ -244,8 +247,12 @@ class PromptBuilder:
         return BuiltPrompt(text, tuple(ids), tuple(spans), dropped)
 
     def _data(self, text: str, *, fold: bool) -> str:
-        """A question or passage as it may stand in a prompt: neither special tokens nor the mark of an answer in it."""
-        text = self._guard.safe(text.strip(), fold=fold)
+        """A question or passage as it may stand in a prompt."""
+        return self._safe(text.strip(), fold=fold)
+
+    def _safe(self, text: str, *, fold: bool) -> str:
+        """Text with neither special tokens nor the mark of an answer in it."""
+        text = self._guard.safe(text, fold=fold)
         return text if self.tokenizer.chat_template else text.replace(self._answer_mark, _broken(self._answer_mark))
 
     @property
@@ -282,6 +289,19 @@ class PromptBuilder:
                 f"The prompt takes {len(ids)} tokens and may have {max_tokens}. It was assembled by the caller, so nothing was cut: "
                 "retrieve fewer passages, lower max_new_tokens, or use a model with a larger window."
             )
+
+
+def _without_assistant(text: str, messages: Sequence[Message]) -> str:
+    """A rendered conversation of the same length in which nothing is left of what the assistant said."""
+    position = 0
+    for message in messages:
+        content = message["content"].strip()  # many templates strip messages
+        start = text.find(content, position)
+        if start >= 0:
+            position = start + len(content)
+            if message["role"] == "assistant":
+                text = f"{text[:start]}{' ' * len(content)}{text[position:]}"
+    return text
 
 
 def _with_text(passage: Passage, text: str) -> Passage:

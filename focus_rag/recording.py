@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from focus_rag.attention_math import AttentionCall, as_heads, visible_keys
-from focus_rag.attention_tap import AttentionTap
+from focus_rag.attention_tap import HOOKS_LOCK, AttentionTap
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.measuring import heads_by_layer, tapped_layers
 from focus_rag.model_layout import LayerLayout, ModelLayout, Site
@@ -101,17 +101,22 @@ class QueryKeyRecorder(AttentionTap):
         index, query_format = layer.index, site.format
 
         def read_query(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not self.is_open_here:  # another thread runs the model
+                return
             queries = as_heads(output.detach(), query_format, self._layout.query_heads, self._layout.head_dim)
             self._pending.before[index] = queries[0][:, self._rows.to(output.device)].float().cpu()
 
         def read_positions(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.is_open_here:
+                return
             given = [kwargs.get("position_embeddings"), *args]
             pair = next((one for one in given if _is_pair(one)), None)
             if pair is not None:
                 self._pending.positions[index] = (self._of_rows(pair[0]), self._of_rows(pair[1]))
 
-        self._hooks.callback(site.module.register_forward_hook(read_query).remove)
-        self._hooks.callback(layer.attention.register_forward_pre_hook(read_positions, with_kwargs=True).remove)
+        with HOOKS_LOCK:
+            self._hooks.callback(site.module.register_forward_hook(read_query).remove)
+            self._hooks.callback(layer.attention.register_forward_pre_hook(read_positions, with_kwargs=True).remove)
 
     def _of_rows(self, embedding: Tensor) -> Tensor:
         return embedding.detach()[0][self._rows.to(embedding.device)].float().cpu()

@@ -19,6 +19,7 @@ from focus_rag.attention_math import (
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.model_layout import ModelLayout
 
 
 class SplitSoftmaxTap(AttentionTap):
@@ -91,7 +92,7 @@ def split_softmax(
         first_row: First query position to change; by default, in every row, the first one after its spans.
 
     Raises:
-        InvalidInputError: tau outside (0, 1], no spans, or spans outside the prompt.
+        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, or spans outside the prompt.
     """
     if not 0.0 < tau <= 1.0:
         raise InvalidInputError(f"tau must lie in (0, 1]; got {tau!r}.")
@@ -99,6 +100,12 @@ def split_softmax(
     if not flat or any(not 0 <= start < end <= prompt_length for start, end in flat):
         raise InvalidInputError(
             f"Split softmax needs spans within the prompt of {prompt_length} tokens; got {list(spans)!r}."
+        )
+    layout = ModelLayout.of(model)
+    known = {(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)}
+    if not heads or not known.issuperset(map(tuple, heads)):
+        raise InvalidInputError(
+            f"Split softmax needs heads of the model as (layer, head): {len(layout.layers)} layers of {layout.query_heads} heads from 0; got {list(heads)!r}."
         )
     if tau == 1.0:
         yield

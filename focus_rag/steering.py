@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from focus_rag.attention_math import AttentionCall, QueryFormat, as_heads, laid_out, rows_of
-from focus_rag.attention_tap import AttentionTap, undisturbed
+from focus_rag.attention_tap import HOOKS_LOCK, AttentionTap, undisturbed
 from focus_rag.errors import AttachError, InvalidInputError, UnsupportedModelError
 from focus_rag.model_layout import LayerLayout, ModelLayout, QueryModule, Site
 from focus_rag.probing import run_one_token
@@ -252,11 +252,9 @@ def _hook_queries(layer: LayerLayout, handle: FocusHandle, tap: AttentionTap) ->
         handle.forward_passes += 1
         return output + handle.shift(index, output.shape[0], output, query_format, output.shape[-1])
 
-    with _HOOKS_LOCK:
+    with HOOKS_LOCK:
         return site.module.register_forward_hook(add_shift)
 
-
-_HOOKS_LOCK = threading.Lock()  # torch numbers hooks without one, and two of the same number replace each other
 
 
 @contextmanager
@@ -411,7 +409,7 @@ def _reading(site: QueryModule, index: int, name: str, layout: ModelLayout, read
                 heads = as_heads(tensor, site.format, layout.query_heads, layout.head_dim)
                 reads[index, what] = heads.detach().float()
 
-    with _HOOKS_LOCK:
+    with HOOKS_LOCK:
         handle = site.module.register_forward_hook(read)
     try:
         yield

@@ -11,6 +11,7 @@ from torch import nn
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.examples import Example
+from focus_rag.probing import input_device
 from focus_rag.prompting import PromptBuilder, TokenSpan
 
 Rows = Literal["found", "all"]
@@ -128,8 +129,7 @@ def teacher_forced_all(
 def run_decoder(model: nn.Module, input_ids: Sequence[int]) -> None:
     """One forward pass up to the last hidden states; the vocabulary projection, which nothing here needs, is left out."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    device = next(model.parameters()).device
-    decoder(input_ids=torch.tensor([list(input_ids)], device=device), use_cache=False)
+    decoder(input_ids=torch.tensor([list(input_ids)], device=input_device(model)), use_cache=False)
 
 
 def window_of(model: nn.Module, default: int = 4096) -> int:

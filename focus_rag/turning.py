@@ -7,6 +7,7 @@ adds is what it was, because RoPE makes logits depend on differences of position
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from focus_rag.attention_tap import undisturbed
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.model_layout import ModelLayout
 from focus_rag.probing import run_one_token
-from focus_rag.recording import QueryKeyRecorder, Rotation, RotationKind
+from focus_rag.recording import LayerRecord, QueryKeyRecorder, Rotation, RotationKind
+from focus_rag.teacher_forcing import window_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Turning:
 
     @classmethod
     def of(cls, model: nn.Module) -> Turning:
-        """Find out how a model rotates, from one token at position 1; once per model.
+        """Find out how a model rotates, from one token at a few positions; once per model.
 
         Raises:
             UnsupportedModelError: Its rotation cannot be reproduced.
@@ -94,6 +96,7 @@ class Turning:
         return turned
 
 
+_POSITIONS = (1, 16, 256, 1024)  # no further: rotations whose speed depends on the length are slow only for short ones
 _LOCK = threading.Lock()
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, Turning] = weakref.WeakKeyDictionary()
 
@@ -101,20 +104,37 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, Turning] = weakref.WeakKeyDictionar
 def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
     layout = ModelLayout.of(model)
     heads = [(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)]
+    steps = []
     with undisturbed(), QueryKeyRecorder(model, heads, rows=[0], site="normed") as recorder:
-        try:
-            run_one_token(model, position=1)
-        except TypeError as error:
-            raise UnsupportedModelError(f"{layout.family!r} takes no positions, so its RoPE is not known.") from error
+        for position in (one for one in _POSITIONS if one < window_of(model)):
+            try:
+                run_one_token(model, position)
+            except TypeError as error:
+                raise UnsupportedModelError(f"{layout.family!r} takes no positions, so its RoPE is not known.") from error
+            steps.append((position, dict(recorder.records)))
     turns = {}
     for layer in layout.layers:
-        record = recorder.records.get(layer.index)
+        record = steps[0][1].get(layer.index)
         if record is None or record.before is None:
             raise UnsupportedModelError(f"Layer {layer.index} ran without its query module, so its RoPE is not known.")
         rotation = Rotation(layer.attention)
         kind = rotation.kind_of(layer.index, record.before, record.queries, record.cos, record.sin)
-        # At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. Angles are
-        # kept on the CPU, where profiles are: read from a GPU they would make each request wait for what it is still doing.
-        angles = torch.zeros(0) if record.cos is None or record.sin is None else torch.atan2(record.sin, record.cos)[0].cpu()
-        turns[layer.index] = _LayerTurn(rotation, kind, angles)
+        turns[layer.index] = _LayerTurn(rotation, kind, _angles([(position, records[layer.index]) for position, records in steps]))
     return turns
+
+
+def _angles(records: Sequence[tuple[int, LayerRecord]]) -> Tensor:
+    """Angle per position, `(rotary_dim,)`, empty where a layer has none, from what a layer did at rising positions.
+
+    At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. In bfloat16 it is
+    known to 0.0025 there; each further position tells it so much better as it is further, once the whole turns are known
+    from the one before. On the CPU, where profiles are: read from a GPU it would make each request wait for what it is still doing.
+    """
+    angles = torch.zeros(0)
+    for position, record in records:
+        if record.cos is None or record.sin is None:
+            return torch.zeros(0)
+        found = torch.atan2(record.sin, record.cos)[0].double().cpu()
+        turns = torch.round((angles * position - found) / math.tau) if len(angles) else torch.zeros_like(found)
+        angles = (found + math.tau * turns) / position
+    return angles.float()

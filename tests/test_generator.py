@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focus_rag import FixedAlpha, FocusGenerator, GenerationSettings, Passage, Request, RetrievalAlpha, focus
+from focus_rag import (
+    FittedAlpha,
+    FixedAlpha,
+    FocusGenerator,
+    GenerationSettings,
+    Passage,
+    Request,
+    RetrievalAlpha,
+    focus,
+)
 from focus_rag.errors import (
     InvalidInputError,
     MissingDependencyError,
@@ -117,6 +126,23 @@ def test_seeded_sampling_repeats_alone_and_in_a_batch(generator):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_the_order_that_counts_is_that_of_the_prompt(parts):
+    relying = FittedAlpha(counts=(2,), noises=(0.0,), alphas=((0.5,),), needs_order=True)
+    generator = FocusGenerator(*parts[:2], parts[2].replace(policy=relying))
+    falling = [Passage(f"The mill number {number} stood by the river.", score=0.9 - number / 10) for number in range(3)]
+    for order, alpha in (([0, 1, 2], 0.5), ([2, 1, 0], 0.0), ([0, 2, 1], 0.0)):
+        prompt = "\n".join(falling[place].text for place in order)
+        for asked in (prompt, [{"role": "user", "content": prompt}]):
+            assert generator.generate(asked, passages=falling, max_new_tokens=1).alpha == alpha
+    assert generator.answer(QUESTION, falling, max_new_tokens=1).alpha == 0.5
+
+
+def test_attention_is_that_of_the_answer_whatever_the_models_prefill(generator, monkeypatch):
+    whole = [use.attention for use in generator.answer(QUESTION, PASSAGES, max_new_tokens=2).passages]
+    monkeypatch.setattr(generator.model.generation_config, "prefill_chunk_size", 16)
+    assert [use.attention for use in generator.answer(QUESTION, PASSAGES, max_new_tokens=2).passages] == whole
+
+
 def test_stop_strings_cut_alike_everywhere(generator):
     whole = generator.answer(QUESTION, PASSAGES).text
     stop = whole[3:5]
@@ -126,6 +152,8 @@ def test_stop_strings_cut_alike_everywhere(generator):
     assert (answer.text, answer.finish_reason) == (expected, "stop")
     assert "".join(generator.stream(QUESTION, PASSAGES, stop=stop)) == expected
     assert generator.answer(QUESTION, PASSAGES, stop=["never in there"]).text == whole
+    with pytest.raises(InvalidInputError, match="'stop'"):
+        generator.answer(QUESTION, PASSAGES, stop=5)
 
 
 def test_lengths_and_finish_reasons(generator):
@@ -307,6 +335,15 @@ class TestFromPretrained:
         for alpha in (0.0, 1.5):
             answers = [one.answer(QUESTION, PASSAGES, alpha=alpha, max_new_tokens=6) for one in (offloaded, generator)]
             assert answers[0].text == answers[1].text
+
+    def test_a_model_that_lies_on_disk_whole_answers_too(self, saved, generator, tmp_path):
+        pytest.importorskip("accelerate")
+        offloaded = FocusGenerator.from_pretrained(
+            saved / "reader", saved / "profile", device_map={"": "disk"}, offload_folder=str(tmp_path)
+        )
+        answers = [one.answer(QUESTION, PASSAGES, alpha=1.5, max_new_tokens=4) for one in (offloaded, generator)]
+        assert answers[0].text == answers[1].text
+        assert [use.attention for use in answers[0].passages] == pytest.approx([use.attention for use in answers[1].passages], abs=1e-5)
 
     def test_everything_else_is_handed_on(self, saved, parts, monkeypatch):
         from transformers import AutoModelForCausalLM

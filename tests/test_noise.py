@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import estimate_noise, signal_of
+from focus_rag.noise import estimate_noise, signal_of, worst_first
 from focus_rag.passages import Passage
 
 garbage = st.one_of(
@@ -178,6 +178,31 @@ def test_signal_says_where_the_noise_comes_from():
 def test_signal_tells_whether_passages_stand_best_first(scores, options, expected):
     passages = [Passage(str(place), score=score) for place, score in enumerate(scores)]
     assert signal_of(passages, **options).in_order is expected
+
+
+def test_the_order_is_that_of_the_prompt_and_the_orientation_that_of_the_retrieval():
+    similarities = [Passage(str(score), score=score) for score in (0.9, 0.5, 0.1)]
+    distances = similarities[::-1]
+    for passages in (similarities, distances):
+        assert signal_of(passages, shown=[0, 1, 2]).in_order is True
+        assert signal_of(passages, shown=[0, 2]).in_order is True
+        assert signal_of(passages, shown=[2, 1, 0]).in_order is False
+        assert signal_of(passages, shown=[1]).in_order is None
+
+
+def test_zero_is_no_sign_of_irrelevance_for_distances():
+    distances = [0.1, 0.5, 0.6, 0.63]
+    cosine = estimate_noise(distances, score_kind="cosine", higher_is_better=False)
+    assert cosine == estimate_noise(distances, score_kind="distance")
+    assert estimate_noise([-value for value in distances], score_kind="cosine") == 1.0
+
+
+@pytest.mark.parametrize("kind", ["nonsense", ["cosine"], 3])
+def test_kinds_that_do_not_exist_are_refused_everywhere(kind):
+    passages = [Passage("a", score=0.5), Passage("b", score=0.1)]
+    for call in (signal_of, worst_first, lambda some, **more: signal_of(some, noise=0.5, **more)):
+        with pytest.raises(InvalidInputError, match="Unknown score_kind"):
+            call(passages, score_kind=kind)
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.1, float("nan"), float("inf"), "much"])

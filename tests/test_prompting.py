@@ -276,8 +276,24 @@ def test_a_plain_prompt_has_one_answer_mark():
     built = from_question(builder, faked, [Passage(faked), Passage("plain", title="x\nAnswer:")])
     assert built.text.count("Answer:") == 1 and built.text.endswith("\nAnswer:")
     other = PromptBuilder(tiny_tokenizer(chat=False), PromptLayout(plain_ending="\nReply =>"))
+    forged = builder.from_messages([{"role": "user", "content": f"Hi\n\n{faked}"}], [Passage(faked)], max_tokens=PLENTY)
+    assert forged.text.count("Answer:") == 1 and forged.text.endswith("\nAnswer:")
+    assert "2020" in builder.tokenizer.decode(forged.input_ids[slice(*forged.spans[0])])
     turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")]
     assert other.from_messages(turns, [], max_tokens=PLENTY).text == "Hi\n\nReply => Hi\n\nHi\nReply =>"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_passages_are_not_looked_for_in_what_the_assistant_said(chat):
+    builder = PromptBuilder(tiny_tokenizer(chat=chat))
+    passage = "The mill was built in 1841 by the river."
+    talk = [("user", "When?"), ("assistant", f"It says: {passage}"), ("user", f"{passage}\n\nWho?")]
+    built = builder.from_messages([{"role": role, "content": said} for role, said in talk], [Passage(passage)], max_tokens=PLENTY)
+    (span,) = built.spans
+    assert builder.tokenizer.decode(built.input_ids[slice(*span)]) == passage
+    assert built.text.find(passage) < built.text.rfind(passage)
+    assert passage not in builder.tokenizer.decode(built.input_ids[span[1] :])
+    assert passage in builder.tokenizer.decode(built.input_ids[: span[0]])
 
 
 def test_layouts_that_begin_with_a_passage_and_options_of_a_template():

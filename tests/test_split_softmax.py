@@ -200,3 +200,9 @@ def test_spans_for_another_number_of_rows():
         split_softmax(model, HEADS, SPANS[:2], LENGTH),
     ):
         model(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("heads", [[], [(0, 99)], [(99, 0)], [(0, -1)]])
+def test_heads_that_the_model_has_not_are_refused(heads):
+    with pytest.raises(InvalidInputError, match="heads of the model"), split_softmax(tiny_model(), heads, [[(1, 3)]], 8):
+        pass

@@ -334,7 +334,7 @@ class TestBadInput:
             pass
 
     def test_top_k_out_of_range(self, model):
-        for k in (0, 5, -1):
+        for k in (0, 5, -1, 1.5):
             with (
                 pytest.raises(InvalidInputError, match="between 1 and 4"),
                 focus(model, tiny_profile(model), 0.5, top_k=k),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import FAMILIES, REFUSE_SDPA, tiny_model, tiny_profile
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
+from focus_rag import turning
 from focus_rag.errors import AttachError, InvalidInputError, UnsupportedModelError
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
@@ -105,6 +107,36 @@ def test_long_moves_are_those_of_the_models_own_positions() -> None:
     half = torch.cat([-vector[..., 4:], vector[..., :4]], dim=-1)
     turned = Turning.of(model).turned(0, vector[0, 0], torch.tensor([3000]))
     torch.testing.assert_close(turned, (vector * cos + half * sin)[0, 0], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_angles_are_as_exact_whatever_the_weights_are_kept_in(dtype: torch.dtype) -> None:
+    model = tiny_model(max_position_embeddings=4096).to(dtype)
+    frequencies = model.model.rotary_emb.inv_freq.float()
+    angles = Turning.of(model)._layers[0].angles
+    torch.testing.assert_close(angles, torch.cat([frequencies, frequencies]), atol=5e-6, rtol=0)
+
+
+def test_a_models_rotation_is_found_while_another_thread_runs_it() -> None:
+    model = tiny_model()
+    profile, ids = profile_of(model), tokens()
+    expected = logits(model, profile, ids, MOVED, passages_at=AT + MOVED)
+    stop = threading.Event()
+
+    def run() -> None:
+        with torch.inference_mode():
+            while not stop.is_set():
+                model(input_ids=torch.randint(3, 90, (1, 40)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(15):
+            turning._KNOWN.clear()
+            assert torch.equal(logits(model, profile, ids, MOVED, passages_at=AT + MOVED), expected)
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, [], [[1, 2]], "first", [3, -2]])

@@ -20,6 +20,7 @@ from focus_rag.measuring import SpanMeter
 from focus_rag.model_layout import ModelLayout
 from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage
+from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
@@ -227,7 +228,7 @@ class Engine:
 
     def padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, both `(batch, tokens)`, left-padded, on the model's device."""
-        device = self.model.get_input_embeddings().weight.device
+        device = input_device(self.model)
         return left_padded(rows, pad_token(self.model, self.tokenizer), device)
 
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
