@@ -75,13 +75,12 @@ def trace_answer(
     """
     from focus_rag.measuring import SpanMeter
     from focus_rag.noise import worst_first
-    from focus_rag.prompting import PromptBuilder
 
     answer = generator.answer(question, passages, **options)
     used = [use.passage for use in answer.passages if use.used]
     if generator.profile is None or not used or not answer.text:
         return AnswerTrace(answer, (), ())
-    prompt = PromptBuilder(generator.tokenizer).from_question(
+    prompt = generator.prompts.from_question(
         question, used, max_tokens=generator.context_window, drop_order=worst_first(used)
     )
     spans = [span for span in prompt.spans if span is not None]

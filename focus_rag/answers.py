@@ -45,7 +45,7 @@ class GenerationSettings(BaseModel):
         if value is None:
             return ()
         if isinstance(value, str):
-            return (value,)
+            return (value,) if value else ()
         return tuple(text for text in value if text) if isinstance(value, Iterable) else value
 
     def changed(self, changes: Mapping[str, Any]) -> GenerationSettings:

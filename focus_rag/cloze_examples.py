@@ -13,7 +13,8 @@ from focus_rag.passages import Passage
 from focus_rag.retrieval import PassageIndex
 
 _GAP = "___"
-_SENTENCE = re.compile(r"[^.!?]+[.!?]")
+# Neither the point of a number nor that of an initial ends one.
+_SENTENCE = re.compile(r"(?:[^.!?]|[.!?](?!\s|$)|(?<=\b[A-Z])\.)+?(?<!\b[A-Z])[.!?](?=\s|$)")
 # What a reader can look up: dates and numbers, and names of several words or within the sentence.
 _ANSWER = re.compile(
     r"(?<=[a-z,] )(?:[A-Z][\w'-]+(?: (?:of |the )?[A-Z][\w'-]+){0,3}|\d[\d,.]*(?: [A-Z][a-z]+ \d{4})?)(?=[ ,.;!?)])"
@@ -43,7 +44,7 @@ def examples_from_documents(folder: str | Path, *, passages: int = 20, most: int
     index = PassageIndex(every)
     rng = random.Random(seed)
     gaps = [(passage, _gaps(rng, passage)) for passage in rng.sample(every, len(every))]
-    found: list[Example] = []
+    found: dict[str, Example] = {}
     without = sum(not of_passage for _, of_passage in gaps)
     if without:
         skipped["passage without a sentence that asks for a name or a figure"] = without
@@ -51,11 +52,13 @@ def examples_from_documents(folder: str | Path, *, passages: int = 20, most: int
         for passage, of_passage in gaps:
             if turn < len(of_passage) and len(found) < most:
                 example = _example(passage, *of_passage[turn], index, passages)
+                if isinstance(example, Example) and example.key in found:
+                    example = "question repeated"
                 if isinstance(example, Example):
-                    found.append(example)
+                    found[example.key] = example
                 else:
                     skipped[example] += 1
-    return ExampleSet(tuple(found), dict(skipped), str(folder))
+    return ExampleSet(tuple(found.values()), dict(skipped), str(folder))
 
 
 def _gaps(rng: random.Random, passage: Passage) -> list[tuple[str, re.Match[str]]]:

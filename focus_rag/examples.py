@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,9 +108,9 @@ def load_examples(path: str | Path) -> ExampleSet:
     if not file.is_file():
         raise InvalidInputError(f"No examples at {file}: a JSONL file (.jsonl or .jsonl.gz) was expected.")
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
             rows = [_parsed(line) for line in lines if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InvalidInputError(f"{file} cannot be read as JSON lines in UTF-8 ({error}).") from error
     return examples_from_rows(rows, source=file.name)
 
@@ -175,7 +176,7 @@ def exact_answer(text: str, answers: Sequence[str]) -> bool:
 def _parsed(line: str) -> object:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nesting without end
         return None
 
 

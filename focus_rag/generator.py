@@ -46,6 +46,7 @@ class FocusGenerator:
 
     Attributes:
         model_name: What the model is called in reports.
+        prompts: Lays out its prompts.
 
     Args:
         model: A Hugging Face causal LM.
@@ -89,7 +90,7 @@ class FocusGenerator:
         self.max_batch = max_batch
         path = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.model_name = name or path.rstrip("/").rsplit("/", maxsplit=1)[-1]
-        self._prompts = PromptBuilder(tokenizer, layout)
+        self.prompts = PromptBuilder(tokenizer, layout)
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
         self._choose(alpha, RetrievalSignal(2, 0.5, "given", "a trial"))
@@ -346,11 +347,11 @@ class FocusGenerator:
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:
         if request.messages is not None:
-            return self._prompts.from_messages(request.messages, request.passages, max_tokens=room)
+            return self.prompts.from_messages(request.messages, request.passages, max_tokens=room)
         if request.prompt is not None:
-            return self._prompts.from_text(request.prompt, request.passages, max_tokens=room)
+            return self.prompts.from_text(request.prompt, request.passages, max_tokens=room)
         order = worst_first(request.passages, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
-        return self._prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=order)
+        return self.prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=order)
 
     def _choose(self, alpha: AlphaSetting, signal: RetrievalSignal) -> AlphaChoice:
         if isinstance(alpha, str):

@@ -11,7 +11,6 @@ from focus_rag.generator import FocusGenerator
 from focus_rag.grading import Grading, grade
 from focus_rag.head_scoring import Head
 from focus_rag.noise import worst_first
-from focus_rag.prompting import PromptBuilder
 from focus_rag.split_softmax import split_softmax
 
 
@@ -37,10 +36,9 @@ def oracle_quality(
     Returns:
         One grade per example, 0 or 1.
     """
-    builder = PromptBuilder(generator.tokenizer)
     settings = GenerationSettings(max_new_tokens=max_new_tokens)
     prompts = [
-        builder.from_question(
+        generator.prompts.from_question(
             one.question,
             one.passages,
             max_tokens=generator.context_window - max_new_tokens,

@@ -4,6 +4,7 @@ input."""
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_alpha_zero_is_the_bare_model(saved, docs, capsys):
         assert main(["ask", "mill?", "--docs", str(docs), *arguments, "--max-new-tokens", "6", "--json"]) == 0
         texts.append(json.loads(capsys.readouterr().out)["answer"])
     assert texts[0] == texts[1]
+
+
+def test_characters_that_the_output_cannot_write_cost_nothing_else(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="cp1252", write_through=True))
+    monkeypatch.setattr("focus_rag.cli.build_app", lambda: lambda **_: print("right \u2713, then more"))
+    assert main(["demo"]) == 0
+    assert written.getvalue().strip() == b"right ?, then more"
 
 
 def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):

@@ -5,6 +5,7 @@ from focus_rag.answer_report import answer_to_html, trace_answer
 from focus_rag.answers import Answer, PassageUse, Usage
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
+from focus_rag.prompting import PromptLayout
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -57,6 +58,24 @@ def test_every_token_has_its_own_shares_and_their_mean_is_the_answers():
     first = [row[0] for row in traced.shares]
     assert min(first) - 1e-4 <= traced.answer.passages[0].attention <= max(first) + 1e-4
     assert answer_to_html(traced).count("data-token=") == 6
+
+
+def test_the_traced_prompt_has_the_generators_layout(monkeypatch):
+    model = tiny_model(vocab_size=270, max_position_embeddings=2048)
+    layout = PromptLayout(instruction="In one word.")
+    generator = FocusGenerator(model, tiny_tokenizer(), tiny_profile(model), layout=layout)
+    lengths = []
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, input_ids=None, **more: lengths.append(input_ids.shape[1]) or forward(self, input_ids=input_ids, **more)
+    )
+    passages = [Passage("The mill was built in 1841."), Passage("The bakery opened in 1902.")]
+    for seed in range(20):
+        lengths.clear()
+        traced = trace_answer(generator, "When?", passages, alpha=0.5, max_new_tokens=3, temperature=1.0, seed=seed)
+        if traced.tokens:
+            break
+    assert max(lengths[:-1]) < lengths[-1] <= max(lengths[:-1]) + 20
 
 
 def test_without_a_profile_the_answer_is_shown_without_shares():

@@ -11,6 +11,7 @@ import pytest
 
 from focus_rag.cloze_examples import examples_from_documents
 from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation.datasets.jsonl import json_rows
 from focus_rag.examples import Example, exact_answer, examples_from_rows, holds_answer, load_examples, split_examples
 from focus_rag.passages import Passage
 
@@ -67,10 +68,22 @@ def test_files_are_read_and_broken_lines_counted(name: str, tmp_path: Path) -> N
     assert len(found.examples) == 2 and found.skipped == {"not a JSON object": 1} and found.source == name
 
 
+def test_a_byte_order_mark_and_lines_that_no_parser_takes_stop_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps(row()), "1" * 5000, "[" * 100_000, json.dumps(row("When?"))]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8-sig")
+    found = load_examples(file)
+    assert len(found.examples) == 2 and found.skipped == {"not a JSON object": 2}
+    assert len(list(json_rows(file))) == 4
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="No examples at"):
         load_examples(tmp_path / "missing.jsonl")
     (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_examples(tmp_path / "a.jsonl.gz")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 50)[:14] + b"\xff" * 20)
     with pytest.raises(InvalidInputError, match="cannot be read"):
         load_examples(tmp_path / "a.jsonl.gz")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
@@ -121,9 +134,21 @@ def test_documents_become_cloze_questions(tmp_path: Path) -> None:
     assert again.examples == found.examples
 
 
+def test_numbers_and_initials_end_no_sentence_and_a_question_comes_once(tmp_path: Path) -> None:
+    twice = "The tower of the old mill there is 3.5 metres tall and white."
+    once = "The tower of the new hall was drawn for the town by J. Smith in the spring of 1902."
+    for number, text in enumerate([twice, twice, once]):
+        (tmp_path / f"{number}.txt").write_text(text)
+    found = examples_from_documents(tmp_path, passages=3)
+    assert len({one.key for one in found.examples}) == len(found.examples)
+    assert found.skipped["question repeated"] == 1
+    assert {one.answers[0] for one in found.examples} <= {"3.5", "1902", "J"}
+    assert all(one.question.startswith("Fill the gap: The tower") for one in found.examples)
+
+
 def test_every_sentence_can_be_asked_about_and_figures_are_asked_for_alone(tmp_path: Path) -> None:
-    for i, town in enumerate(["Arden", "Belfry", "Corwen"]):
-        text = f"The mill of the town was built in {1801 + i} by local masons. The old school beside it was opened in {1900 + i} for boys."
+    for i, (town, colour) in enumerate([("Arden", "red"), ("Belfry", "green"), ("Corwen", "grey")]):
+        text = f"The {colour} mill of the town was built in {1801 + i} by local masons. The old school of {colour} brick was opened in {1900 + i} for boys."
         (tmp_path / f"{town}.txt").write_text(f"{text} The well that nobody remembers lies behind both of them.")
     found = examples_from_documents(tmp_path, passages=3)
     assert len(found.examples) == 6 and {len(one.answers[0]) for one in found.examples} == {4}

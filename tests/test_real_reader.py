@@ -533,6 +533,7 @@ def test_a_run_begins_from_a_saved_model_and_leaves_the_copying_out(folder: Path
         torch.testing.assert_close(second.model.state_dict()[name], one.bfloat16().float())
     second.run(steps=1)
     assert (tmp_path / "two" / "model" / "progress.json").exists()
+    assert train.ReaderTrainer(folder, tmp_path / "two", settings, resume=True).settings.curriculum == (MIX,)
     other = settings.model_copy(update={"shape": settings.shape.model_copy(update={"layers": 1})})
     with pytest.raises(InvalidInputError, match="another shape"):
         train.ReaderTrainer(folder, tmp_path / "three", other, start=saved)

@@ -7,6 +7,7 @@ because of the input is a `FocusRagError`: `main` turns it into one line on stde
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 for bad input (one line on stderr says what), 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A code page without some character must not cost the whole output.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = build_app()(args=given or ["--help"], prog_name="focus-rag", standalone_mode=False)
     except FocusRagError as error:

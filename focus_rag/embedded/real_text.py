@@ -10,6 +10,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -61,7 +62,7 @@ def load_real_text(path: Path, *, held_out: bool = False) -> RealText:
             if is_held_out(article["title"]) == held_out:
                 for row in article["paragraphs"]:
                     paragraphs[" ".join(row["context"].split())] = None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise InvalidInputError(f"No real text could be read from {path}: {error}. Expected a file in SQuAD format.") from error
     if not paragraphs:
         raise InvalidInputError(f"{path} holds no paragraph: pass a file in SQuAD format.")

@@ -169,6 +169,8 @@ def evaluation_examples(
         ranked = [int(i) for i in (-scores).argsort(kind="stable") if i != gold]
         n_others = n_passages - 1 if with_gold else n_passages
         n_hard = round(noise * n_others)
+        if n_hard > len(ranked) or n_others - n_hard > len(ranked) - len(ranked) // 3:
+            raise InvalidInputError(f"The corpus has {len(source.passages)} passages, too few for {n_passages} to a question: ask for fewer.")
         chosen = ranked[:n_hard] + rng.sample(ranked[len(ranked) // 3 :], n_others - n_hard)
         if with_gold:
             chosen.append(gold)
@@ -207,9 +209,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    examples = evaluation_examples(
-        given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich
-    )
+    try:
+        examples = evaluation_examples(given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich)
+    except InvalidInputError as error:
+        parser.error(str(error))
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     given.out.write_text("".join(lines), encoding="utf-8")
 

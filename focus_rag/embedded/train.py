@@ -308,17 +308,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
         parser.error("give a budget: --minutes or --steps")
+    if min(one for one in (options.minutes, options.steps) if one is not None) <= 0:
+        parser.error("--minutes and --steps must be above 0")
+    if options.stage is not None and not 0 <= options.stage < len(curriculum()):
+        parser.error(f"--stage must lie between 0 and {len(curriculum()) - 1}")
 
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    real = load_real_text(options.real_text) if options.real_text else None
     try:
         settings = TrainSettings(seed=options.seed, peak=options.peak, decay_from=options.decay_from)
     except ValidationError as error:
         parser.error(f"--peak and --decay-from are shares: {error.errors()[0]['msg']}")
     try:
+        real = load_real_text(options.real_text) if options.real_text else None
         trainer = Trainer(options.out, settings, curriculum(), real, options.device, options.resume, options.start)
     except InvalidInputError as error:
         parser.error(str(error))

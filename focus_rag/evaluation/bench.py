@@ -16,6 +16,7 @@ from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods import Tuned, every_name, methods_named
 from focus_rag.evaluation.speed import PeakMemory, measure_speed
 from focus_rag.generator import FocusGenerator
+from focus_rag.probing import input_device
 from focus_rag.token_rows import pad_token
 
 Progress = Callable[[str, int, int], None]
@@ -98,7 +99,7 @@ def _timed(engine: Engine, case: Case) -> Row:
     ids, mask = engine.padded([prompt.input_ids for prompt in engine.batch([case]).prompts])
     seconds = 0.0
     for _ in range(2):
-        memory, start = PeakMemory(), time.perf_counter()
+        memory, start = PeakMemory(input_device(engine.model)), time.perf_counter()
         with torch.inference_mode():
             engine.model.generate(
                 input_ids=ids,

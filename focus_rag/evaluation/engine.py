@@ -102,7 +102,7 @@ class Engine:
         self.profile = generator.profile
         self.settings = GenerationSettings(max_new_tokens=max_new_tokens)
         self._window = generator.context_window
-        self._prompts = _Prompts(self.tokenizer, generator._prompts.layout)
+        self._prompts = _Prompts(self.tokenizer, generator.prompts.layout)
         self._generators: dict[int, FocusGenerator] = {}
 
     @property
@@ -237,7 +237,7 @@ class Engine:
             made = FocusGenerator(
                 self.model, self.tokenizer, profile, settings=self.settings, measure=False, max_batch=1024
             )
-            made._prompts = self._prompts
+            made.prompts = self._prompts
             self._generators[id(profile)] = made
         return self._generators[id(profile)]
 

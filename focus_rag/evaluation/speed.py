@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods.method import Method
 from focus_rag.model_layout import ModelLayout
+from focus_rag.probing import input_device
 
 
 class PassClock(AttentionTap):
@@ -42,7 +42,7 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
         second one), `peak_memory_mib` (see `PeakMemory`).
     """
     method.answer(engine, cases[:1])
-    memory = PeakMemory()
+    memory = PeakMemory(input_device(engine.model))
     whole, first, rate = [], [], []
     for case in cases:
         start = time.perf_counter()
@@ -62,32 +62,35 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
 
 
 class PeakMemory:
-    """Most memory in use since it was made, above what was in use then, in MiB: of the GPU if there is one, else of the process.
+    """Most memory in use since it was made, above what was in use then, in MiB: of the GPU the model is on, else of the process.
 
     Linux forgets a process's peak when told to; elsewhere it cannot be forgotten, and only what exceeds it is seen.
     """
 
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         else:
             with suppress(OSError):
                 _FORGET.write_text("5")
-        self._before = _peak()
+        self._before = _peak(device)
 
     def mib(self) -> float:
-        return max(_peak() - self._before, 0.0)
+        return max(_peak(self._device) - self._before, 0.0)
 
 
 _FORGET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def _peak() -> float:
+def _peak(device: torch.device) -> float:
     """Peak memory in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError, StopIteration):
         line = next(one for one in _STATUS.read_text().splitlines() if one.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

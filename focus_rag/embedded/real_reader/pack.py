@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -152,7 +153,7 @@ class Pack:
                 name: Ragged(arrays[name], arrays[f"{name}.ends"]) if f"{name}.ends" in arrays else arrays[name]
                 for name in _ARRAYS
             }
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InvalidInputError(
                 f"{folder} holds no data pack ({error}): make one with `python -m focus_rag.embedded.real_reader.build_pack`."
             ) from error

@@ -99,6 +99,7 @@ class Progress:
         tokens: Tokens seen, padding not counted.
         seconds: Training time so far, of all runs.
         warm_from: Step at which the optimizer states began.
+        started: Whether it began from a saved model, without the stretches of copying.
     """
 
     step: int = 0
@@ -107,6 +108,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     warm_from: int = 0
+    started: bool = False
 
 
 def answer_loss(
@@ -177,9 +179,6 @@ class ReaderTrainer:
         self.pack = Pack.load(pack)
         shape = settings.shape.model_copy(update={"vocab_size": len(self.pack.tokenizer)})
         settings = settings.model_copy(update={"shape": shape})
-        if start is not None:
-            read = tuple(mix for mix in settings.curriculum if set(mix.shares) != {"world"})
-            settings = settings.model_copy(update={"curriculum": read})
         self.settings = settings
         saved = out / "model" / "progress.json"
         if resume != saved.exists():
@@ -199,6 +198,10 @@ class ReaderTrainer:
             self._load_progress(saved)
         elif start is not None:
             load_weights(self.model, start)
+            self.progress.started = True
+        if self.progress.started:
+            read = tuple(mix for mix in settings.curriculum if set(mix.shares) != {"world"})
+            self.settings = settings = settings.model_copy(update={"curriculum": read})
         self.model.to(device)
         self.optimizers = Optimizers(self.model, settings)
         self.restored = resume and self._load_scratch()

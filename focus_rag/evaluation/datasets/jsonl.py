@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def json_rows(file: Path) -> Iterator[object]:
         InvalidInputError: It cannot be read as UTF-8 text.
     """
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
             if file.name.endswith((".json", ".json.gz")):
                 whole = json.load(lines)
                 rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
@@ -28,12 +29,12 @@ def json_rows(file: Path) -> Iterator[object]:
             for line in lines:
                 if line.strip():
                     yield _parsed(line)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise InvalidInputError(f"{file} cannot be read as JSON in UTF-8 ({error}).") from error
 
 
 def _parsed(line: str) -> object:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
