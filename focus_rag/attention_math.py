@@ -83,6 +83,7 @@ def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: in
         return output.view(batch, tokens, heads, 3, head_dim)[:, :, :, 0].transpose(1, 2)
     return output[..., : heads * head_dim].reshape(batch, tokens, heads, head_dim).transpose(1, 2)
 
+
 _ROWS_AT_ONCE = 128  # of `row_blocks`
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from focus_rag.examples import Example
 from focus_rag.fit_settings import FitSettings
 from focus_rag.profile import Fingerprint
 from focus_rag.weights_digest import weights_digest
+from focus_rag.whole_files import write_whole
 
 
 class FitSteps:
@@ -34,9 +34,7 @@ class FitSteps:
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         text = json.dumps(compute())
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
+        write_whole(file, text)
         return json.loads(text)
 
     def remove(self) -> None:

@@ -256,7 +256,6 @@ def _hook_queries(layer: LayerLayout, handle: FocusHandle, tap: AttentionTap) ->
         return site.module.register_forward_hook(add_shift)
 
 
-
 @contextmanager
 def focus(
     model: nn.Module,

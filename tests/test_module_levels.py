@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "head_inputs", "probing", "weights_digest"),
+    ("errors", "head_inputs", "probing", "weights_digest", "whole_files"),
     ("passages", "attention_math", "published_files", "chat_turns"),
     ("noise", "alpha", "locating", "model_layout"),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.statistics import Difference, Interval, bootstrap_mean, paired_difference
+from focus_rag.whole_files import write_whole
 
 Record = dict[str, Any]
 Key = tuple[str, str, str]
@@ -63,7 +63,7 @@ class AnswerLog:
 
     def append(self, records: Sequence[Record]) -> None:
         """Add the answers of one batch."""
-        text = "".join(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records)
+        text = "".join(_line(record) for record in records)
         for record in records:
             self.records[record["cell"], record["method"], record["id"]] = record
         with self._file.open("a", encoding="utf-8") as lines:
@@ -71,11 +71,11 @@ class AnswerLog:
 
     def rewrite(self, order: Iterable[Key]) -> None:
         """Put the answers in the order of the plan, so that the file does not tell how often it was interrupted."""
-        temporary = self._file.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as lines:
-            for key in order:
-                lines.write(json.dumps(self.records[key], ensure_ascii=False, sort_keys=True) + "\n")
-        os.replace(temporary, self._file)
+        write_whole(self._file, "".join(_line(self.records[key]) for key in order))
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)

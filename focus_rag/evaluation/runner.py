@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
 from focus_rag.grading import Grading
 from focus_rag.profile import FocusProfile
+from focus_rag.whole_files import write_whole
 
 DEV = "dev"
 CORE = (BARE, GOLD_ONLY, AUTO, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
@@ -370,7 +370,7 @@ def _claim(file: Path, run: dict[str, Any]) -> None:
                 f"{file.parent} holds a run that differs in {', '.join(differing)}; give another folder, or delete it."
             )
         return
-    _write(file, text)
+    write_whole(file, text)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -386,13 +386,6 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInputError(f"{file} is not of an evaluation; give another folder.")
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
 
 
 def _speed(
@@ -411,5 +404,5 @@ def _speed(
         if name not in known:
             known[name] = measure_speed(engine, method, cases[: settings.speed_questions])
         progress(f"speed: {name}", done, len(chosen))
-    _write(file, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    write_whole(file, json.dumps(known, indent=2, sort_keys=True) + "\n")
     return known
