@@ -31,14 +31,14 @@ from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps, fit_digest
 from focus_rag.fit_sweep import SweepCell, cells_of, climb
 from focus_rag.head_scoring import PARTS, Head, HeadScores, example_masses, score_heads
-from focus_rag.model_layout import ModelLayout, Site
+from focus_rag.model_layout import ModelLayout, Site, window_of
 from focus_rag.noise import signal_of
 from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import Recording, record_examples
 from focus_rag.steering import focus
-from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all, window_of
+from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all
 from focus_rag.turning import Turning
 
 Progress = Callable[[str, int, int], None]

@@ -23,6 +23,7 @@ from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.decoding import RowSampler, RowStopping, RowText
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.measuring import SpanMeter
+from focus_rag.model_layout import window_of
 from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage, RetrievalSignal
 from focus_rag.prepared_request import PreparedRequest
@@ -192,9 +193,7 @@ class FocusGenerator:
     @property
     def context_window(self) -> int:
         """Tokens that prompt and answer may have together."""
-        config = self.model.config.get_text_config()
-        window = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return int(window or min(self.tokenizer.model_max_length, 4096))
+        return window_of(self.model, min(self.tokenizer.model_max_length, 4096))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special tokens not added."""

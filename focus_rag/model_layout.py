@@ -170,6 +170,16 @@ def _text_config(model: nn.Module) -> Any:
     return get_text_config() if callable(get_text_config) else config
 
 
+def window_of(model: nn.Module, default: int = 4096) -> int:
+    """Tokens the model can read at once, as its configuration says; `default` where it says nothing.
+
+    Raises:
+        UnsupportedModelError: The model has no configuration.
+    """
+    config = _text_config(model)
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or default)
+
+
 def _refuse_by_name(family: str, config: Any) -> None:
     if family in _NO_ATTENTION or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModelError(f"{family!r} has no attention heads, so there are no queries to shift. {_SUPPORTED}")

@@ -130,10 +130,3 @@ def run_decoder(model: nn.Module, input_ids: Sequence[int]) -> None:
     """One forward pass up to the last hidden states; the vocabulary projection, which nothing here needs, is left out."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     decoder(input_ids=torch.tensor([list(input_ids)], device=input_device(model)), use_cache=False)
-
-
-def window_of(model: nn.Module, default: int = 4096) -> int:
-    """Tokens the model can read at once, as its configuration says."""
-    config: Any = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(config, "max_position_embeddings", None) or default)

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from focus_rag.attention_tap import undisturbed
 from focus_rag.errors import UnsupportedModelError
-from focus_rag.model_layout import ModelLayout
+from focus_rag.model_layout import ModelLayout, window_of
 from focus_rag.probing import run_one_token
 from focus_rag.recording import LayerRecord, QueryKeyRecorder, Rotation, RotationKind
-from focus_rag.teacher_forcing import window_of
 
 
 @dataclass(frozen=True, slots=True)
