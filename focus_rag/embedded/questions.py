@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
-from focus_rag.embedded.rows import NOT_STATED, Conversation, Row, question_content
+from focus_rag.embedded.rows import NOT_STATED, Conversation, Row, marks_of, question_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,6 +35,8 @@ def question_row(
     n_follow_ups: int,
     missing: bool,
     unstated: float = 0.0,
+    marked: bool = False,
+    answered: bool = True,
 ) -> Row:
     """One conversation.
 
@@ -49,10 +51,13 @@ def question_row(
         n_follow_ups: Further questions, on any passage shown.
         missing: Whether the passage that answers the first question is left out.
         unstated: Share of the further questions that ask for what no passage states.
+        marked: Whether the row tells which passage answers the first question.
+        answered: False leaves the row without any answer to learn.
     """
     head = world.new_entity(rng, split)
     key = rng.choice(list(head.facts))
-    told = [] if missing else [world.gold_passage(rng, split, head, key, telling)]
+    gold = None if missing else world.gold_passage(rng, split, head, key, telling)
+    told = [] if gold is None else [gold]
     told += [
         world.distractor(rng, split, head, key, rng.choice(world.HARD_KINDS), telling)
         for _ in range(min(n_hard, n_passages - len(told)))
@@ -62,8 +67,11 @@ def question_row(
         told.append(world.passage(rng, split, other, world.some_keys(rng, other, telling), telling))
     rng.shuffle(told)
     conversation = Conversation()
-    content = question_content(world.question(rng, split, head, key, telling), [passage.content for passage in told])
-    conversation.user(content)
+    contents = [passage.content for passage in told]
+    content = question_content(world.question(rng, split, head, key, telling), contents)
+    conversation.user(content, marks_of(content, contents, told.index(gold), head.facts[key]) if marked and gold else None)
+    if not answered:
+        return conversation.row(tokenizer)
     add_answer(conversation, head, key, stated=not missing)
     stated = {(passage.about.name, one) for passage in told for one in passage.keys}
     untold = [(passage.about, one) for passage in told for one in passage.about.facts if (passage.about.name, one) not in stated]

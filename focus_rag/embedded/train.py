@@ -1,7 +1,7 @@
 """Train the embedded reader: `python -m focus_rag.embedded.train --out DIR --minutes 90`.
 
-The curriculum starts with copying, goes on to look-ups over few short passages, and then widens one thing at a time
-(`curriculum`). Stages end when they are mastered or their steps are used up; the last one goes on until the budget is
+The curriculum starts with copying, goes on to look-ups over few short passages, widens one thing at a time, and ends with passages
+that tell whether they are relevant (`curriculum`). Stages end when they are mastered or their steps are used up; the last one goes on until the budget is
 spent, the learning rate falling to zero over the last part of it. On one machine's CPU a run with `--steps` and one
 seed gives the same weights each time.
 """
@@ -23,6 +23,7 @@ from focus_rag.embedded import names, world
 from focus_rag.embedded.batches import BatchStream, Stage
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_text import RealText, load_real_text
+from focus_rag.embedded.relevance import Relevance
 from focus_rag.embedded.rows import Row
 from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
 from focus_rag.errors import InvalidInputError
@@ -40,6 +41,8 @@ class TrainSettings(BaseModel):
         seed: Of the weights and the data.
         matrix_lr: Learning rate of Muon, for the matrices inside the layers.
         lr: Learning rate of AdamW, for embeddings and norms.
+        relevance_layer: The layer at whose input passages learn to tell whether they are relevant.
+        relevance_lr: Learning rate of the reading that asks them.
         weight_decay: Of the matrices.
         warmup: Steps until the full learning rate.
         peak: Share of the learning rates that the run begins with; below 1 for one that goes on where another's decay stood.
@@ -55,6 +58,8 @@ class TrainSettings(BaseModel):
     seed: int = 0
     matrix_lr: float = 0.01
     lr: float = 0.002
+    relevance_layer: int = Field(default=3, ge=1)
+    relevance_lr: float = 0.01
     weight_decay: float = 0.01
     warmup: int = 50
     peak: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -73,7 +78,10 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, unstated=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
         Stage("some sentences", rich=(0.4, 0.4), missing=0.05, unstated=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
         Stage("more sentences", rich=(0.0, 0.9), missing=0.05, unstated=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
-        Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
+        Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6, steps=10_000),
+        Stage("passages tell, few", rich=(0.0, 0.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.9, marked_passages=(2, 6), marked_hard=(0, 3), marked_rich=(0.0, 0.0), relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=300),
+        Stage("passages tell, more", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.65, marked_passages=(2, 14), marked_hard=(0, 10), relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=400),
+        Stage("passages tell, many", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.65, relevance=0.7, silence=0.5, copying=0.01, tokens=4096, lr=0.6),
     )  # fmt: skip
 
 
@@ -150,7 +158,8 @@ def forward(
     scale = weights[:, 1:][where]
     right = torch.ones_like(weights, dtype=torch.bool)
     right[:, 1:][where] = logits.argmax(-1) == targets
-    return (per_token * scale).sum() / scale.sum(), right
+    # A batch may have passages to tell apart and no answer.
+    return (per_token * scale).sum() / scale.sum().clamp_min(1e-6), right
 
 
 def first_answers_exact(rows: list[Row], right: torch.Tensor) -> list[bool]:
@@ -205,13 +214,17 @@ class Trainer:
         if start is not None and state is None:
             load_weights(self.model, start)
         self.optimizers = Optimizers(self.model, settings)
+        self.relevance = Relevance(self.model, min(settings.relevance_layer, settings.shape.layers - 1), settings.relevance_lr)
         self.step = self.stage = self.stage_step = 0
         if state is not None:
             self.model.load_state_dict(state["model"])
             for part, saved in zip(self.optimizers.parts, state["optimizers"], strict=True):
                 part.load_state_dict(saved)
+            if "relevance" in state:
+                self.relevance.load(state["relevance"])
             self.step, self.stage, self.stage_step = state["step"], min(state["stage"], len(stages) - 1), state["stage_step"]
         self._first_step = self.step
+        self._rng = random.Random(f"silence {settings.seed} {self.step}")
         self.stream = BatchStream(
             self.tokenizer, real, seed=settings.seed + 7919 * self.step, longest=settings.shape.max_position_embeddings
         )
@@ -224,6 +237,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [part.state_dict() for part in self.optimizers.parts],
+            "relevance": self.relevance.state(),
             "step": self.step,
             "stage": self.stage,
             "stage_step": self.stage_step,
@@ -240,10 +254,18 @@ class Trainer:
         rows = self.stream.next(stage)
         ids, weights = batch_tensors(rows, self.tokenizer.pad_token_id)
         ids, weights = ids.to(self.device), weights.to(self.device)
-        loss, right = forward(self.model, ids, weights, self.settings.bf16)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        told, picked = torch.zeros((), device=ids.device), list[bool]()
+        if stage.relevance:
+            with self.relevance.watching(weights, silence=self._rng.random() < stage.silence):
+                loss, right = forward(self.model, ids, weights, self.settings.bf16)
+            told, picked = self.relevance.loss(rows)
+        else:
+            loss, right = forward(self.model, ids, weights, self.settings.bf16)
+        (loss + stage.relevance * told).backward()
+        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), self.relevance.reading], 1.0)
         self.optimizers.step(factor)
+        if stage.relevance:
+            self.relevance.step(min(1.0, factor))
         exact = first_answers_exact([row if row.source == "question" else Row([], []) for row in rows], right)
         if stage.copying + stage.pairs < 1.0:
             measured = sum(exact) / len(exact) if exact else None
@@ -257,6 +279,8 @@ class Trainer:
             "step": self.step, "stage": stage.name, "loss": round(float(loss.detach()), 4), "running": round(self._running, 4),
             "exact": measured, "tokens": int(ids.numel()), "length": int(ids.shape[1]),
         }  # fmt: skip
+        if picked:
+            metrics |= {"told": round(float(told.detach()), 4), "picked": round(sum(picked) / len(picked), 4)}
         mastered = self._running >= stage.until or (stage.steps and self.stage_step >= stage.steps)
         if mastered and self.stage + 1 < len(self.stages):
             self.stage, self.stage_step, self._running = self.stage + 1, 0, 0.0
