@@ -173,7 +173,7 @@ class PromptBuilder:
         self._require_fit(ids, max_tokens)
         shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
         found = locate_passages(_without_assistant(text, safe), shown)
-        spans = [None if span is None else _token_span(offsets, span) for span in found]
+        spans = [None if span is None else token_span(offsets, span) for span in found]
         return BuiltPrompt(text, tuple(ids), tuple(spans))
 
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
@@ -189,7 +189,7 @@ class PromptBuilder:
             # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
             begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
             ids, offsets = self._tokens(text, add_special_tokens=not begins)
-            found = tuple(None if span is None else _token_span(offsets, span) for span in spans)
+            found = tuple(None if span is None else token_span(offsets, span) for span in spans)
             if not any(self._guard.count(ids[slice(*span)]) for span in found if span is not None):
                 break
         else:
@@ -240,7 +240,7 @@ class PromptBuilder:
         start -= len(content) - len(content.lstrip())
         spans: list[TokenSpan | None] = [None] * len(passages)
         for index, (first, last) in zip(kept, within, strict=True):
-            spans[index] = _token_span(offsets, (start + first, start + last))
+            spans[index] = token_span(offsets, (start + first, start + last))
         dropped = tuple(
             index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
         )
@@ -327,7 +327,7 @@ def _through_template(tokenizer: Any, messages: Sequence[Message], options: Mapp
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options))
 
 
-def _token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
+def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
     """Tokens that overlap some characters; None where there are none."""
     if span[0] >= span[1]:
         return None

@@ -17,7 +17,7 @@ from focus_rag.embedded.questions import question_row
 from focus_rag.embedded.reader_model import ModelShape, new_model
 from focus_rag.embedded.real_text import cloze, load_real_text
 from focus_rag.embedded.relevance import Relevance
-from focus_rag.embedded.rows import FOUND, Conversation, Marks, Row, question_content
+from focus_rag.embedded.rows import FOUND, LAYOUT, Conversation, Marks, Row
 from focus_rag.embedded.short_attention import attend
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.errors import InvalidInputError
@@ -59,7 +59,14 @@ def test_training_prompt_is_the_prompt_of_the_library(tokenizer) -> None:  # typ
     question = "Which river flows through Veldham?"
     built = PromptBuilder(tokenizer).from_question(question, passages, max_tokens=4096, drop_order=[])
     conversation = Conversation()
-    conversation.user(question_content(question, [passage.content for passage in passages]))
+    content, _ = LAYOUT.user_content(question, [passage.content for passage in passages])
+    # Spelled out: the shipped weights know this layout, whatever the library's default becomes.
+    assert content == (
+        "Answer the question from the passages. If they do not hold the answer, say: not stated.\n"
+        "Question: Which river flows through Veldham?\n\n[1] Veldham: It lies on the Mora.\n\n[2] Nothing else is known.\n\n"
+        "Question: Which river flows through Veldham?"
+    )
+    conversation.user(content)
     conversation.assistant("Mora")
     row = conversation.row(tokenizer)
     assert row.first_answer is not None
@@ -127,7 +134,7 @@ def test_a_row_without_answers_has_none_to_learn(tokenizer) -> None:  # type: ig
 def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # type: ignore[no-untyped-def]
     built = PromptBuilder(tokenizer).from_question("Who?", [], max_tokens=100, drop_order=[])
     conversation = Conversation()
-    conversation.user(question_content("Who?", []))
+    conversation.user(LAYOUT.user_content("Who?", [])[0])
     conversation.assistant("x")
     row = conversation.row(tokenizer)
     assert row.first_answer is not None

@@ -10,7 +10,7 @@ from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
 from focus_rag.embedded.questions import add_answer, question_row
 from focus_rag.embedded.real_text import RealText, cloze
-from focus_rag.embedded.rows import FOUND, Conversation, Row, cut_by_length, question_content
+from focus_rag.embedded.rows import FOUND, LAYOUT, Conversation, Row, cut_by_length
 from focus_rag.embedded.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _cloze_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerF
     passages = [gold, *(real.paragraph(rng)[:400] for _ in range(n - 1))]
     rng.shuffle(passages)
     conversation = Conversation()
-    conversation.user(question_content(question, passages))
+    conversation.user(LAYOUT.user_content(question, passages)[0])
     conversation.assistant(answer)
     return conversation.row(tokenizer, "cloze")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
-from focus_rag.embedded.rows import NOT_STATED, Conversation, Row, marks_of, question_content
+from focus_rag.embedded.rows import LAYOUT, NOT_STATED, Conversation, Row, marks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,9 +67,8 @@ def question_row(
         told.append(world.passage(rng, split, other, world.some_keys(rng, other, telling), telling))
     rng.shuffle(told)
     conversation = Conversation()
-    contents = [passage.content for passage in told]
-    content = question_content(world.question(rng, split, head, key, telling), contents)
-    conversation.user(content, marks_of(content, contents, told.index(gold), head.facts[key]) if marked and gold else None)
+    content, spans = LAYOUT.user_content(world.question(rng, split, head, key, telling), [passage.content for passage in told])
+    conversation.user(content, marks_of(content, spans, told.index(gold), head.facts[key]) if marked and gold else None)
     if not answered:
         return conversation.row(tokenizer)
     add_answer(conversation, head, key, stated=not missing)

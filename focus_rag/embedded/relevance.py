@@ -93,7 +93,7 @@ class Relevance:
         return (torch.stack(losses).mean() if losses else scores.sum() * 0.0), picked
 
     def step(self, factor: float) -> None:
-        """One optimizer step at `factor` times the learning rate."""
+        """One optimizer step at `factor` times the learning rate; without a gradient it leaves everything as it is."""
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * factor
         self._optimizer.step()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from focus_rag.prompting import PromptLayout, token_span
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -17,9 +19,8 @@ NOT_STATED = "not stated"
 # to it follows from the question.
 FOUND = 4.0
 LEAD = 0.4
-INSTRUCTION = "Answer the question from the passages. If they do not hold the answer, say: not stated."
-
-
+# The reader is trained in the layout that the library asks in.
+LAYOUT = PromptLayout()
 Span = tuple[int, int]
 
 
@@ -110,42 +111,25 @@ class Conversation:
         return Row(tokens, weights, first, source, marks)
 
 
-def _in_tokens(marks: Marks, offsets: list[Span], before: int) -> Marks:
-    """Marks of a text as tokens of its row, in which `before` tokens stand ahead of the text."""
-
-    def tokens(span: Span) -> Span:
-        inside = [i for i, (start, end) in enumerate(offsets) if end > span[0] and start < span[1]]
-        return inside[0] + before, inside[-1] + before + 1
-
-    return Marks(tokens(marks.passages), tokens(marks.gold), tokens(marks.told))
+def _in_tokens(marks: Marks, offsets: list[Span], before: int) -> Marks | None:
+    """Marks of a text as tokens of its row, in which `before` tokens stand ahead of the text; None if one of them has no token."""
+    found = [token_span(offsets, span) for span in (marks.passages, marks.gold, marks.told)]
+    spans = [(span[0] + before, span[1] + before) for span in found if span is not None]
+    return Marks(*spans) if len(spans) == len(found) else None
 
 
-def question_content(question: str, passages: list[str]) -> str:
-    """The user message: the question before and after the numbered passages."""
-    if not passages:
-        return question
-    numbered = "\n\n".join(f"[{i}] {text}" for i, text in enumerate(passages, start=1))
-    return f"{INSTRUCTION}\nQuestion: {question}\n\n{numbered}\n\nQuestion: {question}"
-
-
-def marks_of(content: str, passages: list[str], gold: int, value: str) -> Marks | None:
-    """Characters of the passages in a message of `question_content`; None where the gold passage does not spell the value.
+def marks_of(content: str, passages: list[Span], gold: int, value: str) -> Marks | None:
+    """Marks of a user message, in characters; None where the gold passage does not spell the value.
 
     Args:
         content: The message.
-        passages: Its passages in order.
+        passages: Where its passages stand in it, in order.
         gold: Index of the one that answers.
         value: What it tells.
     """
-    starts: list[int] = []
-    position = 0
-    for i, text in enumerate(passages, start=1):
-        position = content.index(f"\n\n[{i}] {text}", position) + len(f"\n\n[{i}] ")
-        starts.append(position)
-        position += len(text)
-    begins, ends = starts[gold], starts[gold] + len(passages[gold])
+    begins, ends = passages[gold]
     told = content.lower().find(value.lower(), begins, ends)
     if told < 0:
         return None
     stop = content.find(". ", told + len(value), ends)
-    return Marks((starts[0], position), (begins, ends), (told, stop + 1 if stop >= 0 else ends))
+    return Marks((passages[0][0], passages[-1][1]), (begins, ends), (told, stop + 1 if stop >= 0 else ends))

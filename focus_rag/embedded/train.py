@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -255,18 +256,16 @@ class Trainer:
         rows = self.stream.next(stage)
         ids, weights = batch_tensors(rows, self.tokenizer.pad_token_id)
         ids, weights = ids.to(self.device), weights.to(self.device)
-        told, picked = torch.zeros((), device=ids.device), list[bool]()
-        if stage.relevance:
-            with self.relevance.watching(weights, silence=self._rng.random() < stage.silence):
-                loss, right = forward(self.model, ids, weights, self.settings.bf16)
-            told, picked = self.relevance.loss(rows)
-        else:
+        watching = (
+            self.relevance.watching(weights, silence=self._rng.random() < stage.silence) if stage.relevance else nullcontext()
+        )
+        with watching:
             loss, right = forward(self.model, ids, weights, self.settings.bf16)
+        told, picked = self.relevance.loss(rows) if stage.relevance else (torch.zeros_like(loss), [])
         (loss + stage.relevance * told).backward()
         torch.nn.utils.clip_grad_norm_([*self.model.parameters(), self.relevance.reading], 1.0)
         self.optimizers.step(factor)
-        if stage.relevance:
-            self.relevance.step(min(1.0, factor))
+        self.relevance.step(min(1.0, factor))
         exact = first_answers_exact([row if row.source == "question" else Row([], []) for row in rows], right)
         if stage.copying + stage.pairs < 1.0:
             measured = sum(exact) / len(exact) if exact else None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focus_rag.embedded.batches import Stage, one_row
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.words import Words, replaced
-from focus_rag.embedded.rows import INSTRUCTION, NOT_STATED, Row
+from focus_rag.embedded.rows import LAYOUT, NOT_STATED, Row
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Template:
 
         self.start = [tokenizer.bos_token_id]
         self.user, self.assistant, self.end = ([tokenizer.convert_tokens_to_ids(f"<|{name}|>")] for name in ("user", "assistant", "end"))
-        self.opening = alone(f"{INSTRUCTION}\nQuestion:")
+        self.opening = alone(f"{LAYOUT.instruction}\nQuestion:")
         self.closing = after_text("\n\nQuestion:")
         self.labels = [after_text(f"\n\n[{number}]") for number in range(1, 101)]
         self.paragraph_break = after_text("\n")
