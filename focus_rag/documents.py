@@ -19,7 +19,10 @@ from focus_rag.passages import Passage
 SUFFIXES: Final = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
 
 _HEADING_CHARACTERS: Final = 100
-_SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])")
+# Not after the initial of a name or a title before it: "J. R. Lee", "Dr. Lee".
+_SENTENCE_END: Final = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])"
+)
 _HTML_CHARSET: Final = re.compile(rb"""<meta[^>]*charset\s*=\s*["']?([A-Za-z0-9._:-]+)""", re.IGNORECASE)
 _FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n(---|\.\.\.)\n", re.DOTALL)
 _MARKDOWN_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)

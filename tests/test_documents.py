@@ -151,6 +151,15 @@ def test_passages_end_with_sentences_and_carry_the_title():
     assert [(p.title, p.id) for p in passages] == [("Mill", "d/mill.txt#1"), ("Mill", "d/mill.txt#2")]
 
 
+def test_initials_and_titles_end_no_sentence():
+    text = "Built by J. R. Lee and Dr. Ann Cole. Prof. Webb came later. Was it plan B? Yes."
+    passages = split_document(Document("d", "t", text), DocumentSettings(chunk_words=9))
+    assert [p.text for p in passages] == [
+        "Built by J. R. Lee and Dr. Ann Cole.",
+        "Prof. Webb came later. Was it plan B? Yes.",
+    ]
+
+
 @given(st.text(max_size=400), st.integers(5, 40))
 def test_cutting_loses_no_word_and_keeps_the_limit(text, limit):
     passages = split_document(Document("d", "t", text), DocumentSettings(chunk_words=limit))
