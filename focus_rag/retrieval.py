@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -28,7 +29,8 @@ from focus_rag.passages import Passage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CACHE_VERSION: Final = 1
+_CACHE_VERSION: Final = 2
+_KEY: Final = re.compile(r"[0-9a-f]{64}")  # nothing else in the cache folder is ever deleted
 
 
 class RetrievalSettings(BaseModel):
@@ -38,6 +40,7 @@ class RetrievalSettings(BaseModel):
         dimensions: Of the default embedder's vectors, at most.
         cache_folder: Where computed indexes are kept; None is the platform's cache folder for this user.
         use_cache: Whether they are kept at all.
+        cached_indexes: How many are kept; the one that was not used for longest goes first.
         documents: What is read and how it is cut.
     """
 
@@ -46,6 +49,7 @@ class RetrievalSettings(BaseModel):
     dimensions: int = Field(default=384, ge=1)
     cache_folder: Path | None = None
     use_cache: bool = True
+    cached_indexes: int = Field(default=50, ge=1)
     documents: DocumentSettings = DocumentSettings()
 
 
@@ -109,6 +113,7 @@ class PassageIndex:
         index.left_out = [str(error) for error in errors]
         if kept is not None:
             index._keep(kept)
+            _prune(kept, settings.cached_indexes)
         return index
 
     @property
@@ -171,6 +176,7 @@ class PassageIndex:
             embedder.load_state(record["embedder"], {name.removeprefix("embedder_"): a for name, a in arrays.items()})
             index = cls.__new__(cls)
             index._set(passages, embedder, vectors, list(record["left_out"]))
+            _mark_used(folder)
             return index
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, InvalidInputError):
             return None
@@ -192,6 +198,24 @@ def _key(folder: str | Path, settings: RetrievalSettings, embedder: Embedder) ->
         digest.update(json.dumps([name, size]).encode())
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _mark_used(folder: Path) -> None:
+    try:
+        os.utime(folder)
+    except OSError:  # a cache that may only be read
+        return
+
+
+def _prune(newest: Path, limit: int) -> None:
+    """Delete the indexes beside `newest` that were not used for longest, so that `limit` are left with it."""
+    try:
+        others = [one for one in newest.parent.iterdir() if _KEY.fullmatch(one.name) and one != newest]
+        others.sort(key=lambda one: one.stat().st_mtime)
+    except OSError:  # another process deletes as well: the next index that is kept looks again
+        return
+    for one in others[: max(len(others) + 1 - limit, 0)]:
+        shutil.rmtree(one, ignore_errors=True)
 
 
 def _cache_folder(settings: RetrievalSettings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -80,6 +81,28 @@ def test_changed_bytes_or_settings_are_another_index(folder, settings):
     )
     PassageIndex.from_folder(folder, settings=RetrievalSettings(cache_folder=settings.cache_folder, dimensions=2))
     assert len(list(settings.cache_folder.iterdir())) == 3
+
+
+def test_the_index_unused_for_longest_is_deleted(folder, tmp_path):
+    def kept(dimensions):
+        settings = RetrievalSettings(cache_folder=tmp_path / "cache", cached_indexes=2, dimensions=dimensions)
+        before = set((tmp_path / "cache").iterdir()) if (tmp_path / "cache").exists() else set()
+        PassageIndex.from_folder(folder, settings=settings)
+        return before, set((tmp_path / "cache").iterdir())
+
+    _, one = kept(2)
+    (tmp_path / "cache" / "notes").mkdir()
+    _, two = kept(3)
+    (second,) = two - one - {tmp_path / "cache" / "notes"}
+    os.utime(second, (1, 1))
+    (first,) = one
+    os.utime(first, (0, 0))
+    kept(2)  # read again, so used later than the second
+    _, three = kept(4)
+    assert first in three
+    assert second not in three
+    assert len(three) == 3  # the folder that is no index among them
+    assert (tmp_path / "cache" / "notes") in three
 
 
 @pytest.mark.parametrize("name", ["index.json", "arrays.npz"])
