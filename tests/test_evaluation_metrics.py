@@ -12,7 +12,7 @@ from focus_rag.evaluation.metrics import (
     text_scores,
     token_f1,
 )
-from focus_rag.evaluation.statistics import bootstrap_mean, paired_difference, sign_test
+from focus_rag.evaluation.statistics import Interval, bootstrap_mean, paired_difference, sign_test
 
 # answer, references, and what the published scorers give: SQuAD v1.1's evaluate-v1.1.py (exact, F1) and
 # lost-in-the-middle's best_subspan_em on the first line.
@@ -102,6 +102,16 @@ def test_bootstrap_interval_is_near_the_normal_one_and_repeats():
     assert interval.high == pytest.approx(0.3 + half, abs=0.003)
     assert bootstrap_mean(values) == interval
     assert bootstrap_mean([]).n == 0
+
+
+def test_all_right_or_all_wrong_is_not_certain():
+    """Three in n is the well-known limit for something that was never seen; the exact one for both sides is 3.7 in n."""
+    assert bootstrap_mean([1.0] * 50).low == pytest.approx(1 - 3.69 / 50, abs=0.003)
+    assert bootstrap_mean([1.0] * 50).high == 1.0
+    nothing = bootstrap_mean([0.0] * 50)
+    assert (nothing.low, nothing.high) == (0.0, pytest.approx(0.0711, abs=1e-4))
+    assert bootstrap_mean([0.0]).high == pytest.approx(0.975)
+    assert bootstrap_mean([0.5] * 50) == Interval(0.5, 0.5, 0.5, 50)
 
 
 def test_paired_difference_sees_what_unpaired_intervals_hide():

@@ -75,6 +75,9 @@ class Difference:
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = _RESAMPLES) -> Interval:
     """Mean with a percentile bootstrap interval (Efron 1979).
 
+    Where every question is right, or none is, resampling only ever finds the same again; the open end is then the exact one for a
+    share (Clopper and Pearson 1934).
+
     Args:
         values: One per question.
         seed: Of the resampling.
@@ -83,7 +86,11 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = _
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    low, high = np.quantile(_resampled_means(array, seed, resamples), [0.025, 0.975])
+    if (array == array[0]).all() and array[0] in (0.0, 1.0):
+        open_end = (_LEVEL / 2) ** (1 / array.size)
+        low, high = (open_end, 1.0) if array[0] == 1.0 else (0.0, 1.0 - open_end)
+    else:
+        low, high = np.quantile(_resampled_means(array, seed, resamples), [_LEVEL / 2, 1 - _LEVEL / 2])
     return Interval(float(array.mean()), float(low), float(high), int(array.size))
 
 
