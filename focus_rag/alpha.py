@@ -79,7 +79,7 @@ class FittedAlpha(_Policy):
         counts: Passage counts of the knots, rising, at least 1.
         noises: Noises of the knots, rising, in [0, 1].
         alphas: `alphas[i][j]` belongs to `counts[i]` and `noises[j]`; shape (counts, noises), not negative.
-        needs_order: The directions have learned where a retriever puts the relevant passage and do harm elsewhere, so alpha is 0 where
+        needs_order: The directions rely on where a retriever puts the relevant passage and are not shown to be harmless elsewhere, so alpha is 0 where
             the scores say that passages do not stand best first.
     """
 

@@ -42,6 +42,7 @@ class FitSettings(BaseModel):
         dev_questions: Dev questions for alpha.
         counts: Passage counts at which alpha is fitted.
         order_questions: Dev questions asked once more at the largest count with their passages shuffled, see `passage_order`.
+        order_margin: Loss in random order that is let pass: where more is not ruled out, the profile relies on the retriever's order.
         noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
             other questions. 1, as retrieved, is always among them.
         alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
@@ -77,7 +78,8 @@ class FitSettings(BaseModel):
     oracle_taus: tuple[float, ...] = (0.1, 0.03)
     dev_questions: int = Field(default=150, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
-    order_questions: int = Field(default=80, ge=1)
+    order_questions: int = Field(default=150, ge=1)
+    order_margin: float = Field(default=0.05, ge=0, le=1)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)

@@ -164,7 +164,7 @@ class _Fit:
         profile = profile.replace(policy=fit.policy)
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.counts[-1], 1.0)))
-        harm = order_warning(order)
+        harm = order_warning(order, self.settings.order_margin)
         if harm is not None:
             fit = fit_policy(sweeps, needs_order=True)
             profile = profile.replace(policy=fit.policy)

@@ -88,7 +88,7 @@ def test_a_profile_whose_directions_harm_in_another_order_relies_on_it(
     uninterrupted: tuple[Path, FocusProfile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not uninterrupted[1].policy.needs_order  # type: ignore[union-attr]
-    monkeypatch.setattr("focus_rag.fitting.order_warning", lambda figures: "harm when shuffled")
+    monkeypatch.setattr("focus_rag.fitting.order_warning", lambda figures, margin: "harm when shuffled")
     settings = SETTINGS.model_copy(update={"response": "gold", "polish": PolishSettings(steps=0)})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     assert profile.policy.needs_order  # type: ignore[union-attr]

@@ -31,15 +31,29 @@ def test_a_gain_that_is_the_order_becomes_harm_when_it_is_shuffled() -> None:
     assert shuffled["bare"]["mean"] == 1.0
     assert 0.0 < shuffled["auto"]["mean"] < 0.5
     assert shuffled["gain"]["n"] == 30
-    warning = order_warning(found)
+    warning = order_warning(found, 0.05)
     assert warning is not None
-    assert f"{-100 * shuffled['gain']['mean']:.1f} points worse" in warning
+    assert "are answered worse" in warning
+    assert f"{100 * shuffled['gain']['mean']:+.1f} points" in warning
     assert "--shuffle" in warning
 
 
-def test_nothing_is_said_where_harm_is_not_told_from_chance() -> None:
-    assert order_warning(figures(questions(30), lambda shown, focused: [1.0] * len(shown))) is None
-    assert order_warning(figures(questions(2), lambda shown, focused: [float(i == 0 or not focused) for i in range(len(shown))])) is None
+def changed(better: int, worse: int, of: int) -> dict[str, Any]:
+    """Figures of questions of which focus answers some that were wrong and loses some that were right."""
+
+    def grades(shown: Sequence[Example], is_focused: bool) -> list[float]:
+        return [float(i % 2 == 0 if not (i < better + worse) else (i < better) == is_focused) for i in range(len(shown))]
+
+    return figures(questions(of), grades)
+
+
+def test_harm_has_to_be_ruled_out() -> None:
+    assert order_warning(figures(questions(30), lambda shown, focused: [1.0] * len(shown)), 0.05) is None
+    assert order_warning(changed(4, 2, 150), 0.05) is None
+    within_chance = order_warning(changed(10, 10, 150), 0.05)  # +0.0, -5.8 to 5.8
+    assert within_chance is not None
+    assert "may be answered more than 5 points worse" in within_chance
+    assert order_warning(changed(10, 10, 150), 0.1) is None
 
 
 def test_the_random_order_is_the_same_each_time() -> None:
