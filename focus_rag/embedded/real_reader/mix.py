@@ -47,8 +47,8 @@ class Mix(BaseModel):
         follow_ups: Fewest and most further questions, as later turns on the passages shown.
         titled: Share of rows whose passages have their titles.
         next_sentence: Share of self-supervised questions that ask for the sentence that follows one.
-        removed: Share of gaps whose sentence is taken out of the passage, where the answer stands elsewhere in it:
-            then it has to be read rather than matched.
+        removed: Share of first gaps, of paragraphs that name something in two sentences, that ask for such a name with its sentence taken out of
+            the passage: it then has to be read in the other one rather than matched (recurring span selection, Ram et al. 2021).
         loose: Share of gaps asked as a question: a question word by what is missing, then some words of the sentence, not quite in order.
         language_weight: Loss weight of plain text against an answer's tokens.
         read_along: Share of question rows whose passages carry that weight too, so that their words are learned where they are read.
@@ -85,13 +85,24 @@ class Mix(BaseModel):
 
 
 def curriculum() -> tuple[Mix, ...]:
-    """Copying first, over few tokens and then all, then few passages, then all of it."""
+    """Copying first, over few tokens and then all, then the words of real paragraphs, then few passages, then all of it."""
     few = Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0)
     copying = Stage("copying and pairs", copying=0.5, pairs=0.5, idle=0.0)
     plain = Stage("plain", rich=(0.0, 0.8), missing=0.05, unstated=0.05, follow_ups=(4, 8), copying=0.05)
     return (
         Mix(name="copying few tokens", tokens=6_000_000, shares={"world": 1.0}, world=few),
         Mix(name="copying and pairs", tokens=12_000_000, shares={"world": 1.0}, world=copying),
+        Mix(
+            name="words",
+            tokens=60_000_000,
+            shares={"language": 0.5, "gap": 0.35, "world": 0.15},
+            passages=(1, 2),
+            long=0.0,
+            follow_ups=(1, 6),
+            removed=1.0,
+            language_weight=0.3,
+            world=plain,
+        ),
         Mix(
             name="few passages",
             tokens=100_000_000,
@@ -255,20 +266,26 @@ class RowMaker:
             i = rng.randrange(len(starts) - 1)
             return self.template.follows + tokens[starts[i] : ends[i]], tokens[starts[i + 1] : ends[i + 1]], None
         spans = self.pack.fillings[text].tolist()
-        if not spans:
+        places = list(zip(spans[::2], spans[1::2], strict=True))
+        if not places:
             return None
-        i = 2 * rng.randrange(len(spans) // 2)
-        first, last = spans[i], spans[i + 1]
-        start = max((one for one in starts if one <= first), default=0)
-        end = min((one for one in starts if one > first), default=len(tokens))
-        answer = tokens[first:last]
+
+        def sentence(place: tuple[int, int]) -> tuple[int, int]:
+            return max((one for one in starts if one <= place[0]), default=0), min((one for one in starts if one > place[0]), default=len(tokens))
+
+        def stands_elsewhere(place: tuple[int, int]) -> bool:
+            (start, end), answer, whole = sentence(place), tokens[slice(*place)], self.pack.texts[text]
+            return _holds(whole[:start], answer) or _holds(whole[end:], answer)
+
+        recurring = [place for place in places if stands_elsewhere(place)] if rng.random() < removed else []
+        first, last = rng.choice(recurring or places)
+        start, end = sentence((first, last))
+        answer, out = tokens[first:last], (start, end) if recurring else None
         kind = self.words.kind(answer)
         if kind != "phrase" and rng.random() < mix.loose:
             rest = self.words.shaken(rng, self.words.thinned(rng, tokens[start:first] + tokens[last:end], 0.35))
-            return rng.choice(self.template.asking[kind]) + rest + self.template.question_mark, answer, None
-        question = self.template.fill + tokens[start:first] + self.template.gap + tokens[last:end]
-        elsewhere = _holds(self.pack.texts[text][:start], answer) or _holds(self.pack.texts[text][end:], answer)
-        return question, answer, (start, end) if elsewhere and rng.random() < removed else None
+            return rng.choice(self.template.asking[kind]) + rest + self.template.question_mark, answer, out
+        return self.template.fill + tokens[start:first] + self.template.gap + tokens[last:end], answer, out
 
     def _language_row(self, rng: random.Random, mix: Mix) -> Row:
         """Paragraphs as they follow each other in their article."""
