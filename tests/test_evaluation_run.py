@@ -15,10 +15,10 @@ from focus_rag.evaluation.cases import Cell, FileCases, case_of
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
 from focus_rag.evaluation.methods.context_aware import ContextAware
-from focus_rag.evaluation.methods.oracle_split import OracleSplit
 from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, ends_first
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
+from focus_rag.evaluation.methods.split import Split
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
 from focus_rag.evaluation.report import verdict, write_report
 from focus_rag.evaluation.results import Evaluation
@@ -295,7 +295,9 @@ def test_batches_answer_as_single_questions_do(generator):
         InstABoost("gold", 5.0),
         SinkBias(3.0),
         ContextAware(0.5),
-        OracleSplit(),
+        Split(),
+        Split("top 1"),
+        Split("top 3"),
         *methods_named(["bare", "auto", "alpha=-0.5", "random heads", "attention rerank", "top 3 only"]),
     ):
         together = [answered.text for answered in method.answer(engine, some)]

@@ -10,11 +10,11 @@ from focus_rag.evaluation.methods.attention_rerank import AttentionRerank
 from focus_rag.evaluation.methods.context_aware import ContextAware
 from focus_rag.evaluation.methods.focusing import Auto, Fixed, RandomHeads, ThenAuto
 from focus_rag.evaluation.methods.method import Method, Tuned
-from focus_rag.evaluation.methods.oracle_split import OracleSplit
 from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
-from focus_rag.evaluation.methods.retrieval_rules import Reorder, ScoreCutOff, TopM
+from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, Reorder, ScoreCutOff, TopM
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
-from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpanChoice, SpotLight
+from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
+from focus_rag.evaluation.methods.split import Split
 from focus_rag.evaluation.results import SPLIT_TUNED
 
 __all__ = ["ALPHAS", "Method", "Tuned", "every_name", "methods_named"]
@@ -30,14 +30,15 @@ _LOG_SLOPES = (0.05, 0.1, 0.2, 0.4)
 _CONTRASTS = (0.5, 1.0)
 _TAUS = (0.1, 0.03, 0.01)
 _KEPT = (3, 8)
-_SPANS: tuple[SpanChoice, ...] = ("top 1", "all", "gold")
+_SPANS: tuple[PassageChoice, ...] = ("top 1", "all", "gold")
+_SPLIT: tuple[PassageChoice, ...] = ("gold", "top 1", "top 3")
 
 
 def _then_auto(m: int) -> ThenAuto:
     return ThenAuto(TopM(m))
 
 
-def _boost(which: SpanChoice) -> Tuned:
+def _boost(which: PassageChoice) -> Tuned:
     return Tuned(f"InstABoost, {which}", tuple(InstABoost(which, factor) for factor in _BOOSTS))
 
 
@@ -49,9 +50,9 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     "best fixed alpha": lambda: Tuned("best fixed alpha", tuple(Fixed(alpha) for alpha in ALPHAS)),
     **{f"alpha={alpha:g}": partial(Fixed, alpha) for alpha in (NEGATIVE_ALPHA, *ALPHAS)},
     "random heads": RandomHeads,
-    "split softmax, gold": OracleSplit,
+    **{f"split softmax, {which}": partial(Split, which) for which in _SPLIT},
     SPLIT_TUNED: lambda: Tuned(
-        SPLIT_TUNED, tuple(OracleSplit(tau) for tau in _TAUS)
+        SPLIT_TUNED, tuple(Split(tau=tau) for tau in _TAUS)
     ),
     "score cut-off": ScoreCutOff,
     "score cut-off, then auto": lambda: ThenAuto(ScoreCutOff()),

@@ -1,19 +1,31 @@
-"""What a user can do without touching the model: drop passages by score, or put them in another order."""
+"""What scores say: which passages are the best, and what a user can do with that without touching the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import Ask
 from focus_rag.noise import worst_first
 
+PassageChoice = Literal["top 1", "top 3", "all", "gold"]
+
 
 def best_first(case: Case) -> list[int]:
     """Indices of a case's passages, the best score first."""
     return list(reversed(worst_first(case.example.passages)))
+
+
+def chosen_passages(case: Case, which: PassageChoice) -> list[int]:
+    """Indices of the passages that a method acts on."""
+    if which == "gold":
+        return sorted(case.example.gold)
+    if which == "all":
+        return list(range(len(case.example.passages)))
+    return sorted(best_first(case)[: int(which.removeprefix("top "))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,30 +10,21 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
-from focus_rag.evaluation.methods.retrieval_rules import best_first
+from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, chosen_passages
 from focus_rag.evaluation.methods.weight_edit import Edit, WeightEditTap, key_bias, target_share
 from focus_rag.prompting import TokenSpan
-
-SpanChoice = Literal["top 1", "all", "gold"]
-
-
-def chosen_passages(case: Case, which: SpanChoice) -> list[int]:
-    """Indices of the passages that are marked."""
-    if which == "gold":
-        return sorted(case.example.gold)
-    return best_first(case)[:1] if which == "top 1" else list(range(len(case.example.passages)))
 
 
 @dataclass(frozen=True)
 class _SpanRival:
     """Edits attention weights on or around the marked passages."""
 
-    which: SpanChoice
+    which: PassageChoice
 
     @property
     def oracle(self) -> bool:

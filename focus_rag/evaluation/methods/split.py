@@ -1,4 +1,6 @@
-"""Split softmax on the gold passages (Zhu et al., arXiv 2503.23306): the upper anchor of attention steering."""
+"""Split softmax (Zhu et al., arXiv 2503.23306) on chosen passages: on the gold ones the upper anchor of attention steering, on the
+best scored ones what a user can do with the same heads.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +12,40 @@ from typing import Any
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
+from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, chosen_passages
 from focus_rag.split_softmax import split_softmax
 
 
 @dataclass(frozen=True, slots=True)
-class OracleSplit:
-    """The gold passages get mass `p ** tau` on the contextual heads."""
+class Split:
+    """The chosen passages get mass `p ** tau` on the contextual heads."""
 
+    which: PassageChoice = "gold"
     tau: float = 0.1
     needs_profile: bool = True
-    oracle: bool = True
+
+    @property
+    def oracle(self) -> bool:
+        return self.which == "gold"
 
     @property
     def name(self) -> str:
-        return "split softmax, gold" if self.tau == OracleSplit().tau else f"split softmax, gold, tau={self.tau:g}"
+        return f"split softmax, {self.which}" + ("" if self.tau == Split().tau else f", tau={self.tau:g}")
 
     @property
     def note(self) -> str:
         return (
-            f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
-            "their tau is 0.1)."
+            f"Contextual heads give the passages ({self.which}) the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
+            "their tau is 0.1 and their passages the gold ones)."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return Ask(case, self.name if case.example.gold else BARE_SETTING)
+        chosen = chosen_passages(case, self.which)
+        return Ask(case, f"{self.name} {chosen}" if chosen else BARE_SETTING)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         def intervene(batch: Batch) -> AbstractContextManager[Any]:
-            spans = batch.spans_of(lambda case: sorted(case.example.gold))
+            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
             if not any(spans):
                 return nullcontext()
             return split_softmax(engine.model, engine.heads, spans, batch.length, tau=self.tau)
