@@ -31,7 +31,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
-from focus_rag.split_softmax import split_softmax
+from focus_rag.splitting import split_softmax
 from focus_rag.steering import focus
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"

@@ -35,13 +35,14 @@ _HOMES = {
     "RetrievalAlpha": "focus_rag.alpha",
     "RetrievalSignal": "focus_rag.passages",
     "RetrievedText": "focus_rag.passage_registry",
+    "ScoreSplit": "focus_rag.score_split",
     "SpanMeter": "focus_rag.measuring",
     "as_passages": "focus_rag.passages",
-    "chat_turns": "focus_rag.chat_turns",
+    "chat_turns": "focus_rag.turns",
     "estimate_noise": "focus_rag.noise",
     "focus": "focus_rag.steering",
     "locate_passages": "focus_rag.locating",
-    "split_softmax": "focus_rag.split_softmax",
+    "split_softmax": "focus_rag.splitting",
 }
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "RetrievalAlpha",
     "RetrievalSignal",
     "RetrievedText",
+    "ScoreSplit",
     "SpanMeter",
     "as_passages",
     "chat_turns",
@@ -82,7 +84,6 @@ if TYPE_CHECKING:
     from focus_rag.alpha import AlphaPolicy, FittedAlpha, FixedAlpha, RetrievalAlpha
     from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request
     from focus_rag.calls import FocusCall, FocusSettings
-    from focus_rag.chat_turns import chat_turns
     from focus_rag.errors import FocusRagError, InvalidInputError
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
@@ -93,9 +94,11 @@ if TYPE_CHECKING:
     from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
     from focus_rag.prompting import PromptLayout
-    from focus_rag.split_softmax import split_softmax
+    from focus_rag.score_split import ScoreSplit
+    from focus_rag.splitting import split_softmax
     from focus_rag.steering import FocusHandle, focus
     from focus_rag.streams import AnswerStream, AsyncAnswerStream
+    from focus_rag.turns import chat_turns
 
 
 def __getattr__(name: str) -> Any:

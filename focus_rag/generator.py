@@ -30,6 +30,8 @@ from focus_rag.prepared_request import PreparedRequest
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
+from focus_rag.score_split import ScoreSplit
+from focus_rag.splitting import SplitSoftmaxTap
 from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
@@ -56,13 +58,14 @@ class FocusGenerator:
         alpha: `"auto"` (the profile's policy), a number, or a policy.
         settings: Generation settings where a request gives none.
         layout: How question and passages are laid out.
+        split: Split softmax on the best scored passages of each request, beside alpha; None leaves it out.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
         name: What to call the model in reports; by default its id or the last part of its folder.
 
     Raises:
         ProfileMismatchError: The profile belongs to another model.
-        InvalidInputError: alpha needs a profile, or the tokenizer is not a fast one.
+        InvalidInputError: alpha or the split needs a profile, or the tokenizer is not a fast one.
     """
 
     def __init__(
@@ -74,18 +77,22 @@ class FocusGenerator:
         alpha: AlphaSetting = "auto",
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
+        split: ScoreSplit | None = None,
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         name: str | None = None,
     ) -> None:
         if profile is not None:
             profile.check(model, tokenizer)
+        if split is not None and profile is None:
+            raise InvalidInputError("A split acts on contextual heads and needs a profile: pass profile=..., or fit one with `focus-rag fit`.")
         if max_batch < 1:
             raise InvalidInputError(f"max_batch must be at least 1; got {max_batch}.")
         self.model = model
         self.tokenizer = tokenizer
         self.profile = profile
         self.alpha = alpha
+        self.split = split
         self.settings = settings or GenerationSettings()
         self.measure = measure
         self.max_batch = max_batch
@@ -111,6 +118,7 @@ class FocusGenerator:
         alpha: AlphaSetting = "auto",
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
+        split: ScoreSplit | None = None,
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         **model_kwargs: Any,
@@ -129,6 +137,7 @@ class FocusGenerator:
             alpha: See the class, like the arguments that follow.
             settings: Generation settings where a request gives none.
             layout: How question and passages are laid out.
+            split: Split softmax on the best scored passages.
             measure: Whether to measure which passages are attended to.
             max_batch: Most requests in one forward pass.
             **model_kwargs: Handed to `AutoModelForCausalLM.from_pretrained`.
@@ -178,6 +187,7 @@ class FocusGenerator:
             alpha=alpha,
             settings=settings,
             layout=layout,
+            split=split,
             measure=measure,
             max_batch=max_batch,
             name=name,
@@ -342,7 +352,15 @@ class FocusGenerator:
         # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
         signal = replace(retrieved, n_passages=len(present))
         choice = self._choose(self.alpha if request.alpha is None else request.alpha, signal)
-        return PreparedRequest(request, settings, prompt, signal, choice)
+        if self.split is None:
+            return PreparedRequest(request, settings, prompt, signal, choice)
+        favoured = self.split.favoured(
+            request.passages,
+            [index for _, index in present],
+            higher_is_better=request.higher_is_better,
+            score_kind=request.score_kind,
+        )
+        return PreparedRequest(request, settings, prompt, signal, choice, favoured, self.split.tau)
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:
         if request.messages is not None:
@@ -394,6 +412,9 @@ class FocusGenerator:
                 if self.profile is not None:
                     alphas = [row.choice.alpha for row in rows]
                     stack.enter_context(focus(self.model, self.profile, alphas, passages_at=self._passages_at(rows)))
+                split = self._split(rows, length)
+                if split is not None:
+                    stack.enter_context(split)
                 meter = self._meter(rows, length)
                 if meter is not None:
                     stack.enter_context(meter)
@@ -419,6 +440,12 @@ class FocusGenerator:
             return None
         found = [row.prompt.passages_at for row in rows]
         return [known if at is None else at for at in found]
+
+    def _split(self, rows: Sequence[PreparedRequest], length: int) -> SplitSoftmaxTap | None:
+        if self.split is None or self.profile is None or self.split.tau == 1.0 or not any(row.favoured for row in rows):
+            return None
+        heads = [(entry.layer, entry.head) for entry in self.profile.heads]
+        return SplitSoftmaxTap(self.model, heads, [row.favoured_in(length) for row in rows], length, tau=self.split.tau, first_row=None)
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
         if not self.measure or self.profile is None:

@@ -11,7 +11,7 @@ from focus_rag.generator import FocusGenerator
 from focus_rag.grading import Grading, grade
 from focus_rag.head_scoring import Head
 from focus_rag.noise import worst_first
-from focus_rag.split_softmax import split_softmax
+from focus_rag.splitting import split_softmax
 
 
 def oracle_quality(

@@ -13,6 +13,7 @@ from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, U
 from focus_rag.decoding import RowText
 from focus_rag.passages import RetrievalSignal
 from focus_rag.prompting import BuiltPrompt, TokenSpan
+from focus_rag.splitting import split_mass
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class PreparedRequest:
         prompt: Its prompt.
         signal: What its retrieval tells, of the passages that stand in the prompt.
         choice: Alpha, and why.
+        favoured: Indices of the passages that split softmax favours.
+        tau: Its exponent.
     """
 
     request: Request
@@ -32,6 +35,13 @@ class PreparedRequest:
     prompt: BuiltPrompt
     signal: RetrievalSignal
     choice: AlphaChoice
+    favoured: tuple[int, ...] = ()
+    tau: float = 1.0
+
+    def favoured_in(self, length: int) -> list[TokenSpan]:
+        """Spans of the favoured passages, in a row padded on the left to `length` tokens."""
+        spans = self.prompt.spans_in(length)
+        return [span for index in self.favoured if (span := spans[index]) is not None]
 
     def spans_in(self, length: int) -> list[TokenSpan]:
         """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
@@ -63,17 +73,27 @@ class PreparedRequest:
             text=text.text,
             alpha=self.choice.alpha,
             noise=self.signal.noise,
-            reason=self.choice.reason,
+            reason=self._reason(),
             passages=tuple(uses),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
         )
+
+    def _reason(self) -> str:
+        if not self.favoured:
+            return self.choice.reason
+        which = "the best scored passage" if len(self.favoured) == 1 else f"the {len(self.favoured)} best scored passages"
+        return f"{self.choice.reason}; split softmax on {which}"
 
     def _shares(self, steps: Sequence[Tensor]) -> list[float]:
         """Share of the attention on passages that each located passage got, over heads and response rows."""
         located = sum(span is not None for span in self.prompt.spans)
         if not located or not steps:
             return []
-        mass = torch.stack([step[:, 0, :located] for step in steps]).mean(dim=(0, 1))
+        by_head = torch.stack([step[:, 0, :located] for step in steps])
+        if self.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
+            shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
+            by_head = split_mass(by_head, torch.tensor([index in self.favoured for index in shown]), self.tau)
+        mass = by_head.mean(dim=(0, 1))
         total = float(mass.sum())
         return [float(value) / total for value in mass] if total > 0 else []

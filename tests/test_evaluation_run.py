@@ -298,6 +298,7 @@ def test_batches_answer_as_single_questions_do(generator):
         Split(),
         Split("top 1"),
         Split("top 3"),
+        Split("top 1", with_auto=True),
         *methods_named(["bare", "auto", "alpha=-0.5", "random heads", "attention rerank", "top 3 only"]),
     ):
         together = [answered.text for answered in method.answer(engine, some)]

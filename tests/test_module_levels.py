@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import focus_rag
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "head_inputs", "probing", "weights_digest", "whole_files"),
-    ("passages", "attention_math", "published_files", "chat_turns"),
+    ("passages", "attention_math", "published_files", "turns"),
     ("noise", "alpha", "locating", "model_layout"),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
-    ("calm_examples", "grading", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),
-    ("split_softmax", "recording", "passage_registry", "cloze_examples", "head_scoring", "prepared_request"),
-    ("turning",),
+    ("score_split", "calm_examples", "grading", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),
+    ("splitting", "recording", "passage_registry", "cloze_examples", "head_scoring"),
+    ("turning", "prepared_request"),
     ("steering",),
     ("generator",),
     ("recorded_heads", "alpha_sweep", "answer_report", "polishing", "calls"),
@@ -127,3 +129,8 @@ def test_every_public_name_is_there_and_importing_patches_nothing():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: name_of(file) or "focus_rag")
 def test_no_drawer_modules(file):
     assert file.stem not in {"utils", "helpers", "base", "common"}
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """An imported submodule becomes an attribute of the package, in front of a name that is resolved on first use."""
+    assert not {name for name, home in focus_rag._HOMES.items() if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).exists()}

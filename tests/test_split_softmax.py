@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from focus_rag import attention_math
 from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.measuring import SpanMeter
-from focus_rag.split_softmax import split_softmax
+from focus_rag.splitting import split_softmax
 from tests.test_measuring import HEADS, LENGTH, SPANS, batch
 from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model
 

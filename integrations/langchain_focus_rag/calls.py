@@ -65,12 +65,13 @@ class LangChainSettings(FocusSettings):
     def identity(self) -> dict[str, Any]:
         """Everything that decides what a prompt is answered with; a cache keys on it."""
         alpha = self.generator.alpha if self.alpha is None else self.alpha
-        profile = self.generator.profile
+        profile, split = self.generator.profile, self.generator.split
         return {
             "model_name": self.model_name,
             "weights": self.generator.identity,
             "alpha": alpha if isinstance(alpha, (str, int, float)) else alpha.model_dump_json(),
             "profile": None if profile is None else _profile_identity(profile),
+            "split": None if split is None else split.model_dump_json(),
             "noise": self.noise,
             "score_kind": self.score_kind,
             "higher_is_better": self.higher_is_better,

@@ -51,6 +51,7 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     **{f"alpha={alpha:g}": partial(Fixed, alpha) for alpha in (NEGATIVE_ALPHA, *ALPHAS)},
     "random heads": RandomHeads,
     **{f"split softmax, {which}": partial(Split, which) for which in _SPLIT},
+    "split softmax, top 1, with auto": partial(Split, "top 1", with_auto=True),
     SPLIT_TUNED: lambda: Tuned(
         SPLIT_TUNED, tuple(Split(tau=tau) for tau in _TAUS)
     ),
