@@ -77,13 +77,15 @@ def trace_answer(
     from focus_rag.noise import worst_first
 
     answer = generator.answer(question, passages, **options)
-    used = [use.passage for use in answer.passages if use.used]
+    uses = [use for use in answer.passages if use.used]
+    used = [use.passage for use in uses]
     if generator.profile is None or not used or not answer.text:
         return AnswerTrace(answer, (), ())
     prompt = generator.prompts.from_question(
         question, used, max_tokens=generator.context_window, drop_order=worst_first(used)
     )
-    spans = [span for span in prompt.spans if span is not None]
+    shown = [(span, use.favoured) for span, use in zip(prompt.spans, uses, strict=True) if span is not None]
+    spans, favoured = [span for span, _ in shown], [span for span, is_favoured in shown if is_favoured]
     encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = list(encoded["input_ids"])
     heads = [(entry.layer, entry.head) for entry in generator.profile.heads]
@@ -94,14 +96,20 @@ def trace_answer(
         import torch
 
         from focus_rag.probing import input_device
+        from focus_rag.splitting import split_mass, split_softmax
         from focus_rag.steering import focus
 
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
+        if generator.split is not None and favoured:
+            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=generator.split.tau))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    mass = meter.steps[0][0].mean(dim=0)
+    by_head = meter.steps[0][0]
+    if generator.split is not None and favoured:  # the meter reads queries and keys, which split softmax leaves as they are
+        by_head = split_mass(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), generator.split.tau)
+    mass = by_head.mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)
     shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()
     # Cut from the answer, not decoded one by one: alone, a token may lose its space or be part of a character.

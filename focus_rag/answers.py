@@ -122,12 +122,14 @@ class PassageUse:
             the passages in the prompt. None where nothing was measured.
         used: Whether it was in the prompt.
         dropped_reason: Why not, if it was not.
+        favoured: Whether split softmax leaned on it, see `ScoreSplit`.
     """
 
     passage: Passage
     attention: float | None
     used: bool
     dropped_reason: str | None = None
+    favoured: bool = False
 
 
 @dataclass(frozen=True, slots=True)

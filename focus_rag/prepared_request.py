@@ -60,7 +60,7 @@ class PreparedRequest:
         uses = []
         for place, (passage, span) in enumerate(zip(self.request.passages, self.prompt.spans, strict=True)):
             if span is not None:
-                uses.append(PassageUse(passage, next(remaining, None), used=True))
+                uses.append(PassageUse(passage, next(remaining, None), used=True, favoured=place in self.favoured))
                 continue
             if not passage.content.strip():
                 reason = "it holds no text"

@@ -118,6 +118,17 @@ def test_alpha_zero_is_the_bare_model(saved, docs, capsys):
     assert texts[0] == texts[1]
 
 
+def test_ask_leans_on_the_best_scored_passages(saved, docs, capsys):
+    ask = ["ask", "When was the mill built?", "--docs", str(docs), *saved, "--max-new-tokens", "3", "--json"]
+    records = []
+    for arguments in ([], ["--split", "1"]):
+        assert main([*ask, *arguments]) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    assert records[1]["reason"] == records[0]["reason"] + "; split softmax on the best scored passage"
+    assert records[1]["alpha"] == records[0]["alpha"]
+    assert records[1]["sources"][0]["attention"] > records[0]["sources"][0]["attention"]
+
+
 def test_characters_that_the_output_cannot_write_cost_nothing_else(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="cp1252", write_through=True))
@@ -135,7 +146,9 @@ def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
     assert (record["n"], record["retrieved"]) == (2, 2)
     assert record["bare"] == sum(one["bare_is_right"] for one in record["questions"])
     assert record["focused"] == sum(one["focused_is_right"] for one in record["questions"])
+    assert record["split"] == sum(one["split_is_right"] for one in record["questions"])
     assert all(one["alpha"] > 0 for one in record["questions"])
+    assert any(one["split"] != one["focused"] for one in record["questions"])
     assert main(["demo", *saved, "--questions", "1", "--top-k", "2"]) == 0
     assert "answer among the passages  1/1" in capsys.readouterr().out
 
@@ -234,6 +247,8 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["ask", "q", "--docs", "{docs}", "--top-k", "0"], "--top-k"),
         (["ask", "q", "--docs", "{docs}", "--model", "{tmp}/missing"], "neither a folder nor a Hub id"),
         (["ask", "q", "--docs", "{docs}", "--model", "{docs}"], "cannot be loaded"),
+        (["ask", "q", "--docs", "{docs}", "--split", "-1"], "--split"),
+        (["ask", "q", "--docs", "{docs}", "--model", "any", "--split", "1"], "--profile"),
         (["ask", "q"], "--docs"),
         (["ask", "q", "--docs", "{docs}", "--model", "any", "--alpha", "0.2"], "--profile"),
         (["ask", "q", "--docs", "{docs}", "--nonsense"], "--nonsense"),

@@ -19,6 +19,7 @@ from focus_rag import (
     attention_math,
     split_softmax,
 )
+from focus_rag.answer_report import trace_answer
 from focus_rag.splitting import split_mass
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -135,6 +136,16 @@ def test_attention_on_passages_is_that_under_the_split(parts):
     assert [use.attention for use in answer.passages] == pytest.approx((mass / mass.sum()).tolist(), abs=1e-5)
     bare = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0).answer(QUESTION, PASSAGES)
     assert answer.passages[1].attention > bare.passages[1].attention + 0.05
+
+
+def test_a_traced_answer_has_the_attention_under_the_split(parts):
+    split = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(passages=2, tau=0.2))
+    trace = trace_answer(split, QUESTION, PASSAGES)
+    assert [use.favoured for use in trace.answer.passages] == [True, True, False, False]
+    assert trace.tokens
+    one = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), split=ScoreSplit(passages=2, tau=0.2))
+    once = one.answer(QUESTION, PASSAGES)
+    assert trace.shares[0] == pytest.approx([use.attention for use in once.passages], abs=1e-4)
 
 
 def test_mass_on_spans_is_split_as_weights_are():

@@ -27,6 +27,9 @@ def command(
     profile: ProfileOption = None,
     alpha: AlphaOption = "auto",
     top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve.")] = 20,
+    split: Annotated[
+        int, typer.Option("--split", help="Lean on so many of the best scored passages by split softmax, beside alpha; 0 on none.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
     embedder: Annotated[
         str | None,
@@ -58,6 +61,10 @@ def command(
         raise InvalidInputError(f"--top-k must be at least 1, got {top_k}.")
     if model is not None and profile is None and factor not in ("auto", 0.0):
         raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
+    if split < 0:
+        raise InvalidInputError(f"--split must be at least 0, got {split}.")
+    if split and model is not None and profile is None:
+        raise InvalidInputError("--split needs the model's focus profile, whose heads it acts on: give --profile.")
     if max_new_tokens < 1:
         raise InvalidInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
     if report is not None and not report.parent.is_dir():
@@ -66,7 +73,7 @@ def command(
     for line in index.left_out:
         note(f"left out: {line}")
     passages = index.search(question, top_k)
-    generator = load_generator(model, profile)
+    generator = load_generator(model, profile, split=split)
     with progress() as bar:
         bar.add_task("answering", total=None)
         options = {"alpha": factor, "score_kind": "cosine", "max_new_tokens": max_new_tokens}

@@ -36,6 +36,7 @@ class _Outcome:
     asked: _Question
     bare: str
     focused: str
+    split: str
     alpha: float
     retrieved: bool
 
@@ -47,6 +48,10 @@ class _Outcome:
     def focused_is_right(self) -> bool:
         return holds_answer(self.focused, self.asked.answers)
 
+    @property
+    def split_is_right(self) -> bool:
+        return holds_answer(self.split, self.asked.answers)
+
 
 def command(
     questions: Annotated[
@@ -57,7 +62,7 @@ def command(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask bundled questions over bundled documents, bare and focused.
+    """Ask bundled questions over bundled documents: bare, focused, and focused with split softmax on the best scored passage.
 
     Example: focus-rag demo --questions 10
     """
@@ -107,11 +112,18 @@ def _retrieve(documents: Path, asked: list[_Question], top_k: int) -> list[list[
 
 def _answer(generator: FocusGenerator, asked: list[_Question], found: list[list[Passage]]) -> list[_Outcome]:
     from focus_rag.answers import Request
+    from focus_rag.generator import FocusGenerator
+    from focus_rag.score_split import ScoreSplit
 
+    leaning = (
+        None
+        if generator.profile is None
+        else FocusGenerator(generator.model, generator.tokenizer, generator.profile, split=ScoreSplit())
+    )
     settings = generator.settings.changed({"max_new_tokens": _MAX_NEW_TOKENS})
     outcomes: list[_Outcome] = []
     with progress() as bar:
-        task = bar.add_task("asking, bare and focused", total=len(asked))
+        task = bar.add_task("asking, bare, focused and with split softmax", total=len(asked))
         for start in range(0, len(asked), _PER_BATCH):
             rows = list(zip(asked[start : start + _PER_BATCH], found[start : start + _PER_BATCH], strict=True))
             requests = [
@@ -120,9 +132,10 @@ def _answer(generator: FocusGenerator, asked: list[_Question], found: list[list[
                 for alpha in (0.0, "auto")
             ]
             answers = generator.answer_batch(requests)
-            for (one, passages), bare, focused in zip(rows, answers[::2], answers[1::2], strict=True):
+            split = answers[1::2] if leaning is None else leaning.answer_batch(requests[1::2])
+            for (one, passages), bare, focused, with_split in zip(rows, answers[::2], answers[1::2], split, strict=True):
                 retrieved = any(holds_answer(passage.content, one.answers) for passage in passages)
-                outcomes.append(_Outcome(one, bare.text, focused.text, focused.alpha, retrieved))
+                outcomes.append(_Outcome(one, bare.text, focused.text, with_split.text, focused.alpha, retrieved))
             bar.advance(task, len(rows))
     return outcomes
 
@@ -135,6 +148,7 @@ def _report(outcomes: list[_Outcome], model: str, top_k: int, seconds: float) ->
         "retrieved": sum(outcome.retrieved for outcome in outcomes),
         "bare": sum(outcome.bare_is_right for outcome in outcomes),
         "focused": sum(outcome.focused_is_right for outcome in outcomes),
+        "split": sum(outcome.split_is_right for outcome in outcomes),
         "only_focused": sum(outcome.focused_is_right and not outcome.bare_is_right for outcome in outcomes),
         "only_bare": sum(outcome.bare_is_right and not outcome.focused_is_right for outcome in outcomes),
         "mean_alpha": sum(outcome.alpha for outcome in outcomes) / len(outcomes),
@@ -151,6 +165,8 @@ def _record(outcome: _Outcome) -> dict[str, Any]:
         "bare_is_right": outcome.bare_is_right,
         "focused": outcome.focused,
         "focused_is_right": outcome.focused_is_right,
+        "split": outcome.split,
+        "split_is_right": outcome.split_is_right,
         "alpha": outcome.alpha,
         "answer_was_retrieved": outcome.retrieved,
     }
@@ -158,13 +174,14 @@ def _record(outcome: _Outcome) -> dict[str, Any]:
 
 def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     write_table(
-        ["question", "expected", "bare", "focused"],
+        ["question", "expected", "bare", "focused", "with split softmax"],
         [
             [
                 shorten(outcome.asked.question, 2 * _WIDTH),
                 shorten(min(outcome.asked.answers, key=len, default=""), _WIDTH),
                 _marked(outcome.asked, outcome.bare, outcome.bare_is_right),
                 _marked(outcome.asked, outcome.focused, outcome.focused_is_right),
+                _marked(outcome.asked, outcome.split, outcome.split_is_right),
             ]
             for outcome in outcomes
         ],
@@ -174,6 +191,7 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     typer.echo(f"answer among the passages  {report['retrieved']}/{n}")
     typer.echo(f"bare model right           {report['bare']}/{n}")
     typer.echo(f"focused model right        {report['focused']}/{n}   (alpha {report['mean_alpha']:.3g} on average)")
+    typer.echo(f"with split softmax right   {report['split']}/{n}   (on the best scored passage, beside alpha)")
     typer.echo(f"right only focused {report['only_focused']}, right only bare {report['only_bare']}")
 
 

@@ -45,8 +45,8 @@ def parse_alpha(text: str) -> float | Literal["auto"]:
     return alpha
 
 
-def load_generator(model: str | None, profile: str | None, device: str | None = None) -> FocusGenerator:
-    """Load model and profile with a sign of life on stderr.
+def load_generator(model: str | None, profile: str | None, device: str | None = None, *, split: int = 0) -> FocusGenerator:
+    """Load model and profile with a sign of life on stderr; `split` is the number of passages of `ScoreSplit`, 0 for none.
 
     Raises:
         FocusRagError: Either cannot be loaded, or they do not match.
@@ -54,9 +54,10 @@ def load_generator(model: str | None, profile: str | None, device: str | None = 
     with progress() as bar:
         bar.add_task("loading the model", total=None)
         from focus_rag.generator import FocusGenerator
+        from focus_rag.score_split import ScoreSplit
 
         quiet_libraries()
-        generator = FocusGenerator.from_pretrained(model, profile=profile)
+        generator = FocusGenerator.from_pretrained(model, profile=profile, split=ScoreSplit(passages=split) if split else None)
         move_model(generator, device)
         return generator
 
