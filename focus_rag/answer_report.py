@@ -102,7 +102,7 @@ def trace_answer(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
         if generator.split is not None and favoured:
-            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=generator.split.tau))
+            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=generator.split.tau, first_row=prompt.passages_end))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)

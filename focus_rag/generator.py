@@ -445,7 +445,10 @@ class FocusGenerator:
         if self.split is None or self.profile is None or self.split.tau == 1.0 or not any(row.favoured for row in rows):
             return None
         heads = [(entry.layer, entry.head) for entry in self.profile.heads]
-        return SplitSoftmaxTap(self.model, heads, [row.favoured_in(length) for row in rows], length, tau=self.split.tau, first_row=None)
+        spans = [row.favoured_in(length) for row in rows]
+        # From where the passages end: so it costs the few rows that ask and answer, and brings what more rows would.
+        first_rows = [row.after_passages(length) if row.favoured else length for row in rows]
+        return SplitSoftmaxTap(self.model, heads, spans, length, tau=self.split.tau, first_row=first_rows)
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
         if not self.measure or self.profile is None:

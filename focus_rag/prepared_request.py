@@ -43,6 +43,10 @@ class PreparedRequest:
         spans = self.prompt.spans_in(length)
         return [span for index in self.favoured if (span := spans[index]) is not None]
 
+    def after_passages(self, length: int) -> int:
+        """Position after the last passage, in a row padded on the left to `length` tokens."""
+        return max((end for _, end in self.spans_in(length)), default=length)
+
     def spans_in(self, length: int) -> list[TokenSpan]:
         """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
         return [span for span in self.prompt.spans_in(length) if span is not None]

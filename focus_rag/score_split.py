@@ -14,7 +14,7 @@ class ScoreSplit(BaseModel):
     """How far the contextual heads lean on the best scored passages; the others stay in the prompt and in sight.
 
     Whatever mass p a contextual head gives to those passages together becomes p ** tau (split softmax, Zhu et al., arXiv 2503.23306,
-    who give it to the relevant passages). It trusts the retriever: where the best score is not the relevant passage, it misleads.
+    who give it to the relevant passages), in the rows after the last passage. It trusts the retriever: where the best score is not the relevant passage, it misleads.
 
     Attributes:
         passages: How many of the best scored passages.

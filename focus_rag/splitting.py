@@ -33,15 +33,16 @@ class SplitSoftmaxTap(AttentionTap):
         prompt_length: int,
         *,
         tau: float,
-        first_row: int | None,
+        first_row: int | Sequence[int] | None,
     ) -> None:
         self._grouped = heads_by_layer(heads)
         super().__init__(tapped_layers(model, self._grouped))
         self._member: Tensor = span_membership(spans, prompt_length, torch.device("cpu")).amax(dim=-1, keepdim=True)
         self._tau = tau
         # One first row per request: rows of a batch have their spans in different places.
-        ends = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
-        self._first_rows = torch.tensor(ends if first_row is None else [first_row] * len(spans))
+        if first_row is None:
+            first_row = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
+        self._first_rows = torch.tensor([first_row] * len(spans) if isinstance(first_row, int) else list(first_row))
         self._earliest = int(self._first_rows.min())
         flat = [span for of_request in spans for span in of_request]
         self._between = min(start for start, _ in flat), max(end for _, end in flat)
@@ -97,7 +98,7 @@ def split_softmax(
     prompt_length: int,
     *,
     tau: float = 0.1,
-    first_row: int | None = None,
+    first_row: int | Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Split the softmax of chosen heads while the context is open.
 
@@ -107,10 +108,11 @@ def split_softmax(
         spans: For every request the relevant spans `[start, end)` in positions of the left-padded prompt.
         prompt_length: Length of the padded prompt in tokens.
         tau: Exponent in (0, 1]; the smaller, the more mass goes to the spans. 1 changes nothing and attaches nothing.
-        first_row: First query position to change; by default, in every row, the first one after its spans.
+        first_row: First query position to change, one for all requests or one for each; by default the first one after a request's spans.
 
     Raises:
-        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, or spans outside the prompt.
+        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, spans outside the prompt, or first rows
+            for another number of requests.
     """
     if not 0.0 < tau <= 1.0:
         raise InvalidInputError(f"tau must lie in (0, 1]; got {tau!r}.")
@@ -119,6 +121,8 @@ def split_softmax(
         raise InvalidInputError(
             f"Split softmax needs spans within the prompt of {prompt_length} tokens; got {list(spans)!r}."
         )
+    if first_row is not None and not isinstance(first_row, int) and len(first_row) != len(spans):
+        raise InvalidInputError(f"Split softmax needs one first row, or one for each of {len(spans)} requests; got {list(first_row)!r}.")
     layout = ModelLayout.of(model)
     known = {(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)}
     if not heads or not known.issuperset(map(tuple, heads)):

@@ -76,7 +76,7 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, cou
     prompt = bare.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     spans = [prompt.spans[index] for index in (1, 0)[:count]]
     heads = [(one.layer, one.head) for one in profile.heads]
-    with split_softmax(model, heads, [spans], len(prompt.input_ids), tau=0.05):
+    with split_softmax(model, heads, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.passages_end):
         expected = bare.answer(QUESTION, PASSAGES)
     answer = split.answer(QUESTION, PASSAGES)
     assert answer.text == expected.text != bare.answer(QUESTION, PASSAGES).text
@@ -124,7 +124,7 @@ def test_attention_on_passages_is_that_under_the_split(parts):
     prompt = split.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     ids = torch.tensor([prompt.input_ids])
     heads = [(one.layer, one.head) for one in profile.heads]
-    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2), SpanMeter(
+    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2, first_row=prompt.passages_end), SpanMeter(
         model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]
     ) as meter:
         model(ids)

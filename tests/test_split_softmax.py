@@ -108,6 +108,10 @@ def test_other_rows_and_other_requests_are_untouched():
         split = model(ids, attention_mask=mask).logits
     assert torch.allclose(split[1:], bare[1:], atol=1e-6)
     assert torch.allclose(split[0, :15], bare[0, :15], atol=1e-6)
+    with split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, tau=0.2, first_row=[15, 0, LENGTH]):
+        assert torch.allclose(model(ids, attention_mask=mask).logits, split, atol=1e-5)
+    with pytest.raises(InvalidInputError, match="first row"), split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, first_row=[15]):
+        pass
     assert (split[0, 15:] - bare[0, 15:]).abs().amax(-1).min() > 1e-3
 
 

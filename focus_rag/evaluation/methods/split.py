@@ -58,6 +58,10 @@ class Split:
             spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
             if not any(spans):
                 return nullcontext()
-            return split_softmax(engine.model, engine.heads, spans, batch.length, tau=self.tau)
+            # On scored passages as `ScoreSplit` does it, from where the passages end; on gold ones as published.
+            ends = [batch.length - len(prompt.input_ids) + (prompt.passages_end or len(prompt.input_ids)) for prompt in batch.prompts]
+            return split_softmax(
+                engine.model, engine.heads, spans, batch.length, tau=self.tau, first_row=None if self.oracle else ends
+            )
 
         return engine.answer(cases, alpha="auto" if self.with_auto else 0.0, intervene=intervene, edits_weights=True)
