@@ -86,29 +86,32 @@ def trace_answer(
     )
     shown = [(span, use.favoured) for span, use in zip(prompt.spans, uses, strict=True) if span is not None]
     spans, favoured = [span for span, _ in shown], [span for span, is_favoured in shown if is_favoured]
+    split = generator.split if favoured else None
     encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = list(encoded["input_ids"])
-    heads = [(entry.layer, entry.head) for entry in generator.profile.heads]
+    heads = generator.profile.head_pairs
     length = len(prompt.input_ids)
     # One pass over prompt and answer together: the row before a token is the one that chose it.
     rows = list(range(length - 1, length - 1 + len(tokens)))
     with ExitStack() as stack:
         import torch
 
+        from focus_rag import attention_math
         from focus_rag.probing import input_device
-        from focus_rag.splitting import split_mass, split_softmax
+        from focus_rag.splitting import split_softmax
         from focus_rag.steering import focus
 
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
-        if generator.split is not None and favoured:
-            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=generator.split.tau, first_row=prompt.passages_end))
+        if split is not None:
+            after = prompt.after_passages_in(length)
+            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=split.tau, first_row=after))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     by_head = meter.steps[0][0]
-    if generator.split is not None and favoured:  # the meter reads queries and keys, which split softmax leaves as they are
-        by_head = split_mass(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), generator.split.tau)
+    if split is not None:  # the meter reads queries and keys, which split softmax leaves as they are
+        by_head = attention_math.split_softmax(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), split.tau)
     mass = by_head.mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)
     shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()

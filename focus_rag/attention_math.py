@@ -267,7 +267,7 @@ def split_softmax(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     """Split softmax written out on attention weights: the span gets mass `p ** tau` (the paper's oracle form).
 
     Args:
-        weights: `(..., keys)` probability mass.
+        weights: `(..., keys)` probability mass; or masses on several spans in the place of keys, which need not add up to 1.
         in_span: `(..., keys)` boolean, broadcastable.
         tau: Exponent in (0, 1]; 1 changes nothing.
 

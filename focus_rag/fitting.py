@@ -415,7 +415,7 @@ class _Fit:
         """Where the steered heads look at each alpha, all of them steered at once, on dev examples."""
         shown = [one.at_count(self.widest) for one in self.dev[:24]]
         examples = self._laid_out("activation", shown, shown)
-        heads = [(entry.layer, entry.head) for entry in profile.heads]
+        heads = profile.head_pairs
         rows = []
         alphas = (0.0, *self.settings.alphas)
         for done, alpha in enumerate(alphas, start=1):

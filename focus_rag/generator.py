@@ -444,18 +444,16 @@ class FocusGenerator:
     def _split(self, rows: Sequence[PreparedRequest], length: int) -> SplitSoftmaxTap | None:
         if self.split is None or self.profile is None or self.split.tau == 1.0 or not any(row.favoured for row in rows):
             return None
-        heads = [(entry.layer, entry.head) for entry in self.profile.heads]
         spans = [row.favoured_in(length) for row in rows]
         # From where the passages end: so it costs the few rows that ask and answer, and brings what more rows would.
-        first_rows = [row.after_passages(length) if row.favoured else length for row in rows]
-        return SplitSoftmaxTap(self.model, heads, spans, length, tau=self.split.tau, first_row=first_rows)
+        first_rows = [row.prompt.after_passages_in(length) if row.favoured else length for row in rows]
+        return SplitSoftmaxTap(self.model, self.profile.head_pairs, spans, length, tau=self.split.tau, first_row=first_rows)
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
         if not self.measure or self.profile is None:
             return None
         spans = [row.spans_in(length) for row in rows]
-        heads = [(entry.layer, entry.head) for entry in self.profile.heads]
-        return SpanMeter(self.model, heads, spans, length) if any(spans) else None
+        return SpanMeter(self.model, self.profile.head_pairs, spans, length) if any(spans) else None
 
     def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:
         """What a request decides, over the model's own configuration; sampling is ours (`RowSampler`).

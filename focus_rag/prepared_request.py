@@ -10,10 +10,10 @@ from torch import Tensor
 
 from focus_rag.alpha import AlphaChoice
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
+from focus_rag.attention_math import split_softmax
 from focus_rag.decoding import RowText
 from focus_rag.passages import RetrievalSignal
 from focus_rag.prompting import BuiltPrompt, TokenSpan
-from focus_rag.splitting import split_mass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,6 @@ class PreparedRequest:
         """Spans of the favoured passages, in a row padded on the left to `length` tokens."""
         spans = self.prompt.spans_in(length)
         return [span for index in self.favoured if (span := spans[index]) is not None]
-
-    def after_passages(self, length: int) -> int:
-        """Position after the last passage, in a row padded on the left to `length` tokens."""
-        return max((end for _, end in self.spans_in(length)), default=length)
 
     def spans_in(self, length: int) -> list[TokenSpan]:
         """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
@@ -97,7 +93,7 @@ class PreparedRequest:
         by_head = torch.stack([step[:, 0, :located] for step in steps])
         if self.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
             shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
-            by_head = split_mass(by_head, torch.tensor([index in self.favoured for index in shown]), self.tau)
+            by_head = split_softmax(by_head, torch.tensor([index in self.favoured for index in shown]), self.tau)
         mass = by_head.mean(dim=(0, 1))
         total = float(mass.sum())
         return [float(value) / total for value in mass] if total > 0 else []

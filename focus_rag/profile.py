@@ -184,6 +184,11 @@ class FocusProfile:
         return self._manifest.heads
 
     @property
+    def head_pairs(self) -> list[tuple[int, int]]:
+        """The contextual heads as `(layer, head)` pairs."""
+        return [(entry.layer, entry.head) for entry in self.heads]
+
+    @property
     def policy(self) -> AlphaPolicy:
         return self._manifest.policy
 

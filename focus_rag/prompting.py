@@ -89,15 +89,14 @@ class BuiltPrompt:
         """Position of the first token of the first passage; None without one."""
         return min((span[0] for span in self.spans if span is not None), default=None)
 
-    @property
-    def passages_end(self) -> int | None:
-        """Position after the last token of the last passage; None without one."""
-        return max((span[1] for span in self.spans if span is not None), default=None)
-
     def spans_in(self, length: int) -> list[TokenSpan | None]:
         """The spans in a row that is padded on the left to `length` tokens."""
         padding = length - len(self.input_ids)
         return [None if span is None else (span[0] + padding, span[1] + padding) for span in self.spans]
+
+    def after_passages_in(self, length: int) -> int:
+        """Position after the last passage in such a row; `length` without a passage."""
+        return max((span[1] for span in self.spans_in(length) if span is not None), default=length)
 
 
 class PromptBuilder:

@@ -72,24 +72,6 @@ class SplitSoftmaxTap(AttentionTap):
         return output
 
 
-def split_mass(mass: Tensor, is_inside: Tensor, tau: float) -> Tensor:
-    """Mass on spans under split softmax, from the mass on them without it.
-
-    Args:
-        mass: `(..., spans)` probability mass.
-        is_inside: `(spans)` which of them split softmax favours, all together.
-        tau: Exponent in (0, 1].
-
-    Returns:
-        `(..., spans)`: spans inside keep their shares of `p ** tau`, those outside of `1 - p ** tau`; no mass, or all of it, stays.
-    """
-    inside = (mass * is_inside).sum(dim=-1, keepdim=True)
-    tiny = torch.finfo(mass.dtype).tiny
-    raised = inside.clamp_min(tiny) ** tau
-    factors = torch.where(is_inside, raised / inside.clamp_min(tiny), (1 - raised) / (1 - inside).clamp_min(tiny))
-    return torch.where((inside >= tiny) & (inside < 1), mass * factors, mass)
-
-
 @contextmanager
 def split_softmax(
     model: nn.Module,

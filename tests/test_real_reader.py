@@ -365,9 +365,9 @@ def test_batches_point_at_the_tokens_that_weigh() -> None:
 def test_pools_hold_their_mix_and_little_padding(pack: Pack) -> None:
     maker = RowMaker(pack, longest=1024)
     settings = StreamSettings(0, 8000, 4, 1024, (MIX,))
-    batches = draw_pool(maker, settings, 0)
+    batches = [batch for pool in range(4) for batch in draw_pool(maker, settings, pool)]
     filled, padded = sum(batch.filled for batch in batches), sum(batch.ids.size for batch in batches)
-    assert filled / padded > 0.75
+    assert filled / padded > 0.8
     assert all(batch.ids.size <= 8000 for batch in batches)
     assert sum(batch.total for batch in batches) == pytest.approx(sum(float(batch.weights.sum()) for batch in batches), rel=1e-5)
 

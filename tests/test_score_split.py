@@ -20,7 +20,6 @@ from focus_rag import (
     split_softmax,
 )
 from focus_rag.answer_report import trace_answer
-from focus_rag.splitting import split_mass
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -76,7 +75,7 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, cou
     prompt = bare.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     spans = [prompt.spans[index] for index in (1, 0)[:count]]
     heads = [(one.layer, one.head) for one in profile.heads]
-    with split_softmax(model, heads, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.passages_end):
+    with split_softmax(model, heads, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.after_passages_in(len(prompt.input_ids))):
         expected = bare.answer(QUESTION, PASSAGES)
     answer = split.answer(QUESTION, PASSAGES)
     assert answer.text == expected.text != bare.answer(QUESTION, PASSAGES).text
@@ -124,7 +123,7 @@ def test_attention_on_passages_is_that_under_the_split(parts):
     prompt = split.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     ids = torch.tensor([prompt.input_ids])
     heads = [(one.layer, one.head) for one in profile.heads]
-    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2, first_row=prompt.passages_end), SpanMeter(
+    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])), SpanMeter(
         model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]
     ) as meter:
         model(ids)
@@ -148,9 +147,13 @@ def test_a_traced_answer_has_the_attention_under_the_split(parts):
     assert trace.shares[0] == pytest.approx([use.attention for use in once.passages], abs=1e-4)
 
 
-def test_mass_on_spans_is_split_as_weights_are():
-    weights = torch.randn(3, 4, 6, dtype=torch.float64).softmax(-1)
-    inside = torch.tensor([True, False, False, True, False, False])
-    assert torch.allclose(split_mass(weights, inside, 0.1), attention_math.split_softmax(weights, inside, 0.1))
+def test_masses_on_spans_are_split_as_the_weights_in_them():
+    """Two of four spans of two keys each are favoured, the last keys are in no span."""
+    weights = torch.randn(3, 4, 10, dtype=torch.float64).softmax(-1)
+    is_favoured = torch.tensor([True, False, False, True])
+    in_span = torch.cat([is_favoured.repeat_interleave(2), torch.tensor([False, False])])
+    split = attention_math.split_softmax(weights, in_span, 0.1)[..., :8].unflatten(-1, (4, 2)).sum(-1)
+    masses = weights[..., :8].unflatten(-1, (4, 2)).sum(-1)
+    assert torch.allclose(attention_math.split_softmax(masses, is_favoured, 0.1), split)
     nothing = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert torch.equal(split_mass(nothing, torch.tensor([True, False]), 0.1), nothing)
+    assert torch.equal(attention_math.split_softmax(nothing, torch.tensor([True, False]), 0.1), nothing)

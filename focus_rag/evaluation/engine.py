@@ -114,7 +114,7 @@ class Engine:
         """
         if self.profile is None:
             raise InvalidInputError("This method works on the contextual heads and needs a profile.")
-        return [(entry.layer, entry.head) for entry in self.profile.heads]
+        return self.profile.head_pairs
 
     @property
     def every_head(self) -> list[tuple[int, int]]:

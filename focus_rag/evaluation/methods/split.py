@@ -59,7 +59,7 @@ class Split:
             if not any(spans):
                 return nullcontext()
             # On scored passages as `ScoreSplit` does it, from where the passages end; on gold ones as published.
-            ends = [batch.length - len(prompt.input_ids) + (prompt.passages_end or len(prompt.input_ids)) for prompt in batch.prompts]
+            ends = [prompt.after_passages_in(batch.length) for prompt in batch.prompts]
             return split_softmax(
                 engine.model, engine.heads, spans, batch.length, tau=self.tau, first_row=None if self.oracle else ends
             )
