@@ -234,7 +234,10 @@ def signal_quality(sweep: Sweep, policy: AlphaPolicy, examples: Sequence[Example
     rng = random.Random(seed)
     found = {}
     for name in ("as retrieved", "as distances", "fused ranks", "shuffled", "without scores"):
-        signals = [signal_of(_rescored(example.passages, name, rng)) for example in examples]
+        is_own = name in ("as retrieved", "shuffled")  # the others are scores of another kind
+        signals = [
+            signal_of(_rescored(example.passages, name, rng), score_kind=example.score_kind if is_own else None) for example in examples
+        ]
         alphas, quality = _policy_column(replace(sweep, signals=tuple(signals)), policy)
         found[name] = {"alpha": sum(alphas) / max(len(alphas), 1), "quality": Estimate.of(quality).to_dict()}
     return found

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focus_rag.alpha import AlphaPolicy
-from focus_rag.answers import GenerationSettings, Request
+from focus_rag.answers import AlphaSetting, GenerationSettings, Request
 from focus_rag.examples import Example
 from focus_rag.generator import FocusGenerator
 from focus_rag.grading import Grading, grade
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.score_split import SplitSetting
 
 NOT_STATED = "not stated"
 """What the prompt asks a model to say where the passages do not hold the answer."""
@@ -121,26 +121,35 @@ def shown_passages(example: Example, gold_missing: bool) -> tuple[Passage, ...]:
 def answer_texts(
     generator: FocusGenerator,
     examples: Sequence[Example],
-    alpha: float | AlphaPolicy,
+    alpha: AlphaSetting,
     *,
     max_new_tokens: int,
     gold_missing: bool = False,
+    split: SplitSetting = "off",
 ) -> list[str]:
     """Answer every example at one alpha.
 
     Args:
         generator: Model and profile.
         examples: Questions with the passages to show.
-        alpha: A number or a policy.
+        alpha: As for a request.
         max_new_tokens: Longest answer.
         gold_missing: Take the gold passages away; the right answer is then that it is not stated.
+        split: As for a request.
 
     Returns:
         One text per example, in their order.
     """
     settings = GenerationSettings(max_new_tokens=max_new_tokens)
     requests = [
-        Request(question=one.question, passages=shown_passages(one, gold_missing), alpha=alpha, settings=settings)
+        Request(
+            question=one.question,
+            passages=shown_passages(one, gold_missing),
+            alpha=alpha,
+            split=split,
+            score_kind=one.score_kind,
+            settings=settings,
+        )
         for one in examples
     ]
     # Neighbours in length share a batch: less padding, the same answers.
@@ -155,18 +164,19 @@ def answer_texts(
 def measure_quality(
     generator: FocusGenerator,
     examples: Sequence[Example],
-    alpha: float | AlphaPolicy,
+    alpha: AlphaSetting,
     *,
     grading: Grading,
     max_new_tokens: int,
     gold_missing: bool = False,
+    split: SplitSetting = "off",
 ) -> list[float]:
     """Answer every example at one alpha and grade the answers, see `answer_texts` and `grading`.
 
     Returns:
         One grade per example, 0 or 1.
     """
-    texts = answer_texts(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing)
+    texts = answer_texts(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split)
     wanted = [(NOT_STATED,) if gold_missing else one.answers for one in examples]
     return [grade(text, answers, grading) for text, answers in zip(texts, wanted, strict=True)]
 
@@ -185,7 +195,7 @@ def sweep_of(
         count=count,
         alphas=alphas,
         quality=tuple(zip(*(columns[alpha] for alpha in alphas), strict=True)),
-        signals=tuple(signal_of(shown_passages(one, gold_missing)) for one in examples),
+        signals=tuple(signal_of(shown_passages(one, gold_missing), score_kind=one.score_kind) for one in examples),
         keys=tuple(one.key for one in examples),
         noise=noise,
         gold_missing=gold_missing,

@@ -86,7 +86,6 @@ def trace_answer(
     )
     shown = [(span, use.favoured) for span, use in zip(prompt.spans, uses, strict=True) if span is not None]
     spans, favoured = [span for span, _ in shown], [span for span, is_favoured in shown if is_favoured]
-    split = generator.split if favoured else None
     encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = list(encoded["input_ids"])
     heads = generator.profile.head_pairs
@@ -103,15 +102,15 @@ def trace_answer(
 
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
-        if split is not None:
+        if favoured:
             after = prompt.after_passages_in(length)
-            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=split.tau, first_row=after))
+            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=answer.tau, first_row=after))
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     by_head = meter.steps[0][0]
-    if split is not None:  # the meter reads queries and keys, which split softmax leaves as they are
-        by_head = attention_math.split_softmax(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), split.tau)
+    if favoured:  # the meter reads queries and keys, which split softmax leaves as they are
+        by_head = attention_math.split_softmax(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), answer.tau)
     mass = by_head.mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)
     shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()

@@ -12,6 +12,7 @@ from focus_rag.alpha import AlphaPolicy
 from focus_rag.errors import InvalidInputError
 from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
+from focus_rag.score_split import SplitSetting
 
 AlphaSetting = float | Literal["auto"] | AlphaPolicy
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -75,7 +76,8 @@ class Request:
         messages: A conversation, rendered by the chat template; its passages are located in it.
         prompt: Raw text, tokenised as it is; its passages are located in it.
         passages: What was retrieved, in retrieval order.
-        alpha: A number, `"auto"` (the profile's policy), a policy, or None for the generator's own setting.
+        alpha: A number, `"auto"` (by the profile), a policy, or None for the generator's own setting.
+        split: A `ScoreSplit`, `"auto"` (the profile's, where alpha is `"auto"` too), `"off"`, or None for the generator's own setting.
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
         noise: Expected share of irrelevant passages, where known; it wins over the scores.
@@ -87,6 +89,7 @@ class Request:
     prompt: str | None = None
     passages: Sequence[Passage] = ()
     alpha: AlphaSetting | None = None
+    split: SplitSetting | None = None
     higher_is_better: bool | None = None
     score_kind: ScoreKind | None = None
     noise: float | None = None
@@ -151,8 +154,9 @@ class Answer:
     Attributes:
         text: The answer.
         alpha: Intervention factor in force.
-        noise: Expected share of irrelevant passages that alpha was chosen by.
-        reason: Why this alpha, for people.
+        tau: Exponent of the split softmax in force on the favoured passages; 1 where there are none.
+        noise: Expected share of irrelevant passages, as the retrieval tells it.
+        reason: Why this alpha, or why these passages, for people.
         passages: What became of every passage, in the order given.
         usage: Token counts.
         finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
@@ -165,6 +169,7 @@ class Answer:
     passages: tuple[PassageUse, ...]
     usage: Usage
     finish_reason: FinishReason
+    tau: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -181,6 +186,7 @@ class Answer:
         """
         return {
             "alpha": self.alpha,
+            "tau": self.tau,
             "noise": self.noise,
             "reason": self.reason,
             "found": found,
@@ -193,6 +199,7 @@ class Answer:
                     "attention": use.attention,
                     "used": use.used,
                     "dropped_reason": use.dropped_reason,
+                    "favoured": use.favoured,
                 }
                 for use in self.passages
             ],

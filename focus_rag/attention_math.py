@@ -330,7 +330,7 @@ def split_softmax_output(
     heads: Sequence[int],
     rows: Tensor,
     in_span: Tensor,
-    tau: float,
+    tau: float | Tensor,
     chosen: Tensor,
     span_range: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -345,7 +345,7 @@ def split_softmax_output(
         heads: Query heads.
         rows: `(rows,)` indices into the token axis.
         in_span: `(batch or 1, keys)` indicator.
-        tau: Exponent in (0, 1].
+        tau: Exponent in (0, 1]; one, or `(batch or 1, 1, 1, 1)`.
         chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch.
         span_range: Keys `[first, last)` outside of which no row of the batch has a span; all, if left out.
 

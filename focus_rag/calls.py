@@ -15,13 +15,14 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.noise import estimate_noise
 from focus_rag.passages import Passage
 from focus_rag.retrieval_records import CapturedPassages
+from focus_rag.score_split import SplitSetting
 
 logger = logging.getLogger("focus_rag")
 
 Conversation = str | Sequence[Mapping[str, str]]
 """A raw prompt, or messages with role and content."""
 
-_SIGNAL: Final = ("alpha", "noise", "score_kind", "higher_is_better")
+_SIGNAL: Final = ("alpha", "split", "noise", "score_kind", "higher_is_better")
 _GENERATION: Final = {
     "max_tokens": "max_new_tokens",
     "max_new_tokens": "max_new_tokens",
@@ -63,6 +64,7 @@ class FocusSettings(BaseModel):
         focus_profile: Its profile, folder or Hub id; handed over like `model`.
         model_kwargs: More arguments of `FocusGenerator.from_pretrained`; handed over like `model`.
         alpha: A number, `"auto"`, or a policy.
+        split: A `ScoreSplit`, `"auto"` or `"off"`.
         noise: Expected share of irrelevant passages, if it is known.
         score_kind: What the retriever's scores are, if it is known (see `focus_rag.estimate_noise`).
         higher_is_better: Orientation of the scores; by default their order at retrieval tells it.
@@ -84,6 +86,7 @@ class FocusSettings(BaseModel):
     focus_profile: Any = Field(default=None, exclude=True)
     model_kwargs: dict[str, Any] = Field(default_factory=dict, exclude=True)
     alpha: float | Literal["auto"] | AlphaPolicy | None = None
+    split: SplitSetting | None = None
     noise: float | None = None
     score_kind: str | None = None
     higher_is_better: bool | None = None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from focus_rag.examples import Example, holds_answer
-from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 
 
@@ -25,13 +24,13 @@ def calmed(example: Example, count: int, noise: float, pool: Sequence[Passage]) 
         taken stand last and have the example's worst score: the nearest true word on a passage that was not retrieved.
     """
     shown = example.at_count(count)
-    others = [index for index in reversed(worst_first(shown.passages)) if index not in shown.gold]
+    others = [index for index in shown.best_first() if index not in shown.gold]
     kept = others[: round(noise * len(others))]
     wanted = len(others) - len(kept)
     if not wanted:
         return shown
     rng = random.Random(f"{example.key} {noise:g}")
-    worst = example.passages[worst_first(example.passages)[0]].score
+    worst = example.passages[example.best_first()[-1]].score
     texts = {passage.text for passage in example.passages}
     easy: list[Passage] = []
     for candidate in rng.sample(pool, len(pool)):

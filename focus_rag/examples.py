@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import worst_first
+from focus_rag.noise import ScoreKind, is_score_kind, orientation, worst_first
 from focus_rag.passages import Passage
 
-_SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...]}'
+_SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...], "score_kind"?: str}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,28 @@ class Example:
         answers: Accepted answers; the first is the one to write.
         passages: In retrieval order.
         gold: Indices of the passages that hold the answer.
+        score_kind: What the scores are, where known; passages that do not stand best or worst first need it to be told apart.
     """
 
     question: str
     answers: tuple[str, ...]
     passages: tuple[Passage, ...]
     gold: frozenset[int]
+    score_kind: ScoreKind | None = None
 
     @property
     def key(self) -> str:
         """A hash of the question: the same wherever the example stands, so splits never depend on order."""
         return hashlib.sha256(" ".join(self.question.split()).encode("utf-8", "replace")).hexdigest()
 
+    def best_first(self) -> list[int]:
+        """Indices of the passages by their scores, the best first."""
+        return list(reversed(worst_first(self.passages, score_kind=self.score_kind)))
+
     def at_count(self, count: int) -> Example:
         """The same question with `count` passages: every gold one that fits and the best scored others, order kept."""
         gold = sorted(self.gold)[:count]
-        best_first = reversed(worst_first(self.passages))
-        others = [index for index in best_first if index not in self.gold][: count - len(gold)]
+        others = [index for index in self.best_first() if index not in self.gold][: count - len(gold)]
         return self.with_passages(sorted([*gold, *others]))
 
     def gold_only(self) -> Example:
@@ -58,6 +63,17 @@ class Example:
         order = list(range(len(self.passages)))
         random.Random(f"{seed} {self.key}").shuffle(order)
         return self.with_passages(order)
+
+    def with_shuffled_scores(self, seed: int) -> Example:
+        """The same question with its scores dealt out anew among the passages, drawn from the seed and the question: they say nothing, but
+        which end of them is the better one stays known.
+        """
+        rises = orientation(self.passages, score_kind=self.score_kind)
+        kind = self.score_kind or (None if rises is None else "inner_product" if rises else "distance")
+        scores = [passage.score for passage in self.passages]
+        random.Random(f"scores {seed} {self.key}").shuffle(scores)
+        dealt = (replace(passage, score=score) for passage, score in zip(self.passages, scores, strict=True))
+        return replace(self, passages=tuple(dealt), score_kind=kind)
 
     def with_passages(self, kept: Sequence[int], added: Sequence[Passage] = ()) -> Example:
         """The same question with some of its passages, in the order given, and then others that are not gold."""
@@ -98,8 +114,8 @@ class ExampleSet:
         return {"source": self.source, "usable": len(self.examples), "skipped": dict(self.skipped)}
 
 
-def load_examples(path: str | Path) -> ExampleSet:
-    """Read examples from a JSONL file, gzip or not.
+def load_examples(path: str | Path, *, score_kind: ScoreKind | None = None) -> ExampleSet:
+    """Read examples from a JSONL file, gzip or not; `score_kind` is that of rows which do not say it.
 
     Raises:
         InvalidInputError: There is no such file, or it is not text.
@@ -112,20 +128,23 @@ def load_examples(path: str | Path) -> ExampleSet:
             rows = [_parsed(line) for line in lines if line.strip()]
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InvalidInputError(f"{file} cannot be read as JSON lines in UTF-8 ({error}).") from error
-    return examples_from_rows(rows, source=file.name)
+    return examples_from_rows(rows, source=file.name, score_kind=score_kind)
 
 
-def examples_from_rows(rows: Iterable[object], *, source: str = "the examples") -> ExampleSet:
+def examples_from_rows(
+    rows: Iterable[object], *, source: str = "the examples", score_kind: ScoreKind | None = None
+) -> ExampleSet:
     """Check rows of the schema and keep those that can be learned from.
 
     Left out, with their number: rows that do not follow the schema, without answers, without passages, without a gold
-    passage or with nothing else, whose answer stands in no gold passage, and repeated questions.
+    passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and repeated questions.
+    `score_kind` is that of rows which do not say it.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for row in rows:
-        found = _example_of(row)
+        found = _example_of(row, score_kind)
         if isinstance(found, Example) and found.key in seen:
             found = "question repeated"
         if isinstance(found, str):
@@ -180,7 +199,7 @@ def _parsed(line: str) -> object:
         return None
 
 
-def _example_of(row: object) -> Example | str:
+def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     """The example of a row, or why there is none."""
     if not isinstance(row, Mapping):
         return "not a JSON object"
@@ -203,7 +222,10 @@ def _example_of(row: object) -> Example | str:
     present = [one for one in texts if any(holds_answer(passages[index].content, [one]) for index in gold)]
     if not present:
         return "answer in no gold passage"
-    return Example(question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold)
+    kind = row.get("score_kind") or score_kind
+    if kind is not None and not is_score_kind(kind):
+        return "unknown score_kind"
+    return Example(question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold, kind)
 
 
 def _passages_of(rows: Sequence[object]) -> Iterator[Passage]:

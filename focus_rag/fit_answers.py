@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from focus_rag.alpha import AlphaPolicy
 from focus_rag.alpha_sweep import answer_texts, measure_quality
+from focus_rag.answers import AlphaSetting
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fit_settings import FitSettings
@@ -19,6 +19,7 @@ from focus_rag.grading import Grading, grade, grading_for
 from focus_rag.head_scoring import Head
 from focus_rag.oracle import oracle_quality
 from focus_rag.profile import FocusProfile
+from focus_rag.score_split import SplitSetting
 
 
 class FitAnswers:
@@ -79,11 +80,12 @@ class FitAnswers:
         self,
         profile: FocusProfile | None,
         questions: Sequence[Example],
-        alpha: float | AlphaPolicy,
+        alpha: AlphaSetting,
         *,
         gold_missing: bool = False,
+        split: SplitSetting = "off",
     ) -> list[float]:
-        """Grade of each question at one alpha."""
+        """Grade of each question at one alpha and split."""
         return measure_quality(
             self._generator(profile),
             questions,
@@ -91,6 +93,7 @@ class FitAnswers:
             grading=self.grading,
             max_new_tokens=self._settings.max_new_tokens,
             gold_missing=gold_missing,
+            split=split,
         )
 
     def oracle_grades(self, heads: Sequence[Head], questions: Sequence[Example], tau: float) -> list[float]:

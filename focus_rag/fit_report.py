@@ -108,6 +108,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
             ["order", "bare", "auto", "gain of auto"],
             [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],
         ),
+        "## Split",
+        *_split_section(figures["split"]),
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
         f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
@@ -189,6 +191,47 @@ def _in_words(figures: dict[str, Any]) -> str:
         "No gain over the bare model could be told from chance, so the policy leaves the model as it is. "
         f"More dev questions narrow the intervals. {rest}"
     )
+
+
+def _split_section(figures: dict[str, Any]) -> list[str]:
+    """What leaning on the best scored passages brings."""
+    if not figures["tried"]:
+        return ["Not fitted: no split was to be tried, or the scores of these questions tell no passages apart."]
+    chosen = figures["chosen"]
+    cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
+    found = [
+        "Contextual heads give the best scored passages the mass p ** tau, p being what they had: those within `reach` of the range of scores below the best. `gain` is over the "
+        "directions at the alpha of the policy, all rows above together; `directions` is what they reach. What gains most for certain is chosen, unless it is worse than bare, beyond the "
+        "interval, in any column.",
+        _table(
+            ["reach", "tau", "gain", "worse than bare", *cells],
+            [
+                ["directions", "", "", "", *(_share(one["directions"]) for one in figures["tried"][0]["cells"])],
+                *(
+                    [
+                        f"{row['reach']:g}",
+                        f"{row['tau']:g}",
+                        _share(row["gain"]),
+                        ", ".join(row["loses"]),
+                        *(_share(one["split"]) for one in row["cells"]),
+                    ]
+                    for row in figures["tried"]
+                ),
+            ],
+        ),
+    ]
+    if chosen is None:
+        return [*found, "No gain over the directions could be told from chance, so the profile leans on nothing."]
+    control = figures["shuffled_scores"]
+    return [
+        *found,
+        f"Chosen: reach {chosen['reach']:g}, tau {chosen['tau']:g}. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
+    ]
+
+
+def _cell_in_words(cell: dict[str, Any]) -> str:
+    return f"{cell['passages']} passages, {'gold missing' if cell['gold_missing'] else 'noise {:g}'.format(cell['noise'])}"
 
 
 def _sweep_table(sweeps: Sequence[dict[str, Any]]) -> str:

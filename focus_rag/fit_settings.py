@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,6 +45,8 @@ class FitSettings(BaseModel):
         order_margin: Loss in random order that is let pass: where more is not ruled out, the profile relies on the retriever's order.
         noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
             other questions. 1, as retrieved, is always among them.
+        split_reaches: How far down the scores a split may favour passages, see `ScoreSplit`; the first decides the exponent. Empty: no split is fitted.
+        split_taus: Exponents to compare.
         alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
         max_new_tokens: Longest answer.
         grading: What counts as a right answer, see `grading`; None grades exactly if the model answers exactly.
@@ -81,6 +83,8 @@ class FitSettings(BaseModel):
     order_questions: int = Field(default=150, ge=1)
     order_margin: float = Field(default=0.05, ge=0, le=1)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
+    split_reaches: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.3, 0.15, 0.0)
+    split_taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.1, 0.05, 0.03), min_length=1)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)
     grading: Grading | None = None
@@ -102,5 +106,7 @@ class FitSettings(BaseModel):
                 "dev_questions": min(self.dev_questions, 32),
                 "order_questions": min(self.order_questions, 24),
                 "alphas": self.choice_alphas,
+                "split_reaches": self.split_reaches[:1],
+                "split_taus": self.split_taus[1:] or self.split_taus,
             }
         )

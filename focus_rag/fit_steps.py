@@ -48,8 +48,7 @@ def fit_digest(model: nn.Module, fingerprint: Fingerprint, examples: Sequence[Ex
     found.update(fingerprint.model_dump_json().encode())
     found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
     for example in sorted(examples, key=lambda one: one.key):
-        found.update(
-            repr((example.question, example.answers, example.passages, sorted(example.gold))).encode("utf-8", "replace")
-        )
+        what = (example.question, example.answers, example.passages, sorted(example.gold), *([example.score_kind] if example.score_kind else []))
+        found.update(repr(what).encode("utf-8", "replace"))
     found.update(weights_digest(model).encode())
     return found.hexdigest()[:16]

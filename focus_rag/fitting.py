@@ -37,6 +37,8 @@ from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.polishing import polish_directions
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.recorded_heads import Recording, record_examples
+from focus_rag.score_split import ScoreSplit
+from focus_rag.split_fitting import Unsplit, fit_split
 from focus_rag.steering import focus
 from focus_rag.teacher_forcing import Rows, TeacherForced, teacher_forced_all
 from focus_rag.turning import Turning
@@ -168,6 +170,8 @@ class _Fit:
         if harm is not None:
             fit = fit_policy(sweeps, needs_order=True)
             profile = profile.replace(policy=fit.policy)
+        split, leaning = self._split(profile, cells, sweeps)
+        profile = profile.replace(split=split)
         figures = {
             "site": self.site,
             "passages_at": self.passages_at,
@@ -186,6 +190,7 @@ class _Fit:
             "best_single": fit.best_single,
             "overall": fit.overall,
             "order": order,
+            "split": leaning,
             "warnings": warnings if harm is None else [*warnings, harm],
         }
         return profile, figures
@@ -252,10 +257,44 @@ class _Fit:
             "order", lambda: order_figures(cell.questions[:n], retrieved, self.settings.seed, grades)
         )
 
+    def _split(
+        self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]
+    ) -> tuple[ScoreSplit | None, dict[str, Any]]:
+        """Whether to lean on the best scored passages, with what was measured, and what the choice does where scores say nothing."""
+        unsplit = [
+            Unsplit(cell, sweep.column(0.0), sweep.column(0.0) if cell.gold_missing else self._auto(profile, cell, sweep))
+            for cell, sweep in zip(cells, sweeps, strict=True)
+        ]
+        settings = self.settings
+        best, tried = fit_split(
+            unsplit, settings.split_reaches, settings.split_taus, partial(self._leaning, profile), partial(self.progress, "fitting the split")
+        )
+        figures: dict[str, Any] = {
+            "tried": [one.to_dict(unsplit) for one in tried],
+            "chosen": None if best is None else best.split.model_dump(),
+        }
+        if best is not None:
+            figures["shuffled_scores"] = self.work.step("split-shuffled", partial(self._unreliable, profile, best.split, unsplit))
+        return (None if best is None else best.split), figures
+
+    def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
+        return self.work.step(  # type: ignore[no-any-return]
+            f"split-{cell.name}-{split.reach:g}-{split.tau:g}",
+            lambda: self.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
+        )
+
+    def _unreliable(self, profile: FocusProfile, split: ScoreSplit, unsplit: Sequence[Unsplit]) -> dict[str, Any]:
+        """The largest cell as retrieved, once more with its scores dealt out anew."""
+        one = next(each for each in unsplit if (each.cell.count, each.cell.noise, each.cell.gold_missing) == (self.counts[-1], 1.0, False))
+        dealt = [each.with_shuffled_scores(self.settings.seed) for each in one.cell.questions]
+        found = self.answers.grades(profile.replace(split=split), dealt, "auto", split="auto")
+        gain = [after - before for before, after in zip(one.bare, found, strict=True)]
+        return {name: Estimate.of(values).to_dict() for name, values in (("bare", one.bare), ("split", found), ("gain", gain))}
+
     def _auto(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> list[float]:
         """Grades of a cell's questions under the policy, read off the sweep where it chose alphas of the grid."""
         questions = cell.questions
-        alphas = [profile.policy.choose(signal_of(one.passages)).alpha for one in questions]
+        alphas = [profile.policy.choose(signal_of(one.passages, score_kind=one.score_kind)).alpha for one in questions]
         if set(alphas) <= set(sweep.alphas):
             return [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
         by_order = "-by-order" if getattr(profile.policy, "needs_order", False) else ""
@@ -465,7 +504,7 @@ def _sweep_figures(sweep: Sweep) -> dict[str, Any]:
 
 def _in_brief(figures: dict[str, Any]) -> dict[str, Any]:
     """What goes into the profile itself; the rest is in report.json."""
-    return {name: figures[name] for name in ("grading", "loss", "cells", "best_single", "overall", "activation", "warnings")}
+    return {name: figures[name] for name in ("grading", "loss", "cells", "best_single", "overall", "activation", "split", "warnings")}
 
 
 def _finished(out: Path, digest: str) -> FocusProfile | None:

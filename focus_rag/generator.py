@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,26 +17,26 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from focus_rag.alpha import AlphaChoice, FixedAlpha
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.decoding import RowSampler, RowStopping, RowText
 from focus_rag.errors import InvalidInputError, MissingDependencyError
+from focus_rag.focus_choice import choose_focus
 from focus_rag.measuring import SpanMeter
 from focus_rag.model_layout import window_of
-from focus_rag.noise import signal_of, worst_first
-from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.noise import worst_first
+from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
-from focus_rag.score_split import ScoreSplit
+from focus_rag.score_split import SplitSetting
 from focus_rag.splitting import SplitSoftmaxTap
 from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 from focus_rag.weights_digest import weights_digest
 
-_REQUEST_OPTIONS = frozenset({"alpha", "higher_is_better", "score_kind", "noise"})
+_REQUEST_OPTIONS = frozenset({"alpha", "split", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -58,14 +57,15 @@ class FocusGenerator:
         alpha: `"auto"` (the profile's policy), a number, or a policy.
         settings: Generation settings where a request gives none.
         layout: How question and passages are laid out.
-        split: Split softmax on the best scored passages of each request, beside alpha; None leaves it out.
+        split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is `"auto"` too), a
+            `ScoreSplit`, or `"off"`.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
         name: What to call the model in reports; by default its id or the last part of its folder.
 
     Raises:
         ProfileMismatchError: The profile belongs to another model.
-        InvalidInputError: alpha or the split needs a profile, or the tokenizer is not a fast one.
+        InvalidInputError: alpha or split cannot be used or needs a profile, or the tokenizer is not a fast one.
     """
 
     def __init__(
@@ -77,15 +77,13 @@ class FocusGenerator:
         alpha: AlphaSetting = "auto",
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
-        split: ScoreSplit | None = None,
+        split: SplitSetting = "auto",
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         name: str | None = None,
     ) -> None:
         if profile is not None:
             profile.check(model, tokenizer)
-        if split is not None and profile is None:
-            raise InvalidInputError("A split acts on contextual heads and needs a profile: pass profile=..., or fit one with `focus-rag fit`.")
         if max_batch < 1:
             raise InvalidInputError(f"max_batch must be at least 1; got {max_batch}.")
         self.model = model
@@ -101,7 +99,8 @@ class FocusGenerator:
         self.prompts = PromptBuilder(tokenizer, layout)
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
-        self._choose(alpha, RetrievalSignal(2, 0.5, "given", "a trial"))
+        trial = Request(prompt="a trial", passages=(Passage("one"), Passage("two")), noise=0.5)
+        choose_focus(trial, (0, 1), profile, alpha, split)
 
     @classmethod
     def from_pretrained(
@@ -118,7 +117,7 @@ class FocusGenerator:
         alpha: AlphaSetting = "auto",
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
-        split: ScoreSplit | None = None,
+        split: SplitSetting = "auto",
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         **model_kwargs: Any,
@@ -137,7 +136,7 @@ class FocusGenerator:
             alpha: See the class, like the arguments that follow.
             settings: Generation settings where a request gives none.
             layout: How question and passages are laid out.
-            split: Split softmax on the best scored passages.
+            split: See the class.
             measure: Whether to measure which passages are attended to.
             max_batch: Most requests in one forward pass.
             **model_kwargs: Handed to `AutoModelForCausalLM.from_pretrained`.
@@ -215,7 +214,7 @@ class FocusGenerator:
         Args:
             question: The question.
             passages: What was retrieved, in retrieval order.
-            **options: `alpha`, `higher_is_better`, `score_kind`, `noise` (see `Request`) and the fields of
+            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise` (see `Request`) and the fields of
                 `GenerationSettings`.
 
         Raises:
@@ -342,25 +341,8 @@ class FocusGenerator:
             )
         prompt = self._build(request, room)
         present = sorted((span, index) for index, span in enumerate(prompt.spans) if span is not None)
-        retrieved = signal_of(
-            request.passages,
-            higher_is_better=request.higher_is_better,
-            score_kind=request.score_kind,
-            noise=request.noise,
-            shown=[index for _, index in present],
-        )
-        # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
-        signal = replace(retrieved, n_passages=len(present))
-        choice = self._choose(self.alpha if request.alpha is None else request.alpha, signal)
-        if self.split is None:
-            return PreparedRequest(request, settings, prompt, signal, choice)
-        favoured = self.split.favoured(
-            request.passages,
-            [index for _, index in present],
-            higher_is_better=request.higher_is_better,
-            score_kind=request.score_kind,
-        )
-        return PreparedRequest(request, settings, prompt, signal, choice, favoured, self.split.tau)
+        choice = choose_focus(request, [index for _, index in present], self.profile, self.alpha, self.split)
+        return PreparedRequest(request, settings, prompt, choice)
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:
         if request.messages is not None:
@@ -369,27 +351,6 @@ class FocusGenerator:
             return self.prompts.from_text(request.prompt, request.passages, max_tokens=room)
         order = worst_first(request.passages, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
         return self.prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=order)
-
-    def _choose(self, alpha: AlphaSetting, signal: RetrievalSignal) -> AlphaChoice:
-        if isinstance(alpha, str):
-            if alpha != "auto":
-                raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {alpha!r}.")
-            if self.profile is None:
-                return AlphaChoice(0.0, "no profile: the model is left as it is")
-            return self.profile.policy.choose(signal)
-        if isinstance(alpha, bool) or (not isinstance(alpha, (int, float)) and not hasattr(alpha, "choose")):
-            raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {alpha!r}.")
-        if isinstance(alpha, (int, float)):
-            if alpha != alpha or abs(alpha) == float("inf"):
-                raise InvalidInputError(f"alpha must be finite; got {alpha!r}.")
-            choice = FixedAlpha(alpha=float(alpha)).choose(signal)
-        else:
-            choice = alpha.choose(signal)
-        if choice.alpha and self.profile is None:
-            raise InvalidInputError(
-                "alpha other than 0 needs a profile: pass profile=..., or fit one with `focus-rag fit`."
-            )
-        return choice
 
     def _run(
         self,
@@ -442,12 +403,13 @@ class FocusGenerator:
         return [known if at is None else at for at in found]
 
     def _split(self, rows: Sequence[PreparedRequest], length: int) -> SplitSoftmaxTap | None:
-        if self.split is None or self.profile is None or self.split.tau == 1.0 or not any(row.favoured for row in rows):
+        if self.profile is None or not any(row.choice.favoured for row in rows):
             return None
         spans = [row.favoured_in(length) for row in rows]
         # From where the passages end: so it costs the few rows that ask and answer, and brings what more rows would.
-        first_rows = [row.prompt.after_passages_in(length) if row.favoured else length for row in rows]
-        return SplitSoftmaxTap(self.model, self.profile.head_pairs, spans, length, tau=self.split.tau, first_row=first_rows)
+        first_rows = [row.prompt.after_passages_in(length) if row.choice.favoured else length for row in rows]
+        taus = [row.choice.tau for row in rows]
+        return SplitSoftmaxTap(self.model, self.profile.head_pairs, spans, length, tau=taus, first_row=first_rows)
 
     def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
         if not self.measure or self.profile is None:

@@ -35,7 +35,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeGuard, get_args
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage, RetrievalSignal
@@ -67,9 +67,8 @@ _FEWEST_FOR_SHAPE: Final = 3
 _FEWEST_FOR_RANKS: Final = 4
 # Ranges below this share of the magnitude are rounding, not evidence.
 _EQUAL: Final = 1e-9
-# Retrieval order is distance order when rises outnumber falls by this factor; a shuffled list must not pass
-# for one.
-_RISES_PER_FALL: Final = 2
+# A list runs one way when steps that way outnumber the others by this factor; a shuffled one must not pass for it.
+_ONE_WAY: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +212,13 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     )
 
 
+def is_score_kind(value: object) -> TypeGuard[ScoreKind]:
+    """Whether a value is one of `ScoreKind`."""
+    return isinstance(value, str) and value in _KINDS
+
+
 def _check_kind(score_kind: object) -> None:
-    if score_kind is not None and not (isinstance(score_kind, str) and score_kind in _KINDS):
+    if score_kind is not None and not is_score_kind(score_kind):
         raise InvalidInputError(
             f"Unknown score_kind {score_kind!r}: use one of {', '.join(sorted(_KINDS))}, or leave it out."
         )
@@ -238,8 +242,19 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
-def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool:
-    """Orientation, in order of authority: the caller, the score kind, the order at retrieval."""
+def orientation(
+    passages: Sequence[Passage], *, higher_is_better: bool | None = None, score_kind: ScoreKind | None = None
+) -> bool | None:
+    """Whether higher scores are better, by the caller, the score kind or the order at retrieval; None where none of them tells it.
+
+    Raises:
+        InvalidInputError: `score_kind` is unknown.
+    """
+    _check_kind(score_kind)
+    return _orientation([passage.score for passage in passages if passage.score is not None], higher_is_better, score_kind)
+
+
+def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool | None:
     if higher_is_better is not None:
         return higher_is_better
     if score_kind is not None and score_kind != "unknown":
@@ -247,7 +262,14 @@ def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, sc
     pairs = list(itertools.pairwise(scores))
     rises = sum(after > before for before, after in pairs)
     falls = sum(after < before for before, after in pairs)
-    return not (rises > 0 and rises >= _RISES_PER_FALL * falls)
+    if rises == falls or max(rises, falls) < _ONE_WAY * min(rises, falls):
+        return None
+    return falls > rises
+
+
+def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool:
+    """Orientation, where it cannot be told that of most scores."""
+    return _orientation(scores, higher_is_better, score_kind) is not False
 
 
 def _best_first(

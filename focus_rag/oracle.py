@@ -10,7 +10,6 @@ from focus_rag.examples import Example
 from focus_rag.generator import FocusGenerator
 from focus_rag.grading import Grading, grade
 from focus_rag.head_scoring import Head
-from focus_rag.noise import worst_first
 from focus_rag.splitting import split_softmax
 
 
@@ -42,7 +41,7 @@ def oracle_quality(
             one.question,
             one.passages,
             max_tokens=generator.context_window - max_new_tokens,
-            drop_order=worst_first(one.passages),
+            drop_order=one.best_first()[::-1],
         )
         for one in examples
     ]

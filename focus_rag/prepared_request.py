@@ -8,40 +8,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from focus_rag.alpha import AlphaChoice
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.attention_math import split_softmax
 from focus_rag.decoding import RowText
-from focus_rag.passages import RetrievalSignal
+from focus_rag.focus_choice import FocusChoice
 from focus_rag.prompting import BuiltPrompt, TokenSpan
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request with its prompt built and its alpha chosen.
+    """A request with its prompt built and its focus chosen.
 
     Attributes:
         request: The request.
         settings: How its text is generated.
         prompt: Its prompt.
-        signal: What its retrieval tells, of the passages that stand in the prompt.
-        choice: Alpha, and why.
-        favoured: Indices of the passages that split softmax favours.
-        tau: Its exponent.
+        choice: What is done to the model, and why.
     """
 
     request: Request
     settings: GenerationSettings
     prompt: BuiltPrompt
-    signal: RetrievalSignal
-    choice: AlphaChoice
-    favoured: tuple[int, ...] = ()
-    tau: float = 1.0
+    choice: FocusChoice
 
     def favoured_in(self, length: int) -> list[TokenSpan]:
         """Spans of the favoured passages, in a row padded on the left to `length` tokens."""
         spans = self.prompt.spans_in(length)
-        return [span for index in self.favoured if (span := spans[index]) is not None]
+        return [span for index in self.choice.favoured if (span := spans[index]) is not None]
 
     def spans_in(self, length: int) -> list[TokenSpan]:
         """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
@@ -60,7 +53,7 @@ class PreparedRequest:
         uses = []
         for place, (passage, span) in enumerate(zip(self.request.passages, self.prompt.spans, strict=True)):
             if span is not None:
-                uses.append(PassageUse(passage, next(remaining, None), used=True, favoured=place in self.favoured))
+                uses.append(PassageUse(passage, next(remaining, None), used=True, favoured=place in self.choice.favoured))
                 continue
             if not passage.content.strip():
                 reason = "it holds no text"
@@ -72,18 +65,13 @@ class PreparedRequest:
         return Answer(
             text=text.text,
             alpha=self.choice.alpha,
-            noise=self.signal.noise,
-            reason=self._reason(),
+            tau=self.choice.tau,
+            noise=self.choice.signal.noise,
+            reason=self.choice.reason,
             passages=tuple(uses),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
         )
-
-    def _reason(self) -> str:
-        if not self.favoured:
-            return self.choice.reason
-        which = "the best scored passage" if len(self.favoured) == 1 else f"the {len(self.favoured)} best scored passages"
-        return f"{self.choice.reason}; split softmax on {which}"
 
     def _shares(self, steps: Sequence[Tensor]) -> list[float]:
         """Share of the attention on passages that each located passage got, over heads and response rows."""
@@ -91,9 +79,9 @@ class PreparedRequest:
         if not located or not steps:
             return []
         by_head = torch.stack([step[:, 0, :located] for step in steps])
-        if self.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
+        if self.choice.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
             shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
-            by_head = split_softmax(by_head, torch.tensor([index in self.favoured for index in shown]), self.tau)
+            by_head = split_softmax(by_head, torch.tensor([index in self.choice.favoured for index in shown]), self.choice.tau)
         mass = by_head.mean(dim=(0, 1))
         total = float(mass.sum())
         return [float(value) / total for value in mass] if total > 0 else []

@@ -22,6 +22,7 @@ from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
 from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
 from focus_rag.model_layout import ModelLayout, Site
 from focus_rag.published_files import published_ranking, published_tensors
+from focus_rag.score_split import ScoreSplit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,12 +113,13 @@ class _Manifest(BaseModel):
     passages_at: int | None = Field(default=None, ge=0)
     heads: tuple[HeadEntry, ...] = Field(min_length=1)
     policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
+    split: ScoreSplit | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     report: dict[str, Any] = Field(default_factory=dict)
 
 
 class FocusProfile:
-    """Contextual heads, their focus directions and the alpha policy of one model. Never changed in place.
+    """Contextual heads of one model, their focus directions, and how much of either a request gets. Never changed in place.
 
     Attributes:
         fingerprint: The model it belongs to.
@@ -130,6 +132,7 @@ class FocusProfile:
         key_directions: `(heads, head_dim)`, kept from published files for fidelity and never applied: the same vector
             added to every key adds one constant to a row of logits, which softmax removes.
         policy: From the retrieval to alpha.
+        split: How far to lean on the best scored passages where scores tell them apart; None leaves that out.
         provenance: How it was made.
         report: Figures of its training and evaluation.
     """
@@ -143,6 +146,7 @@ class FocusProfile:
         site: Site = "normed",
         passages_at: int | None = None,
         policy: AlphaPolicy | None = None,
+        split: ScoreSplit | None = None,
         key_directions: Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
@@ -154,6 +158,7 @@ class FocusProfile:
                 passages_at=passages_at,
                 heads=tuple(heads),
                 policy=policy or RetrievalAlpha(),
+                split=split,
                 provenance=dict(provenance or {}),
                 report=dict(report or {}),
             )
@@ -193,6 +198,10 @@ class FocusProfile:
         return self._manifest.policy
 
     @property
+    def split(self) -> ScoreSplit | None:
+        return self._manifest.split
+
+    @property
     def provenance(self) -> dict[str, Any]:
         return self._manifest.provenance
 
@@ -207,7 +216,7 @@ class FocusProfile:
         """A copy with some of the constructor's arguments changed."""
         current: dict[str, Any] = {
             "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
-            "passages_at": self.passages_at, "policy": self.policy, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
         }  # fmt: skip
         return FocusProfile(**{**current, **changes})
 
@@ -294,6 +303,7 @@ class FocusProfile:
             site=manifest.site,
             passages_at=manifest.passages_at,
             policy=manifest.policy,
+            split=manifest.split,
             key_directions=tensors.get("key_directions"),
             provenance=manifest.provenance,
             report=manifest.report,

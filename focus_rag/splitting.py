@@ -32,14 +32,14 @@ class SplitSoftmaxTap(AttentionTap):
         spans: Spans,
         prompt_length: int,
         *,
-        tau: float,
+        tau: float | Sequence[float],
         first_row: int | Sequence[int] | None,
     ) -> None:
         self._grouped = heads_by_layer(heads)
         super().__init__(tapped_layers(model, self._grouped))
         self._member: Tensor = span_membership(spans, prompt_length, torch.device("cpu")).amax(dim=-1, keepdim=True)
-        self._tau = tau
-        # One first row per request: rows of a batch have their spans in different places.
+        # One of each per request: rows of a batch have their spans in different places.
+        self._taus = torch.tensor([tau] * len(spans) if isinstance(tau, (int, float)) else list(tau))
         if first_row is None:
             first_row = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
         self._first_rows = torch.tensor([first_row] * len(spans) if isinstance(first_row, int) else list(first_row))
@@ -52,9 +52,9 @@ class SplitSoftmaxTap(AttentionTap):
         seen = self._counter.update(layer, call)
         batch, tokens, keys = call.query.shape[0], call.query.shape[2], call.key.shape[2]
         if self._member.device != output.device:
-            self._member, self._first_rows = self._member.to(output.device), self._first_rows.to(output.device)
-        member, first_rows = rows_of(self._member, batch), rows_of(self._first_rows, batch)
-        if member is None or first_rows is None:
+            self._member, self._taus, self._first_rows = (one.to(output.device) for one in (self._member, self._taus, self._first_rows))
+        member, taus, first_rows = (rows_of(one, batch) for one in (self._member, self._taus, self._first_rows))
+        if member is None or taus is None or first_rows is None:
             raise AttachError(
                 f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of spans per row."
             )
@@ -68,7 +68,7 @@ class SplitSoftmaxTap(AttentionTap):
         between = max(self._between[0] - gone, 0), max(self._between[1] - gone, 0)
         for part, own, rows, offset in row_blocks(call, output, first):
             chosen = (rows + offset + before)[None, :] >= first_rows[:, None]
-            split_softmax_output(part, own, self._grouped[layer], rows, in_span, self._tau, chosen, between)
+            split_softmax_output(part, own, self._grouped[layer], rows, in_span, taus[:, None, None, None], chosen, between)
         return output
 
 

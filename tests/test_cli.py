@@ -19,6 +19,8 @@ from focus_rag.cli.demo import read_questions
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
 from focus_rag.errors import DocumentError, InvalidInputError
+from focus_rag.profile import FocusProfile
+from focus_rag.score_split import ScoreSplit
 from tests.published_folder import published_folder
 from tests.test_documents import tiny_pdf
 from tests.test_retrieval import LetterModel
@@ -121,12 +123,15 @@ def test_alpha_zero_is_the_bare_model(saved, docs, capsys):
 def test_ask_leans_on_the_best_scored_passages(saved, docs, capsys):
     ask = ["ask", "When was the mill built?", "--docs", str(docs), *saved, "--max-new-tokens", "3", "--json"]
     records = []
-    for arguments in ([], ["--split", "1"]):
+    for arguments in ([], ["--split", "0.05"], ["--split", "0.05", "--alpha", "0.5"], ["--split", "off"]):
         assert main([*ask, *arguments]) == 0
         records.append(json.loads(capsys.readouterr().out))
-    assert records[1]["reason"] == records[0]["reason"] + "; split softmax on the best scored passage"
-    assert records[1]["alpha"] == records[0]["alpha"]
-    assert records[1]["sources"][0]["attention"] > records[0]["sources"][0]["attention"]
+    plain, leaning, both, off = records
+    assert off == plain and (plain["alpha"] > 0, plain["tau"]) == (True, 1.0)
+    assert (leaning["alpha"], leaning["tau"]) == (0.0, 0.05) and "split softmax on the best scored passage, tau 0.05" in leaning["reason"]
+    assert (both["alpha"], both["tau"]) == (0.5, 0.05)
+    assert [one["favoured"] for one in leaning["sources"]] == [True, *[False] * (len(leaning["sources"]) - 1)]
+    assert leaning["sources"][0]["attention"] > plain["sources"][0]["attention"]
 
 
 def test_characters_that_the_output_cannot_write_cost_nothing_else(monkeypatch):
@@ -146,9 +151,15 @@ def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
     assert (record["n"], record["retrieved"]) == (2, 2)
     assert record["bare"] == sum(one["bare_is_right"] for one in record["questions"])
     assert record["focused"] == sum(one["focused_is_right"] for one in record["questions"])
-    assert record["split"] == sum(one["split_is_right"] for one in record["questions"])
-    assert all(one["alpha"] > 0 for one in record["questions"])
-    assert any(one["split"] != one["focused"] for one in record["questions"])
+    assert record["directions"] == sum(one["directions_are_right"] for one in record["questions"])
+    assert all(one["alpha"] > 0 and one["favoured"] == 0 and one["focused"] == one["directions"] for one in record["questions"])
+    profile = FocusProfile.load(saved[3])
+    profile.replace(split=ScoreSplit(tau=0.01)).save(docs.parent / "leaning")
+    leaning = [*saved[:3], str(docs.parent / "leaning")]
+    assert main(["demo", *leaning, "--questions", "2", "--top-k", "2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["mean_favoured"] == 1.0 and all(one["favoured"] == 1 for one in record["questions"])
+    assert any(one["focused"] != one["directions"] for one in record["questions"])
     assert main(["demo", *saved, "--questions", "1", "--top-k", "2"]) == 0
     assert "answer among the passages  1/1" in capsys.readouterr().out
 
@@ -247,8 +258,8 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["ask", "q", "--docs", "{docs}", "--top-k", "0"], "--top-k"),
         (["ask", "q", "--docs", "{docs}", "--model", "{tmp}/missing"], "neither a folder nor a Hub id"),
         (["ask", "q", "--docs", "{docs}", "--model", "{docs}"], "cannot be loaded"),
-        (["ask", "q", "--docs", "{docs}", "--split", "-1"], "--split"),
-        (["ask", "q", "--docs", "{docs}", "--model", "any", "--split", "1"], "--profile"),
+        (["ask", "q", "--docs", "{docs}", "--split", "2"], "--split"),
+        (["ask", "q", "--docs", "{docs}", "--model", "any", "--split", "0.1"], "--profile"),
         (["ask", "q"], "--docs"),
         (["ask", "q", "--docs", "{docs}", "--model", "any", "--alpha", "0.2"], "--profile"),
         (["ask", "q", "--docs", "{docs}", "--nonsense"], "--nonsense"),

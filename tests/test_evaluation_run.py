@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from focus_rag.answers import Request
+from focus_rag.answers import GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.answering import Task, _record
 from focus_rag.evaluation.bench import PLAIN, bench
@@ -18,13 +18,14 @@ from focus_rag.evaluation.methods.context_aware import ContextAware
 from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, ends_first
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
-from focus_rag.evaluation.methods.split import Split
+from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
 from focus_rag.evaluation.report import verdict, write_report
 from focus_rag.evaluation.results import Evaluation
 from focus_rag.evaluation.runner import EvalSettings, evaluate
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
+from focus_rag.score_split import ScoreSplit
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -175,14 +176,38 @@ def test_what_was_asked_before_is_copied_and_not_asked_again(generator, tmp_path
                     assert known[case.id]["gold_mass"] == pytest.approx(answered.gold_mass, abs=1e-5)
 
 
+@pytest.mark.parametrize("split", [None, ScoreSplit(reach=0.0, tau=0.05)])
 @pytest.mark.parametrize("room", [4, 1700])
-def test_auto_is_told_the_alpha_that_the_generator_chooses(generator, room):
+def test_auto_is_told_what_the_generator_chooses(generator, room, split):
+    generator = FocusGenerator(generator.model, generator.tokenizer, generator.profile.replace(split=split))
     engine = Engine(generator, max_new_tokens=room)  # room for the longer answer leaves some passages out
     some = [*cases(3).all, *(case.with_passages([0, 1]) for case in cases(3).all)]
     generator = FocusGenerator(generator.model, generator.tokenizer, generator.profile, settings=engine.settings)
     for case in some:
-        request = Request(question=case.example.question, passages=case.example.passages, alpha="auto")
-        assert engine.auto_alpha(case) == generator._prepare(request).choice.alpha > 0
+        request = Request(question=case.example.question, passages=case.example.passages)
+        choice = generator._prepare(request).choice
+        assert engine.choice(case) == choice and (choice.alpha > 0) == (split is None) and bool(choice.favoured) == (split is not None)
+
+
+def test_attention_under_a_split_is_what_the_generator_reports(generator):
+    profile = generator.profile.replace(split=ScoreSplit(tau=0.05))
+    leaning = FocusGenerator(generator.model, generator.tokenizer, profile, settings=GenerationSettings(max_new_tokens=4))
+    auto, alone, bare = methods_named(["auto", "directions alone", "bare"])
+    some = list(cases(3).all)
+    for found, steered, plain in zip(*(method.answer(Engine(leaning, max_new_tokens=4), some) for method in (auto, alone, bare)), strict=True):
+        answer = leaning.answer(found.case.example.question, found.case.example.passages)
+        assert (found.text, found.alpha) == (answer.text, 0.0) and steered.alpha > 0
+        assert found.shares == pytest.approx([use.attention for use in answer.passages], abs=1e-4)
+        assert 0 < found.gold_mass + found.sink_mass < 1
+        assert max(found.shares) > max(plain.shares) + 0.05
+
+
+def test_a_split_on_random_heads_is_a_control_of_its_own(generator):
+    engine = Engine(FocusGenerator(generator.model, generator.tokenizer, generator.profile.replace(split=ScoreSplit(tau=0.01))), max_new_tokens=4)
+    auto, control = methods_named(["auto", "random heads"])
+    (case, *_) = cases(1).all
+    assert len({auto.ask(engine, case).key, control.ask(engine, case).key, methods_named(["bare"])[0].ask(engine, case).key}) == 3
+    assert control.answer(engine, [case])[0].alpha == 0.0
 
 
 def test_the_headline_has_more_questions_and_rivals_fewer_elsewhere(generator, tmp_path):
@@ -295,10 +320,8 @@ def test_batches_answer_as_single_questions_do(generator):
         InstABoost("gold", 5.0),
         SinkBias(3.0),
         ContextAware(0.5),
-        Split(),
-        Split("top 1"),
-        Split("top 3"),
-        Split("top 1", with_auto=True),
+        GoldSplit(),
+        FixedSplit(ScoreSplit(tau=0.05)),
         *methods_named(["bare", "auto", "alpha=-0.5", "random heads", "attention rerank", "top 3 only"]),
     ):
         together = [answered.text for answered in method.answer(engine, some)]

@@ -34,7 +34,7 @@ from focus_rag.profile import FocusProfile
 SETTINGS = FitSettings(
     response="both", polish=PolishSettings(steps=2, batch_examples=1),
     min_examples=8, score_examples=4, train_examples=6, head_counts=(1, 3), choice_questions=3, choice_counts=(2, 4), choice_alphas=(0.5,),
-    dev_questions=4, counts=(2, 4), alphas=(0.5, 1.0), max_new_tokens=3, min_answered=0.0, batch=4, max_rows=3,
+    dev_questions=4, counts=(2, 4), alphas=(0.5, 1.0), split_reaches=(0.3, 0.0), split_taus=(0.1, 0.03), max_new_tokens=3, min_answered=0.0, batch=4, max_rows=3,
     training=TrainingSettings(epochs=2, batch_examples=4),
 )  # fmt: skip
 
@@ -75,6 +75,8 @@ def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusP
     assert figures["choice"]["cells"] == [[2, 1.0], [4, 1.0], [4, 0.0]] and figures["warnings"] == []
     assert figures["choice"]["oracle"]["heads"] == len(profile.heads)
     assert {name: row["gain"]["n"] for name, row in figures["order"].items()} == {"as retrieved": 4, "shuffled": 4}
+    assert [(row["reach"], len(row["cells"])) for row in figures["split"]["tried"]] == [(0.3, 5), (0.3, 5), (0.0, 5)]
+    assert figures["split"]["chosen"] is None and profile.split is None
     variants = {row["variant"] for row in figures["choice"]["table"]}
     assert any(name.startswith("random") for name in variants)
     assert len([name for name in variants if name.endswith("-polished")]) == 2  # the best ones and the random ones alike
@@ -113,6 +115,7 @@ _KILLED_IN = [
     "polishing directions",
     "measuring activation",
     "fitting alpha",
+    "fitting the split",
 ]
 _SCRIPT = """
 import os, signal, sys

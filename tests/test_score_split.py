@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from focus_rag import (
+    FixedAlpha,
     FocusGenerator,
     GenerationSettings,
     InvalidInputError,
@@ -26,6 +30,7 @@ from tests.tiny_tokenizer import tiny_tokenizer
 QUESTION = "When was the mill built?"
 SCORES = (0.7, 0.9, 0.5, 0.2)
 PASSAGES = [Passage(f"Passage number {i} about the mill.", score=score, title="Mill") for i, score in enumerate(SCORES)]
+UNSCORED = [Passage(one.text, title="Mill") for one in PASSAGES]
 SETTINGS = GenerationSettings(max_new_tokens=10)
 
 
@@ -43,86 +48,137 @@ def scored(*scores: float | None) -> list[Passage]:
 @pytest.mark.parametrize(
     ("scores", "shown", "options", "best"),
     [
-        (SCORES, range(4), {}, (1, 0)),
-        (SCORES, (0, 2, 3), {}, (0, 2)),
-        (SCORES, range(4), {"higher_is_better": False}, (3, 2)),
-        (SCORES, range(4), {"score_kind": "l2"}, (3, 2)),
-        ((0.1, 0.2, 0.4), range(3), {}, (0, 1)),  # rising as retrieved: distances
-        ((None, 0.2, 0.4, None), range(4), {"higher_is_better": True}, (2, 1)),
+        (SCORES, range(4), {}, (1, 0)),  # 0.7 lies 29% of the range below 0.9
+        (SCORES, (0, 2, 3), {}, (0,)),  # the range is that of the retrieval, not of what is shown
+        (SCORES, (0, 1), {}, ()),  # nothing else is shown
+        (SCORES, range(4), {"higher_is_better": False}, (3,)),
+        (SCORES, range(4), {"score_kind": "l2"}, (3,)),
+        ((0.1, 0.2, 0.4, 0.8), range(4), {}, (0, 1)),  # rising as retrieved: distances
+        ((None, 0.2, 0.39, 0.4, None), range(5), {"higher_is_better": True}, (3, 2)),
         ((None, None, 0.4), range(3), {}, ()),  # one score cannot be compared
         ((0.3, 0.3, 0.3), range(3), {}, ()),
         ((None, None, None), range(3), {}, ()),
-        ((0.3, 0.1), range(2), {}, ()),  # nothing else is shown
+        ((0.3, 0.1), range(2), {}, (0,)),
+        ((1.7e308, -1.7e308, 0.0), range(3), {"higher_is_better": True}, (0,)),
+        ((5e-324, 0.0), range(2), {}, ()),  # too close for halves
         ((), (), {}, ()),
     ],
 )
 def test_the_best_scored_passages_that_are_shown(scores, shown, options, best):
-    assert ScoreSplit(passages=2).favoured(scored(*scores), list(shown), **options) == best
+    assert ScoreSplit(reach=0.3).favoured(scored(*scores), list(shown), **options) == best
 
 
-@pytest.mark.parametrize("wrong", [{"passages": 0}, {"tau": 0.0}, {"tau": 1.5}, {"top": 1}])
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=1, max_size=12),
+    st.floats(0, 0.99),
+    st.integers(1, 1000),
+    st.integers(-1000, 1000),
+)
+def test_scale_and_shift_of_scores_do_not_matter(scores, reach, scale, shift):
+    split, places = ScoreSplit(reach=reach), range(len(scores))
+    gaps = {(max(scores) - one) / (max(scores) - min(scores)) for one in scores if max(scores) > min(scores)}
+    if any(math.isclose(gap, reach) for gap in gaps):  # rounding decides there
+        return
+    found = split.favoured(scored(*map(float, scores)), places, higher_is_better=True)
+    assert found == split.favoured(scored(*(float(scale * one + shift) for one in scores)), places, higher_is_better=True)
+    assert found == split.favoured(scored(*(-float(one) for one in scores)), places, higher_is_better=False)
+    if len(set(scores)) > 1:
+        assert {i for i, one in enumerate(scores) if one == max(scores)} <= set(found) < set(places)
+
+
+@pytest.mark.parametrize("wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"top": 1}])
 def test_settings_are_checked(wrong):
     with pytest.raises(ValidationError):
         ScoreSplit(**wrong)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("reach", [0.0, 0.3])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, count, alpha):
+def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, reach, alpha):
     model, _, profile = parts
     bare = FocusGenerator(*parts, settings=SETTINGS, alpha=alpha)
-    split = FocusGenerator(*parts, settings=SETTINGS, alpha=alpha, split=ScoreSplit(passages=count, tau=0.05))
+    split = FocusGenerator(*parts, settings=SETTINGS, alpha=alpha, split=ScoreSplit(reach=reach, tau=0.05))
     prompt = bare.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
-    spans = [prompt.spans[index] for index in (1, 0)[:count]]
-    heads = [(one.layer, one.head) for one in profile.heads]
-    with split_softmax(model, heads, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.after_passages_in(len(prompt.input_ids))):
+    spans = [prompt.spans[index] for index in ((1,) if reach == 0 else (1, 0))]
+    with split_softmax(
+        model, profile.head_pairs, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.after_passages_in(len(prompt.input_ids))
+    ):
         expected = bare.answer(QUESTION, PASSAGES)
     answer = split.answer(QUESTION, PASSAGES)
     assert answer.text == expected.text != bare.answer(QUESTION, PASSAGES).text
-    assert answer.alpha == alpha
-    assert answer.reason.endswith("split softmax on the best scored passage" if count == 1 else "split softmax on the 2 best scored passages")
+    assert (answer.alpha, answer.tau) == (alpha, 0.05)
+    assert answer.reason.endswith(f"split softmax on the {'' if reach == 0 else '2 '}best scored passage{'' if reach == 0 else 's'}, tau 0.05")
+    assert [use.favoured for use in answer.passages] == [reach > 0, True, False, False]
     assert "".join(split.stream(QUESTION, PASSAGES)) == answer.text
     assert asyncio.run(split.aanswer(QUESTION, PASSAGES)).text == answer.text
 
 
-def test_rows_of_a_batch_are_split_each_by_its_own_scores(parts):
+def test_what_is_left_to_the_profile_is_split_or_steered_and_never_both(parts):
+    model, tokenizer, profile = parts
+    leaning = ScoreSplit(tau=0.05)
+    plain, split = FocusGenerator(model, tokenizer, profile, settings=SETTINGS), FocusGenerator(
+        model, tokenizer, profile.replace(split=leaning), settings=SETTINGS
+    )
+    by_scores = split.answer(QUESTION, PASSAGES)
+    assert (by_scores.alpha, by_scores.tau) == (0.0, 0.05) and "instead of focus directions" in by_scores.reason
+    assert by_scores.text == plain.answer(QUESTION, PASSAGES, alpha=0.0, split=leaning).text
+    # Where scores tell nothing, and where something was said, what else there is.
+    steered = plain.answer(QUESTION, UNSCORED)
+    assert steered.alpha > 0 and split.answer(QUESTION, UNSCORED) == steered
+    for options in ({"split": "off"}, {"alpha": 0.5}, {"alpha": 0.0}, {"alpha": FixedAlpha(alpha=0.3)}):
+        assert split.answer(QUESTION, PASSAGES, **options) == plain.answer(QUESTION, PASSAGES, **options)
+    off = FocusGenerator(model, tokenizer, profile.replace(split=leaning), settings=SETTINGS, split="off")
+    assert off.answer(QUESTION, PASSAGES) == plain.answer(QUESTION, PASSAGES)
+    assert off.answer(QUESTION, PASSAGES, split="auto") == by_scores
+    both = plain.answer(QUESTION, PASSAGES, alpha=0.5, split=leaning)
+    assert (both.alpha, both.tau) == (0.5, 0.05)
+
+
+def test_rows_of_a_batch_are_split_each_by_its_own_scores_and_exponent(parts):
     split = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(tau=0.05))
     requests = [
         Request(question=QUESTION, passages=PASSAGES),
         Request(question="Why?", passages=PASSAGES[::-1][:3]),
-        Request(question=QUESTION, passages=[Passage(one.text, title="Mill") for one in PASSAGES]),
+        Request(question=QUESTION, passages=PASSAGES, split=ScoreSplit(tau=0.5)),
+        Request(question=QUESTION, passages=UNSCORED),
+        Request(question=QUESTION, passages=PASSAGES, split="off"),
         Request(prompt="Hello"),
     ]
-    assert [one.text for one in split.answer_batch(requests)] == [split.run(one).text for one in requests]
+    answers = split.answer_batch(requests)
+    assert [one.text for one in answers] == [split.run(one).text for one in requests]
+    assert [one.tau for one in answers] == [0.05, 0.05, 0.5, 1.0, 1.0, 1.0]
     assert not split._lock.locked()
 
 
 def test_without_scores_nothing_is_split(parts):
-    unscored = [Passage(one.text, title="Mill") for one in PASSAGES]
-    plain = FocusGenerator(*parts, settings=SETTINGS).answer(QUESTION, unscored)
-    assert FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(tau=0.01)).answer(QUESTION, unscored) == plain
+    plain = FocusGenerator(*parts, settings=SETTINGS).answer(QUESTION, UNSCORED)
+    assert FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(tau=0.01)).answer(QUESTION, UNSCORED) == plain
 
 
 def test_tau_one_changes_nothing(parts):
     plain = FocusGenerator(*parts, settings=SETTINGS).answer(QUESTION, PASSAGES)
-    answer = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(tau=1.0)).answer(QUESTION, PASSAGES)
-    assert answer.text == plain.text
-    assert [use.attention for use in answer.passages] == pytest.approx([use.attention for use in plain.passages])
+    assert FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(tau=1.0)).answer(QUESTION, PASSAGES) == plain
 
 
 def test_a_split_without_a_profile_is_refused(parts):
     with pytest.raises(InvalidInputError, match="needs a profile"):
         FocusGenerator(*parts[:2], split=ScoreSplit())
+    bare = FocusGenerator(*parts[:2])
+    with pytest.raises(InvalidInputError, match="needs a profile"):
+        bare.answer(QUESTION, PASSAGES, split=ScoreSplit())
+    with pytest.raises(InvalidInputError, match="'auto' or 'off'"):
+        bare.answer(QUESTION, PASSAGES, split="on")
+    assert bare.answer(QUESTION, PASSAGES, split="auto").tau == 1.0
 
 
 def test_attention_on_passages_is_that_under_the_split(parts):
     """Against weights written out: the first answer token is chosen by the prompt's last row, where the split acts."""
     model, _, profile = parts
-    split = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0, split=ScoreSplit(tau=0.2))
+    split = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0, split=ScoreSplit(reach=0.0, tau=0.2))
     answer = split.answer(QUESTION, PASSAGES)
     prompt = split.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     ids = torch.tensor([prompt.input_ids])
-    heads = [(one.layer, one.head) for one in profile.heads]
+    heads = profile.head_pairs
     with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])), SpanMeter(
         model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]
     ) as meter:
@@ -138,12 +194,12 @@ def test_attention_on_passages_is_that_under_the_split(parts):
 
 
 def test_a_traced_answer_has_the_attention_under_the_split(parts):
-    split = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(passages=2, tau=0.2))
-    trace = trace_answer(split, QUESTION, PASSAGES)
+    split = FocusGenerator(*parts, settings=SETTINGS)
+    options = {"alpha": 0.0, "split": ScoreSplit(tau=0.2)}
+    trace = trace_answer(split, QUESTION, PASSAGES, **options)
     assert [use.favoured for use in trace.answer.passages] == [True, True, False, False]
     assert trace.tokens
-    one = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), split=ScoreSplit(passages=2, tau=0.2))
-    once = one.answer(QUESTION, PASSAGES)
+    once = split.answer(QUESTION, PASSAGES, max_new_tokens=1, **options)
     assert trace.shares[0] == pytest.approx([use.attention for use in once.passages], abs=1e-4)
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import AlphaOption, JsonOption, ModelOption, ProfileOption, load_generator, parse_alpha
+from focus_rag.cli.loading import (
+    AlphaOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    SplitOption,
+    load_generator,
+    parse_alpha,
+    parse_split,
+)
 from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shorten, write_json, write_table
 
 if TYPE_CHECKING:
@@ -27,9 +36,7 @@ def command(
     profile: ProfileOption = None,
     alpha: AlphaOption = "auto",
     top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve.")] = 20,
-    split: Annotated[
-        int, typer.Option("--split", help="Lean on so many of the best scored passages by split softmax, beside alpha; 0 on none.")
-    ] = 0,
+    split: SplitOption = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
     embedder: Annotated[
         str | None,
@@ -54,16 +61,14 @@ def command(
     """
     from focus_rag.errors import InvalidInputError
 
-    factor = parse_alpha(alpha)
+    factor, leaning = parse_alpha(alpha), parse_split(split)
     if not question.strip():
         raise InvalidInputError("The question is empty: ask something in words.")
     if top_k < 1:
         raise InvalidInputError(f"--top-k must be at least 1, got {top_k}.")
     if model is not None and profile is None and factor not in ("auto", 0.0):
         raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
-    if split < 0:
-        raise InvalidInputError(f"--split must be at least 0, got {split}.")
-    if split and model is not None and profile is None:
+    if not isinstance(leaning, str) and model is not None and profile is None:
         raise InvalidInputError("--split needs the model's focus profile, whose heads it acts on: give --profile.")
     if max_new_tokens < 1:
         raise InvalidInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
@@ -73,10 +78,10 @@ def command(
     for line in index.left_out:
         note(f"left out: {line}")
     passages = index.search(question, top_k)
-    generator = load_generator(model, profile, split=split)
+    generator = load_generator(model, profile)
     with progress() as bar:
         bar.add_task("answering", total=None)
-        options = {"alpha": factor, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
+        options: dict[str, Any] = {"alpha": factor, "split": leaning, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
         answer = (
             generator.answer(question, passages, **options)
             if report is None
@@ -124,6 +129,7 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
         "answer": answer.text,
         "model": model,
         "alpha": answer.alpha,
+        "tau": answer.tau,
         "noise": answer.noise,
         "reason": answer.reason,
         "finish_reason": answer.finish_reason,
@@ -140,6 +146,7 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
                 "attention": use.attention,
                 "used": use.used,
                 "dropped_reason": use.dropped_reason,
+                "favoured": use.favoured,
             }
             for use in answer.passages
         ],

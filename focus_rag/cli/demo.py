@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _PER_BATCH = 4
 _MAX_NEW_TOKENS = 32
 _WIDTH = 34
+_WAYS: tuple[tuple[float | Literal["auto"], Literal["auto", "off"]], ...] = ((0.0, "off"), ("auto", "off"), ("auto", "auto"))
+"""Alpha and split: bare, with directions alone, and as the profile sets both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,10 @@ class _Question:
 class _Outcome:
     asked: _Question
     bare: str
-    focused: str
-    split: str
+    directions: str
     alpha: float
+    focused: str
+    favoured: int
     retrieved: bool
 
     @property
@@ -45,12 +48,12 @@ class _Outcome:
         return holds_answer(self.bare, self.asked.answers)
 
     @property
-    def focused_is_right(self) -> bool:
-        return holds_answer(self.focused, self.asked.answers)
+    def directions_are_right(self) -> bool:
+        return holds_answer(self.directions, self.asked.answers)
 
     @property
-    def split_is_right(self) -> bool:
-        return holds_answer(self.split, self.asked.answers)
+    def focused_is_right(self) -> bool:
+        return holds_answer(self.focused, self.asked.answers)
 
 
 def command(
@@ -62,7 +65,7 @@ def command(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask bundled questions over bundled documents: bare, focused, and focused with split softmax on the best scored passage.
+    """Ask bundled questions over bundled documents: bare, with focus directions alone, and focused as the profile sets it.
 
     Example: focus-rag demo --questions 10
     """
@@ -112,30 +115,24 @@ def _retrieve(documents: Path, asked: list[_Question], top_k: int) -> list[list[
 
 def _answer(generator: FocusGenerator, asked: list[_Question], found: list[list[Passage]]) -> list[_Outcome]:
     from focus_rag.answers import Request
-    from focus_rag.generator import FocusGenerator
-    from focus_rag.score_split import ScoreSplit
 
-    leaning = (
-        None
-        if generator.profile is None
-        else FocusGenerator(generator.model, generator.tokenizer, generator.profile, split=ScoreSplit())
-    )
     settings = generator.settings.changed({"max_new_tokens": _MAX_NEW_TOKENS})
     outcomes: list[_Outcome] = []
     with progress() as bar:
-        task = bar.add_task("asking, bare, focused and with split softmax", total=len(asked))
+        task = bar.add_task("asking, bare and focused", total=len(asked))
         for start in range(0, len(asked), _PER_BATCH):
             rows = list(zip(asked[start : start + _PER_BATCH], found[start : start + _PER_BATCH], strict=True))
             requests = [
-                Request(question=one.question, passages=passages, alpha=alpha, score_kind="cosine", settings=settings)
+                Request(question=one.question, passages=passages, alpha=alpha, split=split, score_kind="cosine", settings=settings)
                 for one, passages in rows
-                for alpha in (0.0, "auto")
+                for alpha, split in _WAYS
             ]
             answers = generator.answer_batch(requests)
-            split = answers[1::2] if leaning is None else leaning.answer_batch(requests[1::2])
-            for (one, passages), bare, focused, with_split in zip(rows, answers[::2], answers[1::2], split, strict=True):
+            of_each = (answers[place :: len(_WAYS)] for place in range(len(_WAYS)))
+            for (one, passages), bare, directions, focused in zip(rows, *of_each, strict=True):
                 retrieved = any(holds_answer(passage.content, one.answers) for passage in passages)
-                outcomes.append(_Outcome(one, bare.text, focused.text, with_split.text, focused.alpha, retrieved))
+                favoured = sum(use.favoured for use in focused.passages)
+                outcomes.append(_Outcome(one, bare.text, directions.text, directions.alpha, focused.text, favoured, retrieved))
             bar.advance(task, len(rows))
     return outcomes
 
@@ -147,11 +144,12 @@ def _report(outcomes: list[_Outcome], model: str, top_k: int, seconds: float) ->
         "top_k": top_k,
         "retrieved": sum(outcome.retrieved for outcome in outcomes),
         "bare": sum(outcome.bare_is_right for outcome in outcomes),
+        "directions": sum(outcome.directions_are_right for outcome in outcomes),
         "focused": sum(outcome.focused_is_right for outcome in outcomes),
-        "split": sum(outcome.split_is_right for outcome in outcomes),
         "only_focused": sum(outcome.focused_is_right and not outcome.bare_is_right for outcome in outcomes),
         "only_bare": sum(outcome.bare_is_right and not outcome.focused_is_right for outcome in outcomes),
         "mean_alpha": sum(outcome.alpha for outcome in outcomes) / len(outcomes),
+        "mean_favoured": sum(outcome.favoured for outcome in outcomes) / len(outcomes),
         "seconds": round(seconds, 1),
     }
 
@@ -163,25 +161,26 @@ def _record(outcome: _Outcome) -> dict[str, Any]:
         "document": outcome.asked.document,
         "bare": outcome.bare,
         "bare_is_right": outcome.bare_is_right,
+        "directions": outcome.directions,
+        "directions_are_right": outcome.directions_are_right,
+        "alpha": outcome.alpha,
         "focused": outcome.focused,
         "focused_is_right": outcome.focused_is_right,
-        "split": outcome.split,
-        "split_is_right": outcome.split_is_right,
-        "alpha": outcome.alpha,
+        "favoured": outcome.favoured,
         "answer_was_retrieved": outcome.retrieved,
     }
 
 
 def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     write_table(
-        ["question", "expected", "bare", "focused", "with split softmax"],
+        ["question", "expected", "bare", "directions", "focused"],
         [
             [
                 shorten(outcome.asked.question, 2 * _WIDTH),
                 shorten(min(outcome.asked.answers, key=len, default=""), _WIDTH),
                 _marked(outcome.asked, outcome.bare, outcome.bare_is_right),
+                _marked(outcome.asked, outcome.directions, outcome.directions_are_right),
                 _marked(outcome.asked, outcome.focused, outcome.focused_is_right),
-                _marked(outcome.asked, outcome.split, outcome.split_is_right),
             ]
             for outcome in outcomes
         ],
@@ -190,8 +189,9 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     typer.echo(f"{report['model']}, {n} questions, {report['top_k']} passages each, {report['seconds']} s")
     typer.echo(f"answer among the passages  {report['retrieved']}/{n}")
     typer.echo(f"bare model right           {report['bare']}/{n}")
-    typer.echo(f"focused model right        {report['focused']}/{n}   (alpha {report['mean_alpha']:.3g} on average)")
-    typer.echo(f"with split softmax right   {report['split']}/{n}   (on the best scored passage, beside alpha)")
+    typer.echo(f"directions alone right     {report['directions']}/{n}   (alpha {report['mean_alpha']:.3g} on average)")
+    leaning = f"   (split softmax on {report['mean_favoured']:.1f} passages on average)" if report["mean_favoured"] else ""
+    typer.echo(f"focused model right        {report['focused']}/{n}{leaning}")
     typer.echo(f"right only focused {report['only_focused']}, right only bare {report['only_bare']}")
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, load_generator
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, ScoreKindOption, load_generator
 from focus_rag.cli.output import note, progress, write_json, write_table
 from focus_rag.grading import Grading
 
 if TYPE_CHECKING:
     from focus_rag.evaluation.cases import CaseSource
     from focus_rag.evaluation.results import Evaluation
+    from focus_rag.noise import ScoreKind
 
 
 def command(
@@ -32,6 +33,7 @@ def command(
     docs: Annotated[
         Path | None, typer.Option("--docs", help="Documents that the questions of a CSV are about.")
     ] = None,
+    score_kind: ScoreKindOption = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Names with semicolons between them; default: all.")
     ] = None,
@@ -103,8 +105,8 @@ def command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    source = _source(data, docs, rich)
-    for_dev = None if dev is None else _source(dev, docs, rich)
+    source = _source(data, docs, rich, score_kind)
+    for_dev = None if dev is None else _source(dev, docs, rich, score_kind)
     for reason, places in getattr(source, "skipped", {}).items():
         note(f"left out: {reason} ({_some(places)})")
     generator = load_generator(model, profile, device)
@@ -133,11 +135,11 @@ def _some(places: Sequence[str], most: int = 5) -> str:
     return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _source(data: Path | None, docs: Path | None, rich: float) -> CaseSource:
+def _source(data: Path | None, docs: Path | None, rich: float, score_kind: ScoreKind | None) -> CaseSource:
     from focus_rag.evaluation.cases import EmbeddedCases
     from focus_rag.evaluation.datasets import load_cases
 
-    return EmbeddedCases(rich=rich) if data is None else load_cases(data, documents=docs)
+    return EmbeddedCases(rich=rich) if data is None else load_cases(data, documents=docs, score_kind=score_kind)
 
 
 def _counts(text: str) -> tuple[int | None, ...]:

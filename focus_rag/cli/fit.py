@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, move_model
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ScoreKindOption, move_model
 from focus_rag.cli.output import note, progress, write_json, write_table
 
 if TYPE_CHECKING:
     from focus_rag.examples import ExampleSet
     from focus_rag.fit_settings import FitSettings
+    from focus_rag.noise import ScoreKind
     from focus_rag.profile import FocusProfile
 
 
@@ -36,6 +37,7 @@ def command(
         bool,
         typer.Option("--shuffle", help="Train on passages in random order, so that no position is learned."),
     ] = False,
+    score_kind: ScoreKindOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -56,7 +58,7 @@ def command(
         seed=seed, polish=PolishSettings(steps=polish), training_order="shuffled" if shuffle else "as given"
     )
     settings = settings.quick() if quick else settings
-    given = _examples(examples, from_documents, seed)
+    given = _examples(examples, from_documents, seed, score_kind)
     for reason, count in given.skipped.items():
         note(f"left out: {reason} ({count})")
     given.require(settings.min_examples)
@@ -67,7 +69,9 @@ def command(
         _show(profile, out)
 
 
-def _examples(examples: Path | None, from_documents: Path | None, seed: int) -> ExampleSet:
+def _examples(
+    examples: Path | None, from_documents: Path | None, seed: int, score_kind: ScoreKind | None
+) -> ExampleSet:
     from focus_rag.errors import InvalidInputError
 
     if (examples is None) == (from_documents is None):
@@ -75,7 +79,7 @@ def _examples(examples: Path | None, from_documents: Path | None, seed: int) -> 
     if examples is not None:
         from focus_rag.examples import load_examples
 
-        return load_examples(examples)
+        return load_examples(examples, score_kind=score_kind)
     from focus_rag.cloze_examples import examples_from_documents
 
     return examples_from_documents(str(from_documents), seed=seed)
@@ -128,6 +132,8 @@ def _show(profile: FocusProfile, out: Path) -> None:
     )
     for warning in profile.report["warnings"]:
         note(f"warning: {warning}")
+    split = profile.split
+    leaning = "no split" if split is None else f"split of reach {split.reach:g}, tau {split.tau:g}"
     typer.echo(
-        f"{out}: {len(profile.heads)} contextual heads, site {profile.site}; {out / 'report.md'} says how it was found"
+        f"{out}: {len(profile.heads)} contextual heads, site {profile.site}, {leaning}; {out / 'report.md'} says how it was found"
     )

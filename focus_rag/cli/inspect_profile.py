@@ -48,6 +48,8 @@ def command(
     if record["passages_at"] is not None:
         typer.echo(f"trained where passages begin at token {record['passages_at']}, turned where they begin elsewhere")
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
+    split = record["split"]
+    typer.echo("split: " + ("none" if split is None else f"reach {split['reach']:g}, tau {split['tau']:g}"))
     write_table(
         ["", "layer", "head", "contextual score", "direction norm"],
         [
@@ -72,6 +74,7 @@ def _record(profile: FocusProfile) -> dict[str, Any]:
         "site": profile.site,
         "passages_at": profile.passages_at,
         "policy": profile.policy.model_dump(mode="json"),
+        "split": None if profile.split is None else profile.split.model_dump(mode="json"),
         "heads": [
             {"layer": head.layer, "head": head.head, "score": head.score, "direction_norm": float(norm)}
             for head, norm in zip(profile.heads, profile.directions.norm(dim=-1), strict=True)

@@ -9,9 +9,11 @@ import typer
 
 from focus_rag.cli.output import progress, quiet_libraries
 from focus_rag.errors import InvalidInputError
+from focus_rag.noise import ScoreKind
 
 if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
+    from focus_rag.score_split import SplitSetting
 
 ModelOption = Annotated[
     str | None,
@@ -25,6 +27,16 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Where to run the model, e.g. cuda; default: where it is loaded, the CPU.")
 ]
 AlphaOption = Annotated[str, typer.Option("--alpha", help="How hard to focus: a number, or auto for by retrieval.")]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        "--split", help="Lean on the best scored passages by split softmax: auto for as the profile was fitted, off, or the exponent tau."
+    ),
+]
+ScoreKindOption = Annotated[
+    ScoreKind | None,
+    typer.Option("--score-kind", help="What the scores of the passages are, of rows that do not say it; default: which end is better is told by their order."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
@@ -45,8 +57,27 @@ def parse_alpha(text: str) -> float | Literal["auto"]:
     return alpha
 
 
-def load_generator(model: str | None, profile: str | None, device: str | None = None, *, split: int = 0) -> FocusGenerator:
-    """Load model and profile with a sign of life on stderr; `split` is the number of passages of `ScoreSplit`, 0 for none.
+def parse_split(text: str) -> SplitSetting:
+    """The value of `--split`.
+
+    Raises:
+        InvalidInputError: Neither `auto` nor `off` nor an exponent.
+    """
+    from focus_rag.score_split import ScoreSplit
+
+    name = text.strip().lower()
+    if name == "auto":
+        return "auto"
+    if name == "off":
+        return "off"
+    try:
+        return ScoreSplit(tau=float(text))
+    except ValueError as error:
+        raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
+
+
+def load_generator(model: str | None, profile: str | None, device: str | None = None) -> FocusGenerator:
+    """Load model and profile with a sign of life on stderr.
 
     Raises:
         FocusRagError: Either cannot be loaded, or they do not match.
@@ -54,10 +85,9 @@ def load_generator(model: str | None, profile: str | None, device: str | None = 
     with progress() as bar:
         bar.add_task("loading the model", total=None)
         from focus_rag.generator import FocusGenerator
-        from focus_rag.score_split import ScoreSplit
 
         quiet_libraries()
-        generator = FocusGenerator.from_pretrained(model, profile=profile, split=ScoreSplit(passages=split) if split else None)
+        generator = FocusGenerator.from_pretrained(model, profile=profile)
         move_model(generator, device)
         return generator
 

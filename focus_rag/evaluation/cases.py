@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
 from focus_rag.examples import Example, examples_from_rows, holds_answer
-from focus_rag.noise import worst_first
+from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
 
 UNMARKED_GOLD = "no passage is marked as gold, and one holds an accepted answer"
@@ -152,11 +152,11 @@ class EmbeddedCases:
         return tuple(done for case in cases if (done := arrange(case, rest, (), seed)) is not None)
 
 
-def case_of(row: Mapping[str, Any]) -> Case | str:
+def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> Case | str:
     """The case of a row of the JSONL schema, or why there is none.
 
     Unlike fitting, evaluation also takes questions without a gold passage (the right answer is then to say so, so no
-    passage may hold an accepted one) and with nothing but gold.
+    passage may hold an accepted one) and with nothing but gold. `score_kind` is that of rows which do not say it.
     """
     if not isinstance(row.get("passages"), list) or not row["passages"]:
         return "no passages"
@@ -172,7 +172,7 @@ def case_of(row: Mapping[str, Any]) -> Case | str:
         probe["passages"] = [*row["passages"], lent]
     elif has_gold and all(one.get("is_gold") is True for one in row["passages"] if isinstance(one, Mapping)):
         probe["passages"] = [*row["passages"], {"text": "-", "is_gold": False}]
-    checked = examples_from_rows([probe])
+    checked = examples_from_rows([probe], score_kind=score_kind)
     if not checked.examples:
         return next(iter(checked.skipped))
     example = checked.examples[0]
@@ -220,10 +220,7 @@ def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case 
             return None
         case = _positioned(case, cell.position)
     if cell.shuffled_scores:
-        scores = [passage.score for passage in case.example.passages]
-        rng.shuffle(scores)
-        dealt = tuple(replace(one, score=score) for one, score in zip(case.example.passages, scores, strict=True))
-        case = replace(case, example=replace(case.example, passages=dealt))
+        case = replace(case, example=case.example.with_shuffled_scores(seed))
     return case
 
 
@@ -235,7 +232,7 @@ def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random
     example = case.example
     count = cell.count or len(example.passages)
     gold = sorted(example.gold)[:count]
-    others = [index for index in reversed(worst_first(example.passages)) if index not in example.gold]
+    others = [index for index in example.best_first() if index not in example.gold]
     wanted = count - len(gold)
     if cell.gold_missing:
         # A row of exactly `count` passages has fewer without its gold: that is still the row without its gold.
@@ -250,7 +247,7 @@ def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random
             raise InvalidInputError("Noise below 1 needs passages of other questions, and this source has none.")
         own = {passage.text for passage in example.passages}
         # They were not retrieved for this question: the worst score that was, whatever the scale, is the nearest true word.
-        worst = example.passages[worst_first(example.passages)[0]].score if example.passages else None
+        worst = example.passages[example.best_first()[-1]].score if example.passages else None
         for candidate in rng.sample(pool, min(len(pool), 10 * wanted + 20)):
             if len(easy) == wanted - n_hard:
                 break

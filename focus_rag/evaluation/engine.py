@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from focus_rag.answers import AlphaSetting, GenerationSettings, Request
+from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
+from focus_rag.attention_math import split_softmax
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import Case
+from focus_rag.focus_choice import FocusChoice, choose_focus
 from focus_rag.generator import FocusGenerator
 from focus_rag.measuring import SpanMeter
 from focus_rag.model_layout import ModelLayout
-from focus_rag.noise import signal_of, worst_first
 from focus_rag.passages import Passage
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
+from focus_rag.score_split import SplitSetting
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 
 _PROMPTS_KEPT = 1024  # those of the largest cell: methods that show the same passages follow one another
@@ -128,24 +130,22 @@ class Engine:
         return Batch(tuple(cases), prompts, max(len(prompt.input_ids) for prompt in prompts))
 
     def _prompt(self, case: Case) -> BuiltPrompt:
-        passages = case.example.passages
         room = self._window - self.settings.max_new_tokens
         return self._prompts.from_question(
-            case.example.question, passages, max_tokens=room, drop_order=worst_first(passages)
+            case.example.question, case.example.passages, max_tokens=room, drop_order=case.example.best_first()[::-1]
         )
 
-    def auto_alpha(self, case: Case) -> float:
-        """The alpha that the profile's policy gives a case."""
-        if self.profile is None:
-            return 0.0
-        shown = sum(span is not None for span in self._prompt(case).spans)
-        return self.profile.policy.choose(replace(signal_of(case.example.passages), n_passages=shown)).alpha
+    def choice(self, case: Case, *, alpha: AlphaSetting = "auto", split: SplitSetting = "auto") -> FocusChoice:
+        """What a request with these settings does to the model."""
+        placed = sorted((span, index) for index, span in enumerate(self._prompt(case).spans) if span is not None)
+        return choose_focus(_request(case, alpha, split), [index for _, index in placed], self.profile, alpha, split)
 
     def answer(
         self,
         cases: Sequence[Case],
         *,
         alpha: AlphaSetting = 0.0,
+        split: SplitSetting = "off",
         intervene: Callable[[Batch], AbstractContextManager[Any]] | None = None,
         profile: FocusProfile | None = None,
         edits_weights: bool = False,
@@ -155,16 +155,14 @@ class Engine:
         Args:
             cases: The cases.
             alpha: As for a request; 0 is the bare model.
+            split: As for a request.
             intervene: From the batch to a context that is open while answering.
             profile: Another profile than the engine's.
             edits_weights: Whether the intervention works on attention weights, which the meter, reading queries and keys,
                 would not see; masses are then not reported.
         """
         batch = self.batch(cases)
-        requests = [
-            Request(question=case.example.question, passages=case.example.passages, alpha=alpha, settings=self.settings)
-            for case in cases
-        ]
+        requests = [_request(case, alpha, split) for case in cases]
         meter = None if self.profile is None or edits_weights else self._meter(batch)
         with ExitStack() as stack:
             if intervene is not None:
@@ -173,10 +171,7 @@ class Engine:
                 stack.enter_context(meter)
             answers = self._generator(profile or self.profile).answer_batch(requests)
         steps = [] if meter is None else meter.steps
-        return [
-            _answered(batch, row, answer.text, answer.alpha, answer.usage.completion_tokens, steps)
-            for row, answer in enumerate(answers)
-        ]
+        return [_answered(batch, row, answer, steps) for row, answer in enumerate(answers)]
 
     def decode(self, batch: Batch, processors: Sequence[LogitsProcessor]) -> list[Answered]:
         """Answer one batch greedily with logits processors, for methods that mix in a second model's opinion."""
@@ -199,7 +194,8 @@ class Engine:
         for row, tokens in enumerate(output[:, ids.shape[1] :].tolist()):
             length = next((place for place, token in enumerate(tokens) if token in end), len(tokens))
             text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-            found.append(_answered(batch, row, text, 0.0, min(length + 1, len(tokens)), []))
+            case, prompt_tokens = batch.cases[row], len(batch.prompts[row].input_ids)
+            found.append(Answered(case, text, 0.0, prompt_tokens, min(length + 1, len(tokens))))
         return found
 
     def rank_by_attention(self, cases: Sequence[Case]) -> list[list[int]]:
@@ -268,18 +264,27 @@ class _Prompts(PromptBuilder):
         return super().from_question(question, passages, max_tokens=max_tokens, drop_order=drop_order)
 
 
-def _answered(batch: Batch, row: int, text: str, alpha: float, answer_tokens: int, steps: Sequence[Tensor]) -> Answered:
-    case, prompt_tokens = batch.cases[row], len(batch.prompts[row].input_ids)
+def _request(case: Case, alpha: AlphaSetting, split: SplitSetting) -> Request:
+    example = case.example
+    return Request(question=example.question, passages=example.passages, alpha=alpha, split=split, score_kind=example.score_kind)
+
+
+def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor]) -> Answered:
+    case, prompt_tokens, answer_tokens = batch.cases[row], len(batch.prompts[row].input_ids), answer.usage.completion_tokens
     if not steps or answer_tokens == 0:
-        return Answered(case, text, alpha, prompt_tokens, answer_tokens)
-    mass = torch.stack([step[row, :, 0] for step in steps[:answer_tokens]]).mean(dim=(0, 1))
+        return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens)
+    by_head = torch.stack([step[row, :, 0] for step in steps[:answer_tokens]])
+    if answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
+        is_favoured = torch.tensor([False, *(use.favoured for use in answer.passages)], device=by_head.device)
+        by_head = split_softmax(by_head, is_favoured, answer.tau)
+    mass = by_head.mean(dim=(0, 1))
     n = len(case.example.passages)
     on_passages = [float(value) for value in mass[1 : n + 1]]
     total = sum(on_passages)
     return Answered(
         case,
-        text,
-        alpha,
+        answer.text,
+        answer.alpha,
         prompt_tokens,
         answer_tokens,
         tuple(value / total for value in on_passages) if total > 0 else (),

@@ -12,6 +12,7 @@ from focus_rag.evaluation.results import (
     BARE,
     BEST_FIXED,
     BEST_OF_ALPHAS,
+    DIRECTIONS,
     GOLD_ONLY,
     RANDOM_HEADS,
     SPLIT_TUNED,
@@ -19,7 +20,7 @@ from focus_rag.evaluation.results import (
 )
 
 EVERY_METHOD, BY_COUNT = "Every method in the headline cell", "Quality against the number of passages"
-_LINES = (BARE, AUTO, BEST_FIXED, GOLD_ONLY, SPLIT_TUNED, "top 3 only", "attention rerank", RANDOM_HEADS)
+_LINES = (BARE, AUTO, DIRECTIONS, BEST_FIXED, GOLD_ONLY, SPLIT_TUNED, "top 3 only", "attention rerank", RANDOM_HEADS)
 
 
 def pictures(evaluation: Evaluation) -> dict[str, bytes]:
@@ -30,7 +31,7 @@ def pictures(evaluation: Evaluation) -> dict[str, bytes]:
         "Quality against the gold passage's position": _by_position(evaluation),
         "Quality against alpha": _by_alpha(evaluation),
         "Contextual heads": _head_map(evaluation),
-        "Regret of auto alpha": _regret(evaluation),
+        "Regret of alpha by retrieval": _regret(evaluation),
         "Passages by attention": _passages(evaluation),
     }
     return {title: picture for title, picture in drawn.items() if picture is not None}
@@ -115,9 +116,9 @@ def _by_alpha(evaluation: Evaluation) -> bytes | None:
         yerr=[[one.mean - one.low for _, one in points], [one.high - one.mean for _, one in points]],
         marker="o", ms=3, capsize=2, label="fixed",
     )  # fmt: skip
-    auto, alpha = evaluation.interval(cell, AUTO), evaluation.mean(cell, AUTO, "alpha")
+    auto, alpha = evaluation.interval(cell, DIRECTIONS), evaluation.mean(cell, DIRECTIONS, "alpha")
     if auto.n and alpha is not None:
-        axes.plot([alpha], [auto.mean], marker="*", ms=12, ls="none", label="auto (at its mean alpha)")
+        axes.plot([alpha], [auto.mean], marker="*", ms=12, ls="none", label="by retrieval (at its mean)")
     axes.set(xlabel="alpha", ylabel="quality", title=cell)
     axes.legend(fontsize=7)
     return _png(figure)
@@ -143,13 +144,13 @@ def _head_map(evaluation: Evaluation) -> bytes | None:
 
 
 def _regret(evaluation: Evaluation) -> bytes | None:
-    if not evaluation.alpha_methods or AUTO not in evaluation.methods:
+    if not evaluation.alpha_methods or DIRECTIONS not in evaluation.methods:
         return None
     figure, axes = _canvas()
     fixed = [BARE, *(one for one in evaluation.alpha_methods if float(one[6:]) > 0)]
     rows = []
     for cell in evaluation.cells:
-        auto = evaluation.interval(cell, AUTO).mean
+        auto = evaluation.interval(cell, DIRECTIONS).mean
         best = max((one.mean for name in fixed if (one := evaluation.interval(cell, name)).n), default=auto)
         rows.append((cell, best - auto, evaluation.interval(cell, BEST_OF_ALPHAS).mean - auto))
     places = range(len(rows))
@@ -161,7 +162,7 @@ def _regret(evaluation: Evaluation) -> bytes | None:
     )
     axes.set_yticks(list(places), [cell for cell, _, _ in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.set(xlabel="quality that auto leaves on the table, against")
+    axes.set(xlabel="quality that alpha by retrieval leaves on the table, against")
     axes.legend(fontsize=7)
     return _png(figure)
 

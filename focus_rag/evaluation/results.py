@@ -18,6 +18,7 @@ Record = dict[str, Any]
 Key = tuple[str, str, str]
 
 BARE, GOLD_ONLY, AUTO, BEST_FIXED = "bare", "gold only", "auto", "best fixed alpha"
+DIRECTIONS = "directions alone"
 RANDOM_HEADS, SPLIT_GOLD = "random heads", "split softmax, gold"
 SPLIT_TUNED = "split softmax, gold, tau by dev"
 BEST_OF_ALPHAS = "per-question best alpha"
@@ -135,7 +136,7 @@ class Evaluation:
 
     @property
     def compared_with_auto(self) -> list[str]:
-        """What auto alpha is held against: all that a user could do instead. Methods that are told the gold are bounds."""
+        """What auto is held against: all that a user could do instead. Methods that are told the gold are bounds."""
         own = [AUTO, BEST_OF_ALPHAS, *self.alpha_methods]
         return [name for name in self.methods if name not in own and name not in self.oracles]
 

@@ -23,6 +23,7 @@ from focus_rag.evaluation.results import (
     AUTO,
     BARE,
     BEST_FIXED,
+    DIRECTIONS,
     GOLD_ONLY,
     RANDOM_HEADS,
     SPLIT_GOLD,
@@ -38,7 +39,7 @@ from focus_rag.profile import FocusProfile
 from focus_rag.whole_files import write_whole
 
 DEV = "dev"
-CORE = (BARE, GOLD_ONLY, AUTO, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
+CORE = (BARE, GOLD_ONLY, AUTO, DIRECTIONS, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
 """Methods that the headline is about; the others can be given fewer questions."""
 
 _DEV_PART = 5  # of a file without dev questions of its own, one question in so many is for choosing
@@ -324,6 +325,7 @@ def _describe(
             "heads": [[entry.layer, entry.head, entry.score] for entry in profile.heads],
             "site": profile.site,
             "policy": profile.policy.model_dump(mode="json"),
+            "split": None if profile.split is None else profile.split.model_dump(mode="json"),
         },
         "data": source.name,
         "left_out": {reason: len(places) for reason, places in left_out.items()},
@@ -347,7 +349,7 @@ def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:
     for cases in groups:
         for case in cases:
             one = case.example
-            whole = (case.id, one.question, one.answers, one.passages, sorted(one.gold), case.wrong_answers)
+            whole = (case.id, one.question, one.answers, one.passages, sorted(one.gold), one.score_kind, case.wrong_answers)
             digest.update(repr(whole).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 

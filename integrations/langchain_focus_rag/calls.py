@@ -65,13 +65,13 @@ class LangChainSettings(FocusSettings):
     def identity(self) -> dict[str, Any]:
         """Everything that decides what a prompt is answered with; a cache keys on it."""
         alpha = self.generator.alpha if self.alpha is None else self.alpha
-        profile, split = self.generator.profile, self.generator.split
+        profile, split = self.generator.profile, self.generator.split if self.split is None else self.split
         return {
             "model_name": self.model_name,
             "weights": self.generator.identity,
             "alpha": alpha if isinstance(alpha, (str, int, float)) else alpha.model_dump_json(),
             "profile": None if profile is None else _profile_identity(profile),
-            "split": None if split is None else split.model_dump_json(),
+            "split": split if isinstance(split, str) else split.model_dump_json(),
             "noise": self.noise,
             "score_kind": self.score_kind,
             "higher_is_better": self.higher_is_better,
@@ -104,4 +104,4 @@ def _from_document(value: Any, score: Any) -> Passage | None:
 
 def _profile_identity(profile: Any) -> str:
     heads = ",".join(f"{head.layer}.{head.head}" for head in profile.heads)
-    return f"{profile.site}:{heads}:{profile.policy.model_dump_json()}:{sorted(map(str, profile.provenance.items()))}"
+    return f"{profile.site}:{heads}:{profile.policy.model_dump_json()}:{profile.split!r}:{sorted(map(str, profile.provenance.items()))}"

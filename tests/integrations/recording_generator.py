@@ -21,7 +21,7 @@ class RecordingGenerator:
         self.text = text
         self.model_name = "recording"
         self.identity = "recording"
-        self.split = None
+        self.split = "auto"
         self.context_window = 32768
         self.settings = GenerationSettings()
         self.alpha = "auto"

@@ -17,6 +17,7 @@ from focus_rag.evaluation.datasets.jsonl import json_rows
 from focus_rag.evaluation.datasets.lost_in_the_middle import key_value_row, lost_in_the_middle_row
 from focus_rag.evaluation.datasets.rows import RowLeftOut
 from focus_rag.evaluation.datasets.table import table_rows
+from focus_rag.noise import ScoreKind
 
 __all__ = ["load_cases", "normal_row"]
 
@@ -32,7 +33,9 @@ _READERS: tuple[tuple[frozenset[str], Callable[[Mapping[str, Any]], Mapping[str,
 )
 
 
-def load_cases(path: str | Path, *, documents: str | Path | None = None, retrieve: int = 20) -> FileCases:
+def load_cases(
+    path: str | Path, *, documents: str | Path | None = None, retrieve: int = 20, score_kind: ScoreKind | None = None
+) -> FileCases:
     """Read cases from a file or folder of any known format.
 
     Known: this library's JSONL; lost-in-the-middle (questions, key-value pairs); HELMET's question answering and
@@ -43,6 +46,7 @@ def load_cases(path: str | Path, *, documents: str | Path | None = None, retriev
         path: File or folder.
         documents: Folder of documents that the questions of a CSV are about.
         retrieve: Passages to retrieve where the format brings none (BEIR, CSV).
+        score_kind: What the scores are, of rows which do not say it.
 
     Raises:
         InvalidInputError: Nothing there, or not one usable row; the message counts the reasons.
@@ -54,7 +58,7 @@ def load_cases(path: str | Path, *, documents: str | Path | None = None, retriev
     cases: dict[str, Case] = {}
     for where, row in _rows_of(place, documents, retrieve):
         found = row if isinstance(row, str) else normal_row(row)
-        made = case_of(found) if isinstance(found, Mapping) else found
+        made = case_of(found, score_kind=score_kind) if isinstance(found, Mapping) else found
         if isinstance(made, Case) and made.id in cases:
             # Files of one folder may each number their rows from 1.
             is_other = cases[made.id].example.key != made.example.key

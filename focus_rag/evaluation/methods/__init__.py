@@ -8,14 +8,15 @@ from functools import partial
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.methods.attention_rerank import AttentionRerank
 from focus_rag.evaluation.methods.context_aware import ContextAware
-from focus_rag.evaluation.methods.focusing import Auto, Fixed, RandomHeads, ThenAuto
+from focus_rag.evaluation.methods.focusing import Auto, Directions, Fixed, RandomHeads, ThenAuto
 from focus_rag.evaluation.methods.method import Method, Tuned
 from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
 from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, Reorder, ScoreCutOff, TopM
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
-from focus_rag.evaluation.methods.split import Split
-from focus_rag.evaluation.results import SPLIT_TUNED
+from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
+from focus_rag.evaluation.results import DIRECTIONS, SPLIT_GOLD, SPLIT_TUNED
+from focus_rag.score_split import ScoreSplit
 
 __all__ = ["ALPHAS", "Method", "Tuned", "every_name", "methods_named"]
 
@@ -29,9 +30,9 @@ _TEMPERATURES = (1.1, 1.25, 1.5, 2.0)
 _LOG_SLOPES = (0.05, 0.1, 0.2, 0.4)
 _CONTRASTS = (0.5, 1.0)
 _TAUS = (0.1, 0.03, 0.01)
+_REACHES = (0.0, 0.3)
 _KEPT = (3, 8)
 _SPANS: tuple[PassageChoice, ...] = ("top 1", "all", "gold")
-_SPLIT: tuple[PassageChoice, ...] = ("gold", "top 1", "top 3")
 
 
 def _then_auto(m: int) -> ThenAuto:
@@ -47,14 +48,15 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     "gold only": GoldOnly,
     "closed book": ClosedBook,
     "auto": Auto,
+    DIRECTIONS: Directions,
     "best fixed alpha": lambda: Tuned("best fixed alpha", tuple(Fixed(alpha) for alpha in ALPHAS)),
     **{f"alpha={alpha:g}": partial(Fixed, alpha) for alpha in (NEGATIVE_ALPHA, *ALPHAS)},
     "random heads": RandomHeads,
-    **{f"split softmax, {which}": partial(Split, which) for which in _SPLIT},
-    "split softmax, top 1, with auto": partial(Split, "top 1", with_auto=True),
-    SPLIT_TUNED: lambda: Tuned(
-        SPLIT_TUNED, tuple(Split(tau=tau) for tau in _TAUS)
+    "best fixed split": lambda: Tuned(
+        "best fixed split", tuple(FixedSplit(ScoreSplit(reach=reach, tau=tau)) for reach in _REACHES for tau in _TAUS)
     ),
+    SPLIT_GOLD: GoldSplit,
+    SPLIT_TUNED: lambda: Tuned(SPLIT_TUNED, tuple(GoldSplit(tau=tau) for tau in _TAUS)),
     "score cut-off": ScoreCutOff,
     "score cut-off, then auto": lambda: ThenAuto(ScoreCutOff()),
     **{f"top {m} only": partial(TopM, m) for m in _KEPT},

@@ -1,4 +1,4 @@
-"""Focus directions (Zhu et al., arXiv 2503.23306) at a fixed alpha, at alpha by retrieval, and on random heads."""
+"""Focus (Zhu et al., arXiv 2503.23306) as a profile sets it for each request, its directions alone, and on random heads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import torch
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
-from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
+from focus_rag.evaluation.methods.method import Ask, asked
 from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, TopM
+from focus_rag.evaluation.results import DIRECTIONS
 from focus_rag.profile import FocusProfile, HeadEntry
-
-
-def _focused(case: Case, alpha: float) -> Ask:
-    """Fixed and auto ask the same where their alphas are equal, and what the bare model does where they are 0."""
-    return Ask(case, f"alpha={alpha!r}" if alpha else BARE_SETTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,7 @@ class Fixed:
         return f"Focus directions at alpha {self.alpha:g} for every question (Zhu et al., arXiv 2503.23306)."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return _focused(case, float(self.alpha))
+        return asked(case, engine.choice(case, alpha=float(self.alpha)))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha=self.alpha)
@@ -44,15 +40,34 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Auto:
-    """Alpha by the profile's policy, from the number of passages and their scores."""
+    """What a generator does by itself: split softmax by the profile where scores tell passages apart, else directions."""
 
     name: str = "auto"
-    note: str = "Focus directions with alpha set for each question from its retrieval, by the profile's policy."
+    note: str = (
+        "What a profile does by itself: split softmax on the best scored passages where it was fitted and scores tell them apart, else focus "
+        "directions with alpha set for each question from its retrieval."
+    )
     needs_profile: bool = True
     oracle: bool = False
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return _focused(case, engine.auto_alpha(case))
+        return asked(case, engine.choice(case))
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer(cases, alpha="auto", split="auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """Alpha by the profile's policy, from the number of passages and their scores; its split left out."""
+
+    name: str = DIRECTIONS
+    note: str = "Focus directions alone, with alpha set for each question from its retrieval by the profile's policy."
+    needs_profile: bool = True
+    oracle: bool = False
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return asked(case, engine.choice(case, split="off"))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer(cases, alpha="auto")
@@ -60,7 +75,7 @@ class Auto:
 
 @dataclass(frozen=True, slots=True)
 class ThenAuto:
-    """Alpha by the profile's policy, over the passages that a rule on their scores leaves."""
+    """What the profile does by itself, over the passages that a rule on their scores leaves."""
 
     rule: TopM | ScoreCutOff
     needs_profile: bool = True
@@ -72,14 +87,14 @@ class ThenAuto:
 
     @property
     def note(self) -> str:
-        return f"What '{self.rule.name}' leaves, with alpha by the profile's policy for as many passages."
+        return f"What '{self.rule.name}' leaves, with what the profile does by itself to as many passages."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
         shown = self.rule.ask(engine, case).shown
-        return _focused(shown, engine.auto_alpha(shown))
+        return asked(shown, engine.choice(shown))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self.rule.ask(engine, case).shown for case in cases], alpha="auto")
+        return engine.answer([self.rule.ask(engine, case).shown for case in cases], alpha="auto", split="auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +104,17 @@ class RandomHeads:
     seed: int = 0
     name: str = "random heads"
     note: str = (
-        "Control: as many heads drawn at random outside the profile (where there are enough), each with a random direction "
-        "as long as the trained one, alpha by the profile's policy."
+        "Control: what the profile does by itself, done to as many heads drawn at random outside of it (where there are enough), each with a random "
+        "direction as long as the trained one."
     )
     needs_profile: bool = True
     oracle: bool = False
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        alpha = engine.auto_alpha(case)
-        return Ask(case, f"{self.name}, alpha={alpha!r}" if alpha else BARE_SETTING)
+        return asked(case, engine.choice(case), on=self.name)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer(cases, alpha="auto", profile=_random_profile(engine, self.seed))
+        return engine.answer(cases, alpha="auto", split="auto", profile=_random_profile(engine, self.seed))
 
 
 _PROFILES: dict[tuple[int, int], tuple[FocusProfile, FocusProfile]] = {}

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
+from focus_rag.focus_choice import FocusChoice
 
 BARE_SETTING = "bare"
 """The setting of a model to which nothing is done."""
@@ -31,6 +32,20 @@ class Ask:
         example = self.shown.example
         passages = tuple(passage.content for passage in example.passages)
         return self.setting, example.question, passages, tuple(sorted(example.gold))
+
+
+def asked(case: Case, choice: FocusChoice, *, on: str = "") -> Ask:
+    """What a choice asks: the same where two settings come to the same, and what the bare model does where nothing is done.
+
+    Args:
+        case: The case.
+        choice: What is done for it.
+        on: Which heads it is done to, if not those of the profile.
+    """
+    done = [f"alpha={choice.alpha!r}"] if choice.alpha else []
+    if choice.favoured:
+        done.append(f"tau={choice.tau!r} on {sorted(choice.favoured)}")
+    return Ask(case, ", ".join([*([on] if on else []), *done]) if done else BARE_SETTING)
 
 
 class Method(Protocol):

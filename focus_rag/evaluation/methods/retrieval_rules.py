@@ -9,14 +9,8 @@ from typing import Literal
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import Ask
-from focus_rag.noise import worst_first
 
-PassageChoice = Literal["top 1", "top 3", "all", "gold"]
-
-
-def best_first(case: Case) -> list[int]:
-    """Indices of a case's passages, the best score first."""
-    return list(reversed(worst_first(case.example.passages)))
+PassageChoice = Literal["top 1", "all", "gold"]
 
 
 def chosen_passages(case: Case, which: PassageChoice) -> list[int]:
@@ -25,7 +19,7 @@ def chosen_passages(case: Case, which: PassageChoice) -> list[int]:
         return sorted(case.example.gold)
     if which == "all":
         return list(range(len(case.example.passages)))
-    return sorted(best_first(case)[: int(which.removeprefix("top "))])
+    return case.example.best_first()[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class TopM:
         return f"The bare model with the {self.m} best scored passages."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return Ask(case.with_passages(sorted(best_first(case)[: self.m])))
+        return Ask(case.with_passages(sorted(case.example.best_first()[: self.m])))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer([self.ask(engine, case).shown for case in cases])
@@ -75,7 +69,7 @@ class ScoreCutOff:
         return Ask(self._cut(case))
 
     def _cut(self, case: Case) -> Case:
-        order = best_first(case)
+        order = case.example.best_first()
         scores = [case.example.passages[index].score for index in order]
         if not scores or scores[0] is None or scores[-1] is None:
             return case
@@ -101,7 +95,7 @@ class Reorder:
     oracle: bool = False
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return Ask(case.with_passages(ends_first(best_first(case))))
+        return Ask(case.with_passages(ends_first(case.example.best_first())))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer([self.ask(engine, case).shown for case in cases])

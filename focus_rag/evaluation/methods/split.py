@@ -1,5 +1,5 @@
-"""Split softmax (Zhu et al., arXiv 2503.23306) on chosen passages: on the gold ones the upper anchor of attention steering, on the
-best scored ones what a user can do with the same heads.
+"""Split softmax (Zhu et al., arXiv 2503.23306): on the gold passages the upper anchor of attention steering, on the best scored
+ones what a user can do with the same heads.
 """
 
 from __future__ import annotations
@@ -11,57 +11,66 @@ from typing import Any
 
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
-from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
-from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, chosen_passages
+from focus_rag.evaluation.methods.method import Ask, asked
+from focus_rag.score_split import ScoreSplit
 from focus_rag.splitting import split_softmax
+
+_PUBLISHED_TAU = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """The chosen passages get mass `p ** tau` on the contextual heads.
+class GoldSplit:
+    """The gold passages get mass `p ** tau` on the contextual heads, in every row after them."""
 
-    Attributes:
-        which: The chosen passages.
-        tau: Exponent.
-        with_auto: Whether focus directions act as well, at the alpha of the profile's policy.
-    """
-
-    which: PassageChoice = "gold"
-    tau: float = 0.1
-    with_auto: bool = False
+    tau: float = _PUBLISHED_TAU
     needs_profile: bool = True
-
-    @property
-    def oracle(self) -> bool:
-        return self.which == "gold"
+    oracle: bool = True
 
     @property
     def name(self) -> str:
-        tau = "" if self.tau == Split().tau else f", tau={self.tau:g}"
-        return f"split softmax, {self.which}{tau}{', with auto' if self.with_auto else ''}"
+        return f"split softmax, gold{'' if self.tau == _PUBLISHED_TAU else f', tau={self.tau:g}'}"
 
     @property
     def note(self) -> str:
         return (
-            f"Contextual heads give the passages ({self.which}) the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
-            "their tau is 0.1 and their passages the gold ones)."
-            + (" Beside focus at the alpha of the profile's policy." if self.with_auto else "")
+            f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
+            f"their tau is {_PUBLISHED_TAU:g})."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        chosen = chosen_passages(case, self.which)
-        alpha = engine.auto_alpha(case) if self.with_auto else 0.0
-        return Ask(case, f"{self.name} {chosen}" if chosen or alpha else BARE_SETTING)
+        return Ask(case, self.name)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         def intervene(batch: Batch) -> AbstractContextManager[Any]:
-            spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
+            spans = batch.spans_of(lambda case: sorted(case.example.gold))
             if not any(spans):
                 return nullcontext()
-            # On scored passages as `ScoreSplit` does it, from where the passages end; on gold ones as published.
-            ends = [prompt.after_passages_in(batch.length) for prompt in batch.prompts]
-            return split_softmax(
-                engine.model, engine.heads, spans, batch.length, tau=self.tau, first_row=None if self.oracle else ends
-            )
+            return split_softmax(engine.model, engine.heads, spans, batch.length, tau=self.tau)
 
-        return engine.answer(cases, alpha="auto" if self.with_auto else 0.0, intervene=intervene, edits_weights=True)
+        return engine.answer(cases, intervene=intervene, edits_weights=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSplit:
+    """The same split on the best scored passages for every question, without directions."""
+
+    split: ScoreSplit
+    needs_profile: bool = True
+    oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"split by score, reach={self.split.reach:g}, tau={self.split.tau:g}"
+
+    @property
+    def note(self) -> str:
+        return (
+            f"Contextual heads give the passages within {self.split.reach:g} of the range of scores below the best one the mass p ** {self.split.tau:g}, from "
+            "where the passages end (split softmax with scores in the place of the gold flags)."
+        )
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return asked(case, engine.choice(case, alpha=0.0, split=self.split))
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer(cases, split=self.split)

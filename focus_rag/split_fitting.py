@@ -1,0 +1,127 @@
+"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores and how hard.
+
+A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
+noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from focus_rag.alpha_fitting import pooled
+from focus_rag.alpha_sweep import Estimate
+from focus_rag.examples import Example
+from focus_rag.fit_sweep import SweepCell
+from focus_rag.score_split import ScoreSplit
+
+Grades = Callable[[ScoreSplit, SweepCell], Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsplit:
+    """A cell as answered without a split.
+
+    Attributes:
+        cell: The cell.
+        bare: Grade of each of its questions by the bare model.
+        directions: And under the policy for alpha.
+    """
+
+    cell: SweepCell
+    bare: Sequence[float]
+    directions: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTrial:
+    """What one split reached.
+
+    Attributes:
+        split: The split.
+        columns: Grades in every cell.
+        gain: Over the directions, all cells with gold together.
+        loses: Names of the cells in which it is worse than the bare model beyond the interval.
+    """
+
+    split: ScoreSplit
+    columns: tuple[Sequence[float], ...]
+    gain: Estimate
+    loses: tuple[str, ...]
+
+    def to_dict(self, cells: Sequence[Unsplit]) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **self.split.model_dump(),
+            "gain": self.gain.to_dict(),
+            "loses": list(self.loses),
+            "cells": [
+                {
+                    "passages": one.cell.count,
+                    "noise": one.cell.noise,
+                    "gold_missing": one.cell.gold_missing,
+                    "bare": Estimate.of(one.bare).to_dict(),
+                    "directions": Estimate.of(one.directions).to_dict(),
+                    "split": Estimate.of(column).to_dict(),
+                }
+                for one, column in zip(cells, self.columns, strict=True)
+            ],
+        }
+
+
+def fit_split(
+    cells: Sequence[Unsplit],
+    reaches: Sequence[float],
+    taus: Sequence[float],
+    grades: Grades,
+    progress: Callable[[int, int], None],
+) -> tuple[SplitTrial | None, list[SplitTrial]]:
+    """Choose a split: the exponent at the first reach, then the reach at that exponent.
+
+    Args:
+        cells: What the sweep of alpha was measured on.
+        reaches: To compare.
+        taus: To compare.
+        grades: Grades of a cell's questions under a split.
+        progress: Called with splits done and splits in all.
+
+    Returns:
+        The best split, None where none is worth it, and everything that was tried; nothing is tried where scores tell no passages apart.
+    """
+    tried: list[SplitTrial] = []
+    if not reaches or not _is_told_apart([one for cell in cells for one in cell.cell.questions], reaches):
+        return None, tried
+    first, *others = reaches
+
+    def measure(split: ScoreSplit) -> None:
+        columns = tuple(grades(split, one.cell) for one in cells)
+        present = [(one, column) for one, column in zip(cells, columns, strict=True) if not one.cell.gold_missing]
+        gain = pooled([([each.key for each in one.cell.questions], _differences(column, one.directions)) for one, column in present])
+        loses = [
+            one.cell.name for one, column in zip(cells, columns, strict=True) if Estimate.of(_differences(column, one.bare)).high < 0
+        ]
+        tried.append(SplitTrial(split, columns, gain, tuple(loses)))
+        progress(len(tried), len(taus) + len(others))
+
+    for tau in taus:
+        measure(ScoreSplit(reach=first, tau=tau))
+    best_tau = max(tried, key=_worth).split.tau
+    for reach in others:
+        measure(ScoreSplit(reach=reach, tau=best_tau))
+    best = max(tried, key=_worth)
+    return (None if best.loses or best.gain.low <= 0 else best), tried
+
+
+def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float]) -> bool:
+    """Whether a split of any reach would favour any passage of any question."""
+    splits = [ScoreSplit(reach=reach) for reach in reaches]
+    return any(split.favoured(one.passages, range(len(one.passages)), score_kind=one.score_kind) for one in questions for split in splits)
+
+
+def _worth(trial: SplitTrial) -> tuple[bool, float]:
+    return not trial.loses, trial.gain.low
+
+
+def _differences(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(after, before, strict=True)]

@@ -1,0 +1,75 @@
+"""A split is chosen where it gains for certain over the directions and does harm nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from focus_rag.examples import Example
+from focus_rag.fit_sweep import SweepCell
+from focus_rag.passages import Passage
+from focus_rag.score_split import ScoreSplit
+from focus_rag.split_fitting import Unsplit, fit_split
+
+REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
+
+
+def questions(n: int = 60, score: float | None = 1.0) -> tuple[Example, ...]:
+    passages = (Passage("gold", score=score), Passage("other", score=0.0 if score else None), Passage("third", score=0.0 if score else None))
+    return tuple(Example(f"Question {number}?", ("gold",), passages, frozenset({0})) for number in range(n))
+
+
+def cell(bare: float, directions: float, *, count: int = 3, gold_missing: bool = False, score: float | None = 1.0) -> Unsplit:
+    asked = questions(score=score)
+    return Unsplit(SweepCell(count, 1.0, asked, gold_missing), right(bare), right(directions))
+
+
+def right(share: float, n: int = 60) -> list[float]:
+    return [float(number < share * n) for number in range(n)]
+
+
+def fitted(cells, quality):
+    """Fit where a split answers the share `quality(split, cell)` of the questions, and those that are answered without it first."""
+    asked: list[ScoreSplit] = []
+
+    def grades(split: ScoreSplit, one: SweepCell) -> list[float]:
+        asked.append(split)
+        return right(quality(split, one))
+
+    done: list[tuple[int, int]] = []
+    best, tried = fit_split(cells, REACHES, TAUS, grades, lambda *step: done.append(step))
+    assert [one.split for one in tried] == list(dict.fromkeys(asked))
+    assert [step for step, _ in done] == list(range(1, len(tried) + 1)) and all(total == len(tried) for _, total in done)
+    return best, tried
+
+
+def test_the_exponent_is_chosen_first_and_the_reach_at_that_exponent():
+    best, tried = fitted([cell(0.3, 0.4)], lambda split, _: 0.5 + 0.2 * (split.tau == 0.03) + 0.2 * (split.reach == 0.15))
+    assert [(one.split.reach, one.split.tau) for one in tried] == [(0.3, 0.1), (0.3, 0.03), (0.15, 0.03), (0.0, 0.03)]
+    assert best is not None and best.split == ScoreSplit(reach=0.15, tau=0.03)
+    assert best.gain.mean == pytest.approx(0.5) and best.gain.low > 0.3
+    (told,) = best.to_dict([cell(0.3, 0.4)])["cells"]
+    assert (told["passages"], told["directions"]["mean"], told["split"]["mean"]) == (3, 0.4, 0.9)
+
+
+@pytest.mark.parametrize(("directions", "split"), [(0.6, 0.6), (0.6, 0.62), (0.9, 0.8)])
+def test_without_a_sure_gain_over_the_directions_nothing_is_chosen(directions, split):
+    best, tried = fitted([cell(0.3, directions)], lambda *_: split)
+    assert best is None and len(tried) == 4
+
+
+def test_what_does_harm_in_any_cell_is_not_chosen():
+    cells = [cell(0.3, 0.3), cell(0.5, 0.5, gold_missing=True)]
+    best, tried = fitted(cells, lambda split, one: 0.3 if one.gold_missing else 0.9)
+    assert best is None and all(one.loses == ("3-missing",) for one in tried)
+    best, _ = fitted(cells, lambda split, one: (0.3 if split.reach else 0.5) if one.gold_missing else 0.9)
+    assert best is not None and best.split.reach == 0.0
+
+
+def test_the_gain_is_that_of_cells_with_gold_alone():
+    best, _ = fitted([cell(0.3, 0.3), cell(0.1, 0.1, gold_missing=True)], lambda split, one: 0.9 if one.gold_missing else 0.3)
+    assert best is None
+
+
+def test_without_scores_nothing_is_tried():
+    assert fitted([cell(0.3, 0.3, score=None)], lambda *_: 1.0) == (None, [])
+    assert fit_split([cell(0.3, 0.3)], (), TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
