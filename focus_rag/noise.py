@@ -67,8 +67,8 @@ _FEWEST_FOR_SHAPE: Final = 3
 _FEWEST_FOR_RANKS: Final = 4
 # Ranges below this share of the magnitude are rounding, not evidence.
 _EQUAL: Final = 1e-9
-# A list runs one way when steps that way outnumber the others by this factor; a shuffled one must not pass for it.
-_ONE_WAY: Final = 2
+# A list that turns runs one way all the same when its steps that way are so many standard deviations more than those of a shuffled one.
+_ONE_WAY: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,10 @@ def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_k
     pairs = list(itertools.pairwise(scores))
     rises = sum(after > before for before, after in pairs)
     falls = sum(after < before for before, after in pairs)
-    if rises == falls or max(rises, falls) < _ONE_WAY * min(rises, falls):
+    steps = rises + falls
+    # Of a random order half of the steps rise, give or take sqrt((steps + 2) / 12) (Eulerian numbers).
+    by_chance = steps / 2 + _ONE_WAY * math.sqrt((steps + 2) / 12)
+    if steps == 0 or (min(rises, falls) > 0 and max(rises, falls) < by_chance):
         return None
     return falls > rises
 

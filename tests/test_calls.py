@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from focus_rag import CapturedPassages, FocusGenerator, FocusSettings, GenerationSettings, InvalidInputError, Passage
+from focus_rag import (
+    CapturedPassages,
+    FocusGenerator,
+    FocusSettings,
+    GenerationSettings,
+    InvalidInputError,
+    Passage,
+    ScoreSplit,
+)
 from focus_rag.passages import as_passages
 from tests.integrations.recording_generator import RecordingGenerator
 
@@ -31,12 +39,13 @@ def captured(passages: tuple[Passage, ...] = RISING, **more: Any) -> Any:
 
 
 def test_options_win_over_fields_and_fields_over_the_generator() -> None:
-    model = Model(RecordingGenerator(), max_tokens=7, stop="END", alpha=0.1)
+    model = Model(RecordingGenerator(), max_tokens=7, stop="END", alpha=0.1, split="off")
     plain = model.focus_call("x", {}, captured())
-    changed = model.focus_call("x", {"max_new_tokens": 9, "stop": [], "alpha": 0.2, "seed": None}, captured())
+    changed = model.focus_call("x", {"max_new_tokens": 9, "stop": [], "alpha": 0.2, "split": ScoreSplit(tau=0.2), "seed": None}, captured())
     assert plain.request.settings == GenerationSettings(max_new_tokens=7, stop=("END",))
     assert changed.request.settings == GenerationSettings(max_new_tokens=9)
     assert (plain.request.alpha, changed.request.alpha) == (0.1, 0.2)
+    assert (plain.request.split, changed.request.split) == ("off", ScoreSplit(tau=0.2))
 
 
 def test_unknown_options_are_told() -> None:

@@ -38,6 +38,7 @@ def row(question: str = "Who built the mill?", **changes: Any) -> dict[str, Any]
         (row(passages=[{"text": "", "is_gold": True}, {"text": "y"}]), "a passage without text"),
         (row(answers=["Bob"]), "answer in no gold passage"),
         (row(answers=["Ann Ree"]), "answer in no gold passage"),
+        (row(score_kind="stars"), "unknown score_kind"),
     ],
 )
 def test_unusable_rows_are_counted_by_reason(bad: object, reason: str) -> None:
@@ -52,6 +53,32 @@ def test_a_good_row_keeps_everything() -> None:
     assert example.passages[0] == Passage("Ann Reed built the mill.", score=3.5, title="Mill")
     assert example.answers == ("Ann Reed", "Miss Reed"), "an answer that stands in the gold passage comes first"
     assert example.gold == {0}
+
+
+def scores(example: Example) -> list[float | None]:
+    return [passage.score for passage in example.passages]
+
+
+def test_what_scores_are_is_said_by_the_row_or_for_the_file(tmp_path: Path) -> None:
+    passages = [{"text": "Ann Reed built it.", "is_gold": True, "score": 0.4}, {"text": "x", "score": 0.1}, {"text": "y", "score": 0.3}]
+    rows = [row(question="One?", passages=passages), row(question="Two?", passages=passages, score_kind="cosine")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [one.score_kind for one in load_examples(tmp_path / "rows.jsonl").examples] == [None, "cosine"]
+    distances, similarities = load_examples(tmp_path / "rows.jsonl", score_kind="l2").examples
+    assert (distances.score_kind, similarities.score_kind) == ("l2", "cosine")
+    assert (distances.best_first(), similarities.best_first()) == ([1, 2, 0], [0, 2, 1])
+    assert scores(distances.at_count(2)) == [0.4, 0.1] and scores(similarities.at_count(2)) == [0.4, 0.3]
+
+
+@pytest.mark.parametrize(("given", "kind", "best"), [((3.0, 2.0, 1.0), None, 3.0), ((1.0, 2.0, 3.0), None, 1.0), ((1.0, 3.0, 2.0), "bm25", 3.0)])
+def test_shuffled_scores_are_the_same_ones_the_same_way_up(given: tuple[float, ...], kind: Any, best: float) -> None:
+    passages = tuple(Passage(f"text {place}", score=score) for place, score in enumerate(given))
+    example = Example("Why?", ("text 0",), passages, frozenset({0}), kind)
+    dealt = [example.with_shuffled_scores(seed) for seed in range(8)]
+    assert dealt[0] == example.with_shuffled_scores(0) and len({tuple(scores(one)) for one in dealt}) > 2
+    for one in dealt:
+        assert sorted(scores(one)) == sorted(given) and [each.text for each in one.passages] == [each.text for each in passages]
+        assert one.passages[one.best_first()[0]].score == best
 
 
 def test_repeated_questions_count_once() -> None:

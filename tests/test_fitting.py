@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
 from focus_rag.polishing import PolishSettings
 from focus_rag.profile import FocusProfile
+from focus_rag.score_split import ScoreSplit
 
 SETTINGS = FitSettings(
     response="both", polish=PolishSettings(steps=2, batch_examples=1),
@@ -164,9 +166,10 @@ def test_other_weights_or_examples_start_anew(tmp_path: Path, uninterrupted: tup
 
 
 def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With grades that rise with alpha among four passages and fall among two, the policy follows both."""
+    """With grades that rise with alpha among four passages and fall among two, the policy follows both; a split has nothing to add."""
 
     def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
+        alpha = generator.profile.policy if alpha == "auto" else alpha
         choose = alpha.choose if hasattr(alpha, "choose") else lambda signal: AlphaChoice(alpha, "")
         found = []
         for one in examples:
@@ -184,7 +187,34 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
     cells = {cell["count"]: cell for cell in profile.report["cells"]}
     assert cells[4]["bare"]["mean"] == 0.0 and cells[4]["auto"]["mean"] == 1.0 and cells[4]["regret"] == 0.0
     assert cells[2]["auto"]["mean"] == 1.0
-    assert "Alpha is above 0 at 4 passages." in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "Alpha is above 0 at 4 passages." in text and "the profile leans on nothing" in text and profile.split is None
+
+
+def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every question needs the one exponent on the best scored passage alone, and its scores as they are."""
+    scores = {tuple(passage.score for passage in one.passages) for one in small_examples(40)}
+
+    def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
+        split = generator.profile.split if generator.profile is not None and options.get("split") == "auto" else None
+        is_right = split == ScoreSplit(reach=0.0, tau=0.03)
+        return [float(is_right and (len(one.passages) < 4 or tuple(passage.score for passage in one.passages) in scores)) for one in examples]
+
+    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.03, 0.1), "noises": (1.0,)})
+    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
+    assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
+    figures = profile.report["split"]
+    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03} and figures["tried"][-1]["gain"]["mean"] == 1.0
+    assert figures["shuffled_scores"]["split"]["mean"] < 0.5
+    assert "Chosen: reach 0, tau 0.03." in (tmp_path / "report.md").read_text()
+
+
+def test_questions_without_scores_get_no_split(tmp_path: Path) -> None:
+    unscored = [replace(one, passages=tuple(replace(each, score=None) for each in one.passages)) for one in small_examples()]
+    profile = fit_profile(small_model(), tiny_tokenizer(), unscored, tmp_path, SETTINGS)
+    assert profile.split is None and profile.report["split"]["tried"] == []
+    assert "Not fitted: no split was to be tried" in (tmp_path / "report.md").read_text()
 
 
 def test_the_models_own_answers_are_generated_once_for_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +241,8 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
 
     def said(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[str]:
         def text(example: Example) -> str:
-            factor = (alpha.choose(signal_of(example.passages)) if hasattr(alpha, "choose") else AlphaChoice(alpha, "")).alpha
+            policy = generator.profile.policy if alpha == "auto" else alpha
+            factor = (policy.choose(signal_of(example.passages)) if hasattr(policy, "choose") else AlphaChoice(policy, "")).alpha
             value, alone = example.answers[0], len(example.passages) == len(example.gold)
             if not alone and factor < (0.5 if int(example.key, 16) % 2 else 1.0):
                 return "unknown"

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import estimate_noise, signal_of, worst_first
+from focus_rag.noise import estimate_noise, orientation, signal_of, worst_first
 from focus_rag.passages import Passage
 
 garbage = st.one_of(
@@ -116,6 +116,28 @@ def test_squared_l2_from_faiss_is_seen_as_a_distance():
 def test_a_shuffled_list_is_not_taken_for_distances():
     scores = [0.2, 0.9, 0.1, 0.3, 0.15]
     assert estimate_noise(scores) == pytest.approx(estimate_noise(scores, higher_is_better=True))
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "told"),
+    [
+        ((0.9, 0.5, 0.1), {}, True),
+        ((0.1, 0.5, 0.9), {}, False),
+        ((0.9, 0.95, 0.5, 0.1), {}, None),  # so few may fall by chance
+        ((*range(20, 10, -1), 30, *range(10, 0, -1)), {}, True),  # one passage moved
+        ((*range(10), -30, *range(10, 20)), {}, False),
+        ((0.2, 0.9, 0.1, 0.3, 0.15), {}, None),
+        ((0.2, 0.9, 0.1, 0.3, 0.15), {"score_kind": "l2"}, False),
+        ((0.2, 0.9, 0.1, 0.3, 0.15), {"score_kind": "unknown"}, None),
+        ((0.1, 0.5, 0.9), {"score_kind": "cosine"}, True),
+        ((0.1, 0.5, 0.9), {"score_kind": "cosine", "higher_is_better": False}, False),
+        ((0.5, None, 0.5), {}, None),
+        ((0.5,), {}, None),
+        ((), {}, None),
+    ],
+)
+def test_which_end_of_the_scores_is_the_better_one(scores, options, told):
+    assert orientation([Passage("text", score=score) for score in scores], **options) is told
 
 
 def test_absolute_kinds_tell_all_good_from_all_bad():

@@ -28,7 +28,7 @@ from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
 QUESTION = "When was the mill built?"
-SCORES = (0.7, 0.9, 0.5, 0.2)
+SCORES = (0.9, 0.7, 0.5, 0.2)
 PASSAGES = [Passage(f"Passage number {i} about the mill.", score=score, title="Mill") for i, score in enumerate(SCORES)]
 UNSCORED = [Passage(one.text, title="Mill") for one in PASSAGES]
 SETTINGS = GenerationSettings(max_new_tokens=10)
@@ -48,12 +48,14 @@ def scored(*scores: float | None) -> list[Passage]:
 @pytest.mark.parametrize(
     ("scores", "shown", "options", "best"),
     [
-        (SCORES, range(4), {}, (1, 0)),  # 0.7 lies 29% of the range below 0.9
-        (SCORES, (0, 2, 3), {}, (0,)),  # the range is that of the retrieval, not of what is shown
+        (SCORES, range(4), {}, (0, 1)),  # 0.7 lies 29% of the range below 0.9
+        (SCORES, (1, 2, 3), {}, (1,)),  # the range is that of the retrieval, not of what is shown
         (SCORES, (0, 1), {}, ()),  # nothing else is shown
         (SCORES, range(4), {"higher_is_better": False}, (3,)),
         (SCORES, range(4), {"score_kind": "l2"}, (3,)),
         ((0.1, 0.2, 0.4, 0.8), range(4), {}, (0, 1)),  # rising as retrieved: distances
+        ((0.5, 0.9, 0.4, 0.8), range(4), {}, ()),  # which end is the better one is anybody's guess
+        ((0.5, 0.9, 0.4, 0.8), range(4), {"score_kind": "cosine"}, (1, 3)),
         ((None, 0.2, 0.39, 0.4, None), range(5), {"higher_is_better": True}, (3, 2)),
         ((None, None, 0.4), range(3), {}, ()),  # one score cannot be compared
         ((0.3, 0.3, 0.3), range(3), {}, ()),
@@ -99,7 +101,7 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, rea
     bare = FocusGenerator(*parts, settings=SETTINGS, alpha=alpha)
     split = FocusGenerator(*parts, settings=SETTINGS, alpha=alpha, split=ScoreSplit(reach=reach, tau=0.05))
     prompt = bare.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
-    spans = [prompt.spans[index] for index in ((1,) if reach == 0 else (1, 0))]
+    spans = [prompt.spans[index] for index in ((0,) if reach == 0 else (0, 1))]
     with split_softmax(
         model, profile.head_pairs, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.after_passages_in(len(prompt.input_ids))
     ):
@@ -108,7 +110,7 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, rea
     assert answer.text == expected.text != bare.answer(QUESTION, PASSAGES).text
     assert (answer.alpha, answer.tau) == (alpha, 0.05)
     assert answer.reason.endswith(f"split softmax on the {'' if reach == 0 else '2 '}best scored passage{'' if reach == 0 else 's'}, tau 0.05")
-    assert [use.favoured for use in answer.passages] == [reach > 0, True, False, False]
+    assert [use.favoured for use in answer.passages] == [True, reach > 0, False, False]
     assert "".join(split.stream(QUESTION, PASSAGES)) == answer.text
     assert asyncio.run(split.aanswer(QUESTION, PASSAGES)).text == answer.text
 
@@ -179,18 +181,18 @@ def test_attention_on_passages_is_that_under_the_split(parts):
     prompt = split.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     ids = torch.tensor([prompt.input_ids])
     heads = profile.head_pairs
-    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[1]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])), SpanMeter(
+    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[0]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])), SpanMeter(
         model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]
     ) as meter:
         model(ids)
     (weights,) = meter.steps
     in_span = torch.zeros(ids.shape[1], dtype=torch.bool)
-    in_span[slice(*prompt.spans[1])] = True
+    in_span[slice(*prompt.spans[0])] = True
     after = attention_math.split_softmax(weights[0, :, 0], in_span, 0.2).mean(0)
     mass = torch.stack([after[slice(*span)].sum() for span in prompt.spans])
     assert [use.attention for use in answer.passages] == pytest.approx((mass / mass.sum()).tolist(), abs=1e-5)
     bare = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0).answer(QUESTION, PASSAGES)
-    assert answer.passages[1].attention > bare.passages[1].attention + 0.05
+    assert answer.passages[0].attention > bare.passages[0].attention + 0.05
 
 
 def test_a_traced_answer_has_the_attention_under_the_split(parts):

@@ -273,13 +273,13 @@ def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor]) -
     case, prompt_tokens, answer_tokens = batch.cases[row], len(batch.prompts[row].input_ids), answer.usage.completion_tokens
     if not steps or answer_tokens == 0:
         return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens)
-    by_head = torch.stack([step[row, :, 0] for step in steps[:answer_tokens]])
+    n = len(case.example.passages)
+    by_head = torch.stack([step[row, :, 0, : n + 1] for step in steps[:answer_tokens]])  # other rows may have more passages
     if answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
         is_favoured = torch.tensor([False, *(use.favoured for use in answer.passages)], device=by_head.device)
         by_head = split_softmax(by_head, is_favoured, answer.tau)
     mass = by_head.mean(dim=(0, 1))
-    n = len(case.example.passages)
-    on_passages = [float(value) for value in mass[1 : n + 1]]
+    on_passages = [float(value) for value in mass[1:]]
     total = sum(on_passages)
     return Answered(
         case,

@@ -35,6 +35,7 @@ from focus_rag import (
     InvalidInputError,
     Passage,
     PassageRegistry,
+    ScoreSplit,
 )
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
@@ -211,13 +212,13 @@ def test_fields_and_call_options_reach_the_generator(kind: str) -> None:
     model, generator = model_of(kind, temperature=0.5, max_tokens=7, stop=["\n"], alpha=0.1, noise=0.25)
     model.invoke("Hello")
     model.invoke("Hello", stop=["x"], temperature=0.0, max_new_tokens=9, alpha=0.2, seed=4, top_k=3, top_p=0.5)
-    model.bind(alpha=FixedAlpha(alpha=0.3), score_kind="cosine", higher_is_better=True).invoke("Hello")
+    model.bind(alpha=FixedAlpha(alpha=0.3), split=ScoreSplit(), score_kind="cosine", higher_is_better=True).invoke("Hello")
     first, second, third = generator.requests
     assert first.settings == GenerationSettings(temperature=0.5, max_new_tokens=7, stop=("\n",))
     assert (first.alpha, first.noise) == (0.1, 0.25)
     assert second.settings == GenerationSettings(max_new_tokens=9, stop=("x",), seed=4, top_k=3, top_p=0.5)
     assert second.alpha == 0.2
-    assert (third.alpha, third.score_kind, third.higher_is_better) == (FixedAlpha(alpha=0.3), "cosine", True)
+    assert (third.alpha, third.split, third.score_kind, third.higher_is_better) == (FixedAlpha(alpha=0.3), ScoreSplit(), "cosine", True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +270,7 @@ def test_stop_is_honoured(kind: str) -> None:
 def test_caches_key_on_the_settings(kind: str) -> None:
     cache = InMemoryCache()
     generator = RecordingGenerator()
-    for fields in ({}, {"alpha": 0.5}, {"noise": 0.5}, {"temperature": 0.5}, {"seed": 1}, {"passages": []}):
+    for fields in ({}, {"alpha": 0.5}, {"split": "off"}, {"split": ScoreSplit()}, {"noise": 0.5}, {"temperature": 0.5}, {"seed": 1}, {"passages": []}):
         model, _ = model_of(kind, generator, cache=cache, **fields)
         before = len(generator.requests)
         model.invoke("Hello")
@@ -282,13 +283,15 @@ def test_caches_tell_models_and_profiles_of_the_same_name_apart(kind: str, tiny:
     cache = InMemoryCache()
     other = tiny_model(vocab_size=len(tiny.tokenizer), max_position_embeddings=4096, seed=4)
     turned = tiny.profile.replace(directions=-tiny.profile.directions)  # type: ignore[union-attr]
+    leaning = tiny.profile.replace(split=ScoreSplit())  # type: ignore[union-attr]
     generators = [
         FocusGenerator(model, tiny.tokenizer, profile, settings=tiny.settings, name="the same")
-        for model, profile in ((tiny.model, None), (other, None), (tiny.model, tiny.profile), (tiny.model, turned))
+        for model, profile in ((tiny.model, None), (other, None), (tiny.model, tiny.profile), (tiny.model, turned), (tiny.model, leaning))
     ]
     for generator in generators:
         model_of(kind, generator, cache=cache)[0].invoke("Hello")
-    assert len(cache._cache) == len({generator.identity for generator in generators}) == 4
+    assert len({generator.identity for generator in generators}) == 4  # that of weights and directions
+    assert len(cache._cache) == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

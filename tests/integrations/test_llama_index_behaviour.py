@@ -26,7 +26,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_focus_rag import FocusLLM, collect_reports
 
-from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry
+from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry, ScoreSplit
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -117,7 +117,7 @@ async def test_options_of_a_call_reach_the_generator(llm: FocusLLM, generator: R
     passages = [Passage("The mill stands at the river.", 0.5), Passage("The wheel is made of oak.", 0.4)]
     options = {"max_new_tokens": 7, "stop": ["built"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     responses = await all_eight(
-        llm, passages=passages, alpha=0.25, noise=0.5, score_kind="cosine", higher_is_better=True, **options
+        llm, passages=passages, alpha=0.25, split=ScoreSplit(reach=0.1), noise=0.5, score_kind="cosine", higher_is_better=True, **options
     )
     for response in responses:
         assert words(response) == "The mill was "
@@ -125,6 +125,7 @@ async def test_options_of_a_call_reach_the_generator(llm: FocusLLM, generator: R
     for request in generator.requests:
         assert request.settings.model_dump() == {**GenerationSettings().model_dump(), **options, "stop": ("built",)}
         assert request.passages == tuple(passages)
+        assert request.split == ScoreSplit(reach=0.1)
         assert (request.alpha, request.noise, request.score_kind, request.higher_is_better) == (
             0.25,
             0.5,
