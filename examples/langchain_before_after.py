@@ -3,6 +3,11 @@
     -llm = ChatHuggingFace(llm=HuggingFacePipeline.from_model_id("Qwen/Qwen2.5-7B-Instruct", task="text-generation"))
     +llm = ChatFocus(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="my-profile")
 
+And once more with the scores, which LangChain's vector store retrievers throw away, and which a profile leans on where it has them:
+
+    -retriever = store.as_retriever(search_kwargs={"k": 12})
+    +retriever = keep_scores(store.as_retriever(search_kwargs={"k": 12}))
+
     python examples/langchain_before_after.py
 
 Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model that comes with
@@ -22,7 +27,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
-from langchain_focus_rag import ChatFocus
+from langchain_focus_rag import ChatFocus, keep_scores
 
 from focus_rag import FocusGenerator
 from focus_rag.embedded.demo_documents import write_demo
@@ -48,11 +53,13 @@ class LocalEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def existing_chain(texts: list[str], llm: Any) -> Any:
+def existing_chain(texts: list[str], llm: Any, *, scored: bool = False) -> Any:
     """What people have: a vector store of LangChain's, its retriever, a prompt, a model."""
     store = InMemoryVectorStore(LocalEmbeddings(texts))
     store.add_texts(texts)
     retriever = store.as_retriever(search_kwargs={"k": 12})
+    if scored:
+        retriever = keep_scores(retriever)
 
     def join(documents: list[Document]) -> str:
         return "\n\n".join(f"[{i}] {document.page_content}" for i, document in enumerate(documents, start=1))
@@ -69,18 +76,21 @@ def main() -> None:
     generator = FocusGenerator.from_pretrained()
     bare = ChatFocus(generator, alpha=0.0, max_tokens=40)
     focused = ChatFocus(generator, max_tokens=40)
-    before, after = existing_chain(texts, bare), existing_chain(texts, focused)
-
+    chains = {
+        "before": existing_chain(texts, bare),
+        "after": existing_chain(texts, focused),
+        "with scores": existing_chain(texts, focused, scored=True),
+    }
     questions = [row["question"] for row in asked]
-    right = {"before": 0, "after": 0}
-    for row, first, second in zip(asked, before.batch(questions), after.batch(questions), strict=True):
-        for name, text in (("before", first), ("after", second)):
+    answers = {name: chain.batch(questions) for name, chain in chains.items()}
+    right = dict.fromkeys(chains, 0)
+    for place, row in enumerate(asked):
+        said = {name: texts[place].strip() for name, texts in answers.items()}
+        for name, text in said.items():
             right[name] += any(answer.lower() in text.lower() for answer in row["answers"])
-        if first != second:
-            print(
-                f"{row['question']}\n  before: {first.strip()}\n  after:  {second.strip()}\n  right:  {row['answers'][0]}"
-            )
-    print(f"\n{len(asked)} questions; right before: {right['before']}, after: {right['after']}")
+        if len(set(said.values())) > 1:
+            print(row["question"], *(f"  {name}: {text}" for name, text in said.items()), f"  right: {row['answers'][0]}", sep="\n")
+    print(f"\n{len(asked)} questions; right {', '.join(f'{name}: {count}' for name, count in right.items())}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main() -> None:
             with collect_reports() as reports:
                 answer = str(engine.query(row["question"])).strip()
             right[name] += row["answers"][0].lower() in answer.lower()
-            print(f"  {name:6} alpha {reports[-1]['alpha']:.3f}  {answer}")
+            print(f"  {name:6} {answer}\n         {reports[-1]['reason']}")
     print(f"\nright of 12: before {right['before']}, after {right['after']}")
 
 

@@ -58,7 +58,7 @@ def command(
         int | None,
         typer.Option(
             "--main-limit",
-            help="Questions of bare, gold only, auto, best fixed alpha, random heads and split softmax in the headline cell "
+            help="Questions of bare, gold only, auto, directions alone, best fixed alpha, random heads and split softmax in the headline cell "
             "(20 passages, most noise); default: as --limit.",
         ),
     ] = None,
