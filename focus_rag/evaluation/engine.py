@@ -171,7 +171,8 @@ class Engine:
                 stack.enter_context(meter)
             answers = self._generator(profile or self.profile).answer_batch(requests)
         steps = [] if meter is None else meter.steps
-        return [_answered(batch, row, answer, steps) for row, answer in enumerate(answers)]
+        is_split_here = profile is None or profile is self.profile
+        return [_answered(batch, row, answer, steps, is_split_here=is_split_here) for row, answer in enumerate(answers)]
 
     def decode(self, batch: Batch, processors: Sequence[LogitsProcessor]) -> list[Answered]:
         """Answer one batch greedily with logits processors, for methods that mix in a second model's opinion."""
@@ -269,13 +270,22 @@ def _request(case: Case, alpha: AlphaSetting, split: SplitSetting) -> Request:
     return Request(question=example.question, passages=example.passages, alpha=alpha, split=split, score_kind=example.score_kind)
 
 
-def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor]) -> Answered:
+def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *, is_split_here: bool) -> Answered:
+    """An answer with what was measured.
+
+    Args:
+        batch: The batch it was given in.
+        row: Its row.
+        answer: The answer.
+        steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on the sink and the passages.
+        is_split_here: Whether a split acted on these heads, and not on those of another profile.
+    """
     case, prompt_tokens, answer_tokens = batch.cases[row], len(batch.prompts[row].input_ids), answer.usage.completion_tokens
     if not steps or answer_tokens == 0:
         return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens)
     n = len(case.example.passages)
     by_head = torch.stack([step[row, :, 0, : n + 1] for step in steps[:answer_tokens]])  # other rows may have more passages
-    if answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
+    if is_split_here and answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
         is_favoured = torch.tensor([False, *(use.favoured for use in answer.passages)], device=by_head.device)
         by_head = split_softmax(by_head, is_favoured, answer.tau)
     mass = by_head.mean(dim=(0, 1))
