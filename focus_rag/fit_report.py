@@ -201,16 +201,17 @@ def _split_section(figures: dict[str, Any]) -> list[str]:
     cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
     found = [
         "Contextual heads give the best scored passages the mass p ** tau, p being what they had: those within `reach` of the range of scores below the best. `gain` is over the "
-        "directions at the alpha of the policy, all rows above together; `directions` is what they reach. What gains most for certain is chosen, unless it is worse than bare, beyond the "
-        "interval, in any column.",
+        "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
+        "reach. What gains most for certain is chosen, unless it is worse than bare, beyond the interval, where it acts.",
         _table(
-            ["reach", "tau", "gain", "worse than bare", *cells],
+            ["reach", "tau", "from", "gain", "worse than bare", *cells],
             [
-                ["directions", "", "", "", *(_share(one["directions"]) for one in figures["tried"][0]["cells"])],
+                ["directions", "", "", "", "", *(_share(one["directions"]) for one in figures["tried"][0]["cells"])],
                 *(
                     [
                         f"{row['reach']:g}",
                         f"{row['tau']:g}",
+                        row["fewest"],
                         _share(row["gain"]),
                         ", ".join(row["loses"]),
                         *(_share(one["split"]) for one in row["cells"]),
@@ -225,7 +226,7 @@ def _split_section(figures: dict[str, Any]) -> list[str]:
     control = figures["shuffled_scores"]
     return [
         *found,
-        f"Chosen: reach {chosen['reach']:g}, tau {chosen['tau']:g}. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        f"Chosen: reach {chosen['reach']:g}, tau {chosen['tau']:g}, from {chosen['fewest']} passages on. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
         f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
     ]
 

@@ -84,7 +84,7 @@ class FitSettings(BaseModel):
     order_margin: float = Field(default=0.05, ge=0, le=1)
     noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
     split_reaches: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.3, 0.15, 0.0)
-    split_taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.1, 0.05, 0.03), min_length=1)
+    split_taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.1, 0.05, 0.03), min_length=1)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     max_new_tokens: int = Field(default=32, ge=1)
     grading: Grading | None = None
@@ -107,6 +107,6 @@ class FitSettings(BaseModel):
                 "order_questions": min(self.order_questions, 24),
                 "alphas": self.choice_alphas,
                 "split_reaches": self.split_reaches[:1],
-                "split_taus": self.split_taus[1:] or self.split_taus,
+                "split_taus": self.split_taus[1::2] or self.split_taus,
             }
         )

@@ -22,12 +22,14 @@ class ScoreSplit(BaseModel):
         reach: Share of the distance from the best score to the worst within which a passage counts as one of the best; 0 favours the best one
             alone. Shares of a retrieval's own range need no scale: scores that stand out favour few passages, close ones more.
         tau: Exponent; the smaller, the more mass. 1 changes nothing, 0.1 is the published one for relevant passages.
+        fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reach: float = Field(default=0.3, ge=0.0, lt=1.0)
     tau: float = Field(default=0.1, gt=0.0, le=1.0)
+    fewest: int = Field(default=2, ge=2)
 
     def favoured(
         self,
@@ -46,19 +48,19 @@ class ScoreSplit(BaseModel):
             score_kind: What the scores are, where known.
 
         Returns:
-            None of them where scores do not tell the passages shown apart, or where nothing tells which end of them is the better one: neither
+            None of them where too few are shown, where scores do not tell them apart, or where nothing tells which end of them is the better one: neither
             the arguments nor, where passages stand in some other order, their order.
         """
+        in_prompt = set(shown)
         is_known = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None
         order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind) if is_known else []
         scores = {index: score for index in reversed(order) if (score := passages[index].score) is not None}
-        if not scores:
+        if not scores or len(in_prompt) < self.fewest:
             return ()
         halves = [score / 2 for score in scores.values()]  # the range of all floats would be infinite
         spread = halves[0] - halves[-1]
         if self.tau == 1.0 or spread == 0:
             return ()
-        in_prompt = set(shown)
         near = [index for index, half in zip(scores, halves, strict=True) if (halves[0] - half) / spread <= self.reach]
         found = tuple(index for index in near if index in in_prompt)
         return found if len(found) < len(in_prompt) else ()

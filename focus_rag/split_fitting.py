@@ -1,4 +1,4 @@
-"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores and how hard.
+"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, and among how many.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
 noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell.
@@ -39,8 +39,8 @@ class SplitTrial:
     """What one split reached.
 
     Attributes:
-        split: The split.
-        columns: Grades in every cell.
+        split: The split, from the number of passages on at which it is best.
+        columns: Grades in every cell, where it acts among any number.
         gain: Over the directions, all cells with gold together.
         loses: Names of the cells in which it is worse than the bare model beyond the interval.
     """
@@ -96,12 +96,8 @@ def fit_split(
 
     def measure(split: ScoreSplit) -> None:
         columns = tuple(grades(split, one.cell) for one in cells)
-        present = [(one, column) for one, column in zip(cells, columns, strict=True) if not one.cell.gold_missing]
-        gain = pooled([([each.key for each in one.cell.questions], _differences(column, one.directions)) for one, column in present])
-        loses = [
-            one.cell.name for one, column in zip(cells, columns, strict=True) if Estimate.of(_differences(column, one.bare)).high < 0
-        ]
-        tried.append(SplitTrial(split, columns, gain, tuple(loses)))
+        starts = sorted({2, *(one.cell.count for one in cells if one.cell.count > 2)})
+        tried.append(max((_from(fewest, split, cells, columns) for fewest in starts), key=_worth))
         progress(len(tried), len(taus) + len(others))
 
     for tau in taus:
@@ -111,6 +107,19 @@ def fit_split(
         measure(ScoreSplit(reach=reach, tau=best_tau))
     best = max(tried, key=_worth)
     return (None if best.loses or best.gain.low <= 0 else best), tried
+
+
+def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
+    """A split that leaves smaller cells to the directions; its gain there is none."""
+    gains, loses = [], []
+    for one, column in zip(cells, columns, strict=True):
+        acts = one.cell.count >= fewest
+        if not one.cell.gold_missing:
+            keys = [each.key for each in one.cell.questions]
+            gains.append((keys, _differences(column if acts else one.directions, one.directions)))
+        if acts and Estimate.of(_differences(column, one.bare)).high < 0:
+            loses.append(one.cell.name)
+    return SplitTrial(split.model_copy(update={"fewest": fewest}), columns, pooled(gains), tuple(loses))
 
 
 def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float]) -> bool:

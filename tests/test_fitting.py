@@ -205,9 +205,9 @@ def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
     assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
     figures = profile.report["split"]
-    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03} and figures["tried"][-1]["gain"]["mean"] == 1.0
+    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2} and figures["tried"][-1]["gain"]["mean"] == 1.0
     assert figures["shuffled_scores"]["split"]["mean"] < 0.5
-    assert "Chosen: reach 0, tau 0.03." in (tmp_path / "report.md").read_text()
+    assert "Chosen: reach 0, tau 0.03, from 2 passages on." in (tmp_path / "report.md").read_text()
 
 
 def test_questions_without_scores_get_no_split(tmp_path: Path) -> None:

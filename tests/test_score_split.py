@@ -70,6 +70,11 @@ def test_the_best_scored_passages_that_are_shown(scores, shown, options, best):
     assert ScoreSplit(reach=0.3).favoured(scored(*scores), list(shown), **options) == best
 
 
+@pytest.mark.parametrize(("fewest", "shown", "best"), [(2, 2, (0,)), (3, 2, ()), (4, 4, (0, 1)), (5, 4, ())])
+def test_among_too_few_passages_none_is_favoured(fewest, shown, best):
+    assert ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)) == best
+
+
 @given(
     st.lists(st.integers(-1000, 1000), min_size=1, max_size=12),
     st.floats(0, 0.99),
@@ -88,7 +93,7 @@ def test_scale_and_shift_of_scores_do_not_matter(scores, reach, scale, shift):
         assert {i for i, one in enumerate(scores) if one == max(scores)} <= set(found) < set(places)
 
 
-@pytest.mark.parametrize("wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"top": 1}])
+@pytest.mark.parametrize("wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"fewest": 1}, {"top": 1}])
 def test_settings_are_checked(wrong):
     with pytest.raises(ValidationError):
         ScoreSplit(**wrong)

@@ -37,7 +37,8 @@ def fitted(cells, quality):
 
     done: list[tuple[int, int]] = []
     best, tried = fit_split(cells, REACHES, TAUS, grades, lambda *step: done.append(step))
-    assert [one.split for one in tried] == list(dict.fromkeys(asked))
+    assert [(one.split.reach, one.split.tau) for one in tried] == list(dict.fromkeys((one.reach, one.tau) for one in asked))
+    assert {one.fewest for one in asked} <= {2}  # asked among any number
     assert [step for step, _ in done] == list(range(1, len(tried) + 1)) and all(total == len(tried) for _, total in done)
     return best, tried
 
@@ -73,3 +74,13 @@ def test_the_gain_is_that_of_cells_with_gold_alone():
 def test_without_scores_nothing_is_tried():
     assert fitted([cell(0.3, 0.3, score=None)], lambda *_: 1.0) == (None, [])
     assert fit_split([cell(0.3, 0.3)], (), TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
+
+
+def test_a_split_that_misleads_among_few_acts_from_more_on():
+    cells = [cell(0.5, 0.7, count=3), cell(0.3, 0.4, count=8), cell(0.3, 0.4, count=20)]
+    best, _ = fitted(cells, lambda split, one: 0.4 if one.count == 3 else 0.9)
+    assert best is not None and best.split.fewest == 8 and best.loses == ()
+    assert best.gain.mean == pytest.approx((0.0 + 0.5 + 0.5) / 3)
+    shown = best.to_dict(cells)
+    assert shown["fewest"] == 8 and shown["cells"][0]["split"]["mean"] == 0.4  # as measured, among any number
+    assert fitted(cells, lambda *_: 0.9)[0].split.fewest == 2
