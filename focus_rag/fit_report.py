@@ -202,7 +202,7 @@ def _split_section(figures: dict[str, Any]) -> list[str]:
     found = [
         "Contextual heads give the best scored passages the mass p ** tau, p being what they had: those within `reach` of the range of scores below the best. `gain` is over the "
         "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
-        "reach. What gains most for certain is chosen, unless it is worse than bare, beyond the interval, where it acts.",
+        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
         _table(
             ["reach", "tau", "from", "gain", "worse than bare", *cells],
             [

@@ -1,13 +1,14 @@
 """Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, and among how many.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
-noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell.
+noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those that are not told
+from the best the mildest is taken: the harder a split leans, the more it costs where scores are wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from focus_rag.alpha_fitting import pooled
@@ -50,6 +51,10 @@ class SplitTrial:
     gain: Estimate
     loses: tuple[str, ...]
 
+    def in_use(self, cells: Sequence[Unsplit]) -> list[Sequence[float]]:
+        """Grades in every cell where smaller ones are left to the directions."""
+        return [column if one.cell.count >= self.split.fewest else one.directions for one, column in zip(cells, self.columns, strict=True)]
+
     def to_dict(self, cells: Sequence[Unsplit]) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -77,7 +82,7 @@ def fit_split(
     grades: Grades,
     progress: Callable[[int, int], None],
 ) -> tuple[SplitTrial | None, list[SplitTrial]]:
-    """Choose a split: the exponent at the first reach, then the reach at that exponent.
+    """Choose a split: the exponent at the first reach, then the reach at that exponent; for each from how many passages on.
 
     Args:
         cells: What the sweep of alpha was measured on.
@@ -102,24 +107,38 @@ def fit_split(
 
     for tau in taus:
         measure(ScoreSplit(reach=first, tau=tau))
-    best_tau = max(tried, key=_worth).split.tau
+    chosen = _mildest_of_the_best(tried, cells)
     for reach in others:
-        measure(ScoreSplit(reach=reach, tau=best_tau))
-    best = max(tried, key=_worth)
-    return (None if best.loses or best.gain.low <= 0 else best), tried
+        measure(ScoreSplit(reach=reach, tau=chosen.split.tau))
+    chosen = _mildest_of_the_best(tried, cells)
+    return (None if chosen.loses or chosen.gain.low <= 0 else chosen), tried
 
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
     """A split that leaves smaller cells to the directions; its gain there is none."""
-    gains, loses = [], []
-    for one, column in zip(cells, columns, strict=True):
-        acts = one.cell.count >= fewest
-        if not one.cell.gold_missing:
-            keys = [each.key for each in one.cell.questions]
-            gains.append((keys, _differences(column if acts else one.directions, one.directions)))
-        if acts and Estimate.of(_differences(column, one.bare)).high < 0:
-            loses.append(one.cell.name)
-    return SplitTrial(split.model_copy(update={"fewest": fewest}), columns, pooled(gains), tuple(loses))
+    trial = SplitTrial(split.model_copy(update={"fewest": fewest}), columns, Estimate(0.0, 0.0, 0.0, 0), ())
+    loses = [
+        one.cell.name
+        for one, column in zip(cells, columns, strict=True)
+        if one.cell.count >= fewest and Estimate.of(_differences(column, one.bare)).high < 0
+    ]
+    return replace(trial, gain=_gain(trial.in_use(cells), [one.directions for one in cells], cells), loses=tuple(loses))
+
+
+def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> SplitTrial:
+    best = max(tried, key=_worth)
+    equals = [
+        one
+        for one in tried
+        if not one.loses and one.gain.low > 0 and _gain(best.in_use(cells), one.in_use(cells), cells).low <= 0
+    ]
+    return max(equals, key=lambda one: (one.split.tau, _worth(one)), default=best)
+
+
+def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], cells: Sequence[Unsplit]) -> Estimate:
+    """Of one list of columns over another, the cells with gold together."""
+    rows = zip(cells, after, before, strict=True)
+    return pooled([([each.key for each in one.cell.questions], _differences(new, old)) for one, new, old in rows if not one.cell.gold_missing])
 
 
 def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float]) -> bool:

@@ -84,3 +84,14 @@ def test_a_split_that_misleads_among_few_acts_from_more_on():
     shown = best.to_dict(cells)
     assert shown["fewest"] == 8 and shown["cells"][0]["split"]["mean"] == 0.4  # as measured, among any number
     assert fitted(cells, lambda *_: 0.9)[0].split.fewest == 2
+
+
+def test_of_equals_the_mildest_is_taken():
+    best, tried = fitted([cell(0.3, 0.4)], lambda split, _: 0.88 + 0.02 * (split.tau == 0.03))
+    assert best is not None and best.split.tau == 0.1
+    assert [one.split.tau for one in tried] == [0.1, 0.03, 0.1, 0.1]
+    surely, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.7 + 0.2 * (split.tau == 0.03))
+    assert surely is not None and surely.split.tau == 0.03
+    # One that gains nothing for certain is no equal, however mild.
+    sure, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.42 + 0.05 * (split.tau == 0.03))
+    assert sure is not None and sure.split.tau == 0.03
