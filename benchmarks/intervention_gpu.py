@@ -30,7 +30,7 @@ from focus_rag.head_scoring import example_masses
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.teacher_forcing import TeacherForced
 
-VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection")
+VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection", "leaning")
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Sizes:
     vocabulary: int = 32_000
     steered_heads: int = 20
     prefill: int = 8192
-    prefill_rounds: int = 16
+    prefill_rounds: int = 18
     batches: tuple[int, ...] = (1, 16, 64)
     decode_tokens: int = 4
-    decode_rounds: int = 16
+    decode_rounds: int = 18
     scoring: int = 32_768
 
 
