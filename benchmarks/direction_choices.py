@@ -91,7 +91,7 @@ def profile_of(reader: FocusGenerator, training: list[TeacherForced], where: str
 
 def gold_mass(reader: FocusGenerator, profile: FocusProfile, examples: Sequence[TeacherForced], moved: int) -> dict[str, Any]:
     """Mass on gold of the profile's heads, bare and at alpha 1, and the paired difference."""
-    heads = [(entry.layer, entry.head) for entry in profile.heads]
+    heads = profile.head_pairs
 
     def masses(alpha: float) -> list[float]:
         found = []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from focus_rag.profile import FocusProfile
+    from focus_rag.score_split import ScoreSplit
 
 _HEADS_SHOWN = 12
 _QUALITY = {
@@ -109,7 +110,7 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
             [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],
         ),
         "## Split",
-        *_split_section(figures["split"]),
+        *_split_section(figures["split"], profile.split),
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
         f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
@@ -193,11 +194,10 @@ def _in_words(figures: dict[str, Any]) -> str:
     )
 
 
-def _split_section(figures: dict[str, Any]) -> list[str]:
+def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
     """What leaning on the best scored passages brings."""
     if not figures["tried"]:
         return ["Not fitted: no split was to be tried, or the scores of these questions tell no passages apart."]
-    chosen = figures["chosen"]
     cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
     found = [
         "Contextual heads give the best scored passages the mass p ** tau, p being what they had: those within `reach` of the range of scores below the best. `gain` is over the "
@@ -226,7 +226,7 @@ def _split_section(figures: dict[str, Any]) -> list[str]:
     control = figures["shuffled_scores"]
     return [
         *found,
-        f"Chosen: reach {chosen['reach']:g}, tau {chosen['tau']:g}, from {chosen['fewest']} passages on. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        f"Chosen: {chosen.in_words}. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
         f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
     ]
 

@@ -34,7 +34,11 @@ class FocusChoice:
 
 
 def choose_focus(
-    request: Request, shown: Sequence[int], profile: FocusProfile | None, alpha: AlphaSetting, split: SplitSetting
+    request: Request,
+    shown: Sequence[int],
+    profile: FocusProfile | None,
+    alpha: AlphaSetting = "auto",
+    split: SplitSetting = "auto",
 ) -> FocusChoice:
     """Choose alpha and split for a request.
 

@@ -340,8 +340,7 @@ class FocusGenerator:
                 f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {self.context_window} tokens."
             )
         prompt = self._build(request, room)
-        present = sorted((span, index) for index, span in enumerate(prompt.spans) if span is not None)
-        choice = choose_focus(request, [index for _, index in present], self.profile, self.alpha, self.split)
+        choice = choose_focus(request, prompt.placed, self.profile, self.alpha, self.split)
         return PreparedRequest(request, settings, prompt, choice)
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:

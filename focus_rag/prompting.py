@@ -94,6 +94,11 @@ class BuiltPrompt:
         padding = length - len(self.input_ids)
         return [None if span is None else (span[0] + padding, span[1] + padding) for span in self.spans]
 
+    @property
+    def placed(self) -> list[int]:
+        """Indices of the passages in the prompt, in the order in which they stand there."""
+        return [index for _, index in sorted((span, index) for index, span in enumerate(self.spans) if span is not None)]
+
     def after_passages_in(self, length: int) -> int:
         """Position after the last passage in such a row; `length` without a passage."""
         return max((span[1] for span in self.spans_in(length) if span is not None), default=length)

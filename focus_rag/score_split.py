@@ -31,6 +31,11 @@ class ScoreSplit(BaseModel):
     tau: float = Field(default=0.1, gt=0.0, le=1.0)
     fewest: int = Field(default=2, ge=2)
 
+    @property
+    def in_words(self) -> str:
+        """For people."""
+        return f"reach {self.reach:g}, tau {self.tau:g}, from {self.fewest} passages on"
+
     def favoured(
         self,
         passages: Sequence[Passage],
@@ -52,8 +57,8 @@ class ScoreSplit(BaseModel):
             the arguments nor, where passages stand in some other order, their order.
         """
         in_prompt = set(shown)
-        is_known = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None
-        order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind) if is_known else []
+        rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
+        order = [] if rises is None else worst_first(passages, higher_is_better=rises)
         scores = {index: score for index in reversed(order) if (score := passages[index].score) is not None}
         if not scores or len(in_prompt) < self.fewest:
             return ()

@@ -8,7 +8,7 @@ from the best the mildest is taken: the harder a split leans, the more it costs 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from focus_rag.alpha_fitting import pooled
@@ -42,18 +42,16 @@ class SplitTrial:
     Attributes:
         split: The split, from the number of passages on at which it is best.
         columns: Grades in every cell, where it acts among any number.
+        in_use: The same, with smaller cells left to the directions.
         gain: Over the directions, all cells with gold together.
         loses: Names of the cells in which it is worse than the bare model beyond the interval.
     """
 
     split: ScoreSplit
     columns: tuple[Sequence[float], ...]
+    in_use: tuple[Sequence[float], ...]
     gain: Estimate
     loses: tuple[str, ...]
-
-    def in_use(self, cells: Sequence[Unsplit]) -> list[Sequence[float]]:
-        """Grades in every cell where smaller ones are left to the directions."""
-        return [column if one.cell.count >= self.split.fewest else one.directions for one, column in zip(cells, self.columns, strict=True)]
 
     def to_dict(self, cells: Sequence[Unsplit]) -> dict[str, Any]:
         """Plain JSON types."""
@@ -116,13 +114,14 @@ def fit_split(
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
     """A split that leaves smaller cells to the directions; its gain there is none."""
-    trial = SplitTrial(split.model_copy(update={"fewest": fewest}), columns, Estimate(0.0, 0.0, 0.0, 0), ())
-    loses = [
+    in_use = tuple(column if one.cell.count >= fewest else one.directions for one, column in zip(cells, columns, strict=True))
+    gain = _gain(in_use, [one.directions for one in cells], cells)
+    loses = tuple(
         one.cell.name
         for one, column in zip(cells, columns, strict=True)
         if one.cell.count >= fewest and Estimate.of(_differences(column, one.bare)).high < 0
-    ]
-    return replace(trial, gain=_gain(trial.in_use(cells), [one.directions for one in cells], cells), loses=tuple(loses))
+    )
+    return SplitTrial(split.model_copy(update={"fewest": fewest}), columns, in_use, gain, loses)
 
 
 def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> SplitTrial:
@@ -130,7 +129,7 @@ def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) 
     equals = [
         one
         for one in tried
-        if not one.loses and one.gain.low > 0 and _gain(best.in_use(cells), one.in_use(cells), cells).low <= 0
+        if not one.loses and one.gain.low > 0 and _gain(best.in_use, one.in_use, cells).low <= 0
     ]
     return max(equals, key=lambda one: (one.split.tau, _worth(one)), default=best)
 

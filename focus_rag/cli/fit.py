@@ -133,7 +133,7 @@ def _show(profile: FocusProfile, out: Path) -> None:
     for warning in profile.report["warnings"]:
         note(f"warning: {warning}")
     split = profile.split
-    leaning = "no split" if split is None else f"split of reach {split.reach:g}, tau {split.tau:g}, from {split.fewest} passages on"
+    leaning = "no split" if split is None else f"split of {split.in_words}"
     typer.echo(
         f"{out}: {len(profile.heads)} contextual heads, site {profile.site}, {leaning}; {out / 'report.md'} says how it was found"
     )

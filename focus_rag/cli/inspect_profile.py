@@ -48,8 +48,7 @@ def command(
     if record["passages_at"] is not None:
         typer.echo(f"trained where passages begin at token {record['passages_at']}, turned where they begin elsewhere")
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
-    split = record["split"]
-    typer.echo("split: " + ("none" if split is None else f"reach {split['reach']:g}, tau {split['tau']:g}, from {split['fewest']} passages on"))
+    typer.echo(f"split: {'none' if loaded.split is None else loaded.split.in_words}")
     write_table(
         ["", "layer", "head", "contextual score", "direction norm"],
         [

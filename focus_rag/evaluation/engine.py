@@ -137,8 +137,7 @@ class Engine:
 
     def choice(self, case: Case, *, alpha: AlphaSetting = "auto", split: SplitSetting = "auto") -> FocusChoice:
         """What a request with these settings does to the model."""
-        placed = sorted((span, index) for index, span in enumerate(self._prompt(case).spans) if span is not None)
-        return choose_focus(_request(case, alpha, split), [index for _, index in placed], self.profile, alpha, split)
+        return choose_focus(_request(case, alpha, split), self._prompt(case).placed, self.profile)
 
     def answer(
         self,
