@@ -67,6 +67,21 @@ class FitAnswers:
                 "check the answers."
             )
 
+    def answerable(self) -> list[Example]:
+        """The dev questions that the model answers from their gold passages alone.
+
+        Raises:
+            InvalidInputError: They are too few to choose by.
+        """
+        found = [one for one in self._dev if self.gold_only[one.key]]
+        needed = max(self._settings.min_examples // 2, 1)
+        if len(found) < needed:
+            raise InvalidInputError(
+                f"Given the gold passages alone, the model answers {len(found)} of {len(self._dev)} dev questions, and at least {needed} are "
+                "needed to choose by: give more examples and a larger `answerable_among`."
+            )
+        return found
+
     def bare_texts(self, which: str, examples: Sequence[Example]) -> list[str]:
         """What the bare model answers to a named list of examples; generated once for all steps that need it."""
         return self._work.step(  # type: ignore[no-any-return]

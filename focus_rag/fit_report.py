@@ -35,26 +35,26 @@ def write_report(folder: Path, profile: FocusProfile, figures: dict[str, Any]) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    scores = HeadScores.from_dict(figures["scores"])
     present = [sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]
-    _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
+    if "scores" in figures:
+        scores = HeadScores.from_dict(figures["scores"])
+        _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
     _save(folder / "mass.png", lambda axes: _draw_activation(axes, figures["activation"]))
     _save(folder / "alpha.png", *_by_noise(present, _draw_sweeps))
     _save(folder / "quality.png", *_by_noise(figures["cells"], _draw_cells))
     _save(folder / "surface.png", lambda axes: _draw_surface(axes, profile))
-    (folder / "report.md").write_text(_text(profile, figures, scores), encoding="utf-8")
+    (folder / "report.md").write_text(_text(profile, figures), encoding="utf-8")
 
 
-def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) -> str:
+def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
     examples = figures["examples"]
     skipped = "; ".join(f"{reason}: {count}" for reason, count in examples["skipped"].items()) or "none"
-    heads = [tuple(head) for head in figures["heads"]]
-    oracle = figures["choice"]["oracle"]
+    trained = f", loss `{figures['loss']}`" if "loss" in figures else ""
     parts = [
         f"# Focus profile of {profile.fingerprint.model_id}",
-        f"{len(heads)} contextual heads, directions at site `{figures['site']}`, loss `{figures['loss']}`{_standing(figures)}. "
+        f"{len(profile.heads)} contextual heads, directions at site `{figures['site']}`{trained}{_standing(figures)}. "
         f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
-        "Everything below is measured on dev questions, which loss, heads and alpha were chosen on: it is not a test. "
+        f"{_answerable(examples)}Everything below is measured on dev questions, which it was all chosen on: it is not a test. "
         f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
         *(f"**Warning.** {warning}" for warning in figures["warnings"]),
         "## Quality",
@@ -111,6 +111,27 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
         ),
         "## Split",
         *_split_section(figures["split"], profile.split),
+        *(_trained_sections(profile, figures) if "trainings" in figures else _taken_sections(profile)),
+        "All heads steered at once, dev examples:",
+        _table(
+            ["alpha", *PARTS],
+            [[f"{row['alpha']:g}", *(f"{row[part]:.3f}" for part in PARTS)] for row in figures["activation"]],
+        ),
+        "![mass](mass.png)",
+        "## Policy",
+        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of irrelevant passages: "
+        "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
+        f"`{profile.policy.model_dump_json()}`",
+        "![alpha surface](surface.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trained_sections(profile: FocusProfile, figures: dict[str, Any]) -> list[str]:
+    """How heads and directions were found, where the fit did that."""
+    scores = HeadScores.from_dict(figures["scores"])
+    oracle = figures["choice"]["oracle"]
+    return [
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
         f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
@@ -137,7 +158,7 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
                     layer,
                     head,
                     *(f"{scores.of((layer, head), part):.3f}" for part in PARTS),
-                    "yes" if (layer, head) in heads else "",
+                    "yes" if (layer, head) in profile.head_pairs else "",
                 ]
                 for layer, head in scores.ranking()[:_HEADS_SHOWN]
             ],
@@ -151,25 +172,34 @@ def _text(profile: FocusProfile, figures: dict[str, Any], scores: HeadScores) ->
                 for loss, one in figures["trainings"].items()
             ],
         ),
-        "Held-out training examples, every trained head by itself on what the bare model wrote. All steered at once, dev examples:",
-        _table(
-            ["alpha", *PARTS],
-            [[f"{row['alpha']:g}", *(f"{row[part]:.3f}" for part in PARTS)] for row in figures["activation"]],
-        ),
-        "![mass](mass.png)",
-        "## Policy",
-        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of irrelevant passages: "
-        "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
-        f"`{profile.policy.model_dump_json()}`",
-        "![alpha surface](surface.png)",
+        "Held-out training examples, every trained head by itself on what the bare model wrote.",
     ]
-    return "\n\n".join(parts) + "\n"
+
+
+def _taken_sections(profile: FocusProfile) -> list[str]:
+    """Whose heads and directions they are, where the fit took them as they were."""
+    source = profile.provenance["directions"].get("source", "unknown")
+    return [
+        "## Heads",
+        f"Heads and directions are those of another profile (source: {source}); only alpha and split were fitted here.",
+        _table(
+            ["layer", "head", "contextual score"],
+            [[one.layer, one.head, "" if one.score is None else f"{one.score:.3f}"] for one in profile.heads[:_HEADS_SHOWN]],
+        ),
+    ]
+
+
+def _answerable(examples: dict[str, Any]) -> str:
+    among = examples.get("answerable_among")
+    return "" if among is None else f"Dev questions are such, among {among}, as the model answers from their gold passages alone. "
 
 
 def _standing(figures: dict[str, Any]) -> str:
     at = figures["passages_at"]
     if at is not None:
         return f", for passages that begin at token {at} and turned where they begin elsewhere"
+    if figures["site"] == "post_rope" and "loss" not in figures:
+        return ", which act on absolute positions and are applied as they are"
     if figures["site"] == "post_rope":
         return ", tied to where passages begin in these prompts, because this model's RoPE could not be reproduced"
     return ""

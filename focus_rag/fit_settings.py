@@ -39,7 +39,9 @@ class FitSettings(BaseModel):
             once as retrieved and once with the least of `noises`.
         choice_alphas: Alphas tried in that choice.
         oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published one.
-        dev_questions: Dev questions for alpha.
+        dev_questions: Dev questions for alpha and split.
+        answerable_among: Take them, out of so many, from those that the model answers from their gold passages alone: of a model that answers few, the
+            others cost as much and hardly tell settings apart. What is measured then holds for such questions. None takes the first, answered or not.
         counts: Passage counts at which alpha is fitted.
         order_questions: Dev questions asked once more at the largest count with their passages shuffled, see `passage_order`.
         order_margin: Loss in random order that is let pass: where more is not ruled out, the profile relies on the retriever's order.
@@ -79,6 +81,7 @@ class FitSettings(BaseModel):
     choice_alphas: tuple[float, ...] = (0.5, 1.0)
     oracle_taus: tuple[float, ...] = (0.1, 0.03)
     dev_questions: int = Field(default=150, ge=1)
+    answerable_among: int | None = Field(default=None, ge=1)
     counts: tuple[int, ...] = (3, 8, 20)
     order_questions: int = Field(default=150, ge=1)
     order_margin: float = Field(default=0.05, ge=0, le=1)

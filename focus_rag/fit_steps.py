@@ -14,7 +14,7 @@ from torch import nn
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fit_settings import FitSettings
-from focus_rag.profile import Fingerprint
+from focus_rag.profile import Fingerprint, FocusProfile
 from focus_rag.weights_digest import weights_digest
 from focus_rag.whole_files import write_whole
 
@@ -42,8 +42,14 @@ class FitSteps:
         shutil.rmtree(self.folder)
 
 
-def fit_digest(model: nn.Module, fingerprint: Fingerprint, examples: Sequence[Example], settings: FitSettings) -> str:
-    """Name of all that a fit depends on: weights (sampled), examples and settings."""
+def fit_digest(
+    model: nn.Module,
+    fingerprint: Fingerprint,
+    examples: Sequence[Example],
+    settings: FitSettings,
+    directions_of: FocusProfile | None = None,
+) -> str:
+    """Name of all that a fit depends on: weights (sampled), examples, settings, and the profile whose directions it takes."""
     found = hashlib.sha256()
     found.update(fingerprint.model_dump_json().encode())
     found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
@@ -51,4 +57,7 @@ def fit_digest(model: nn.Module, fingerprint: Fingerprint, examples: Sequence[Ex
         what = (example.question, example.answers, example.passages, sorted(example.gold), *([example.score_kind] if example.score_kind else []))
         found.update(repr(what).encode("utf-8", "replace"))
     found.update(weights_digest(model).encode())
+    if directions_of is not None:
+        found.update(repr((directions_of.site, directions_of.passages_at, directions_of.head_pairs)).encode())
+        found.update(directions_of.directions.contiguous().numpy().tobytes())
     return found.hexdigest()[:16]

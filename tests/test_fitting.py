@@ -92,7 +92,7 @@ def test_a_profile_whose_directions_harm_in_another_order_relies_on_it(
     uninterrupted: tuple[Path, FocusProfile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not uninterrupted[1].policy.needs_order  # type: ignore[union-attr]
-    monkeypatch.setattr("focus_rag.fitting.order_warning", lambda figures, margin: "harm when shuffled")
+    monkeypatch.setattr("focus_rag.fit_alpha_and_split.order_warning", lambda figures, margin: "harm when shuffled")
     settings = SETTINGS.model_copy(update={"response": "gold", "polish": PolishSettings(steps=0)})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     assert profile.policy.needs_order  # type: ignore[union-attr]
@@ -274,7 +274,7 @@ def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Pa
     def unknown(model: Any) -> None:
         raise UnsupportedModelError("no")
 
-    monkeypatch.setattr("focus_rag.fitting.Turning.of", unknown)
+    monkeypatch.setattr("focus_rag.fit_directions.Turning.of", unknown)
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS)
     assert profile.passages_at is None and "tied to where passages begin" in (tmp_path / "report.md").read_text()
 

@@ -29,6 +29,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("fit_settings", "fit_choice", "fit_report", "fit_sweep"),
     ("fit_steps", "split_fitting"),
     ("fit_answers",),
+    ("fit_context",),
+    ("fit_directions", "fit_alpha_and_split"),
     ("fitting",),
 )
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""

@@ -28,6 +28,10 @@ def command(
         Path | None,
         typer.Option("--from-documents", help="Folder of documents to make questions from, where none are labelled."),
     ] = None,
+    directions_of: Annotated[
+        str | None,
+        typer.Option("--directions-of", help="Take heads and directions from this profile (folder or Hub id) and fit alpha and split alone."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look with fewer questions.")] = False,
     polish: Annotated[
         int,
@@ -37,12 +41,16 @@ def command(
         bool,
         typer.Option("--shuffle", help="Train on passages in random order, so that no position is learned."),
     ] = False,
+    answerable_among: Annotated[
+        int | None,
+        typer.Option("--answerable-among", help="Choose by questions that the model answers from their gold passages alone, out of so many; for models that answer few.", min=1),
+    ] = None,
     score_kind: ScoreKindOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find a model's contextual heads, train their focus directions and fit alpha.
+    """Find a model's contextual heads, train their focus directions, and fit alpha and whether to lean on the retriever's scores.
 
     An interrupted fit goes on where it stopped when it is run again.
 
@@ -55,14 +63,17 @@ def command(
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
     settings = FitSettings(
-        seed=seed, polish=PolishSettings(steps=polish), training_order="shuffled" if shuffle else "as given"
+        seed=seed,
+        polish=PolishSettings(steps=polish),
+        training_order="shuffled" if shuffle else "as given",
+        answerable_among=answerable_among,
     )
     settings = settings.quick() if quick else settings
     given = _examples(examples, from_documents, seed, score_kind)
     for reason, count in given.skipped.items():
         note(f"left out: {reason} ({count})")
     given.require(settings.min_examples)
-    profile = _fit(model, given, out, settings, device)
+    profile = _fit(model, given, out, settings, directions_of, device)
     if as_json:
         write_json({"profile": str(out), "heads": len(profile.heads), "site": profile.site, "report": profile.report})
     else:
@@ -85,14 +96,18 @@ def _examples(
     return examples_from_documents(str(from_documents), seed=seed)
 
 
-def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings, device: str | None) -> FocusProfile:
+def _fit(
+    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, directions_of: str | None, device: str | None
+) -> FocusProfile:
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
         from focus_rag.cli.output import quiet_libraries
         from focus_rag.fitting import fit_profile
         from focus_rag.generator import FocusGenerator
+        from focus_rag.profile import FocusProfile
 
         quiet_libraries()
+        taken = None if directions_of is None else FocusProfile.load(directions_of)
         bare = FocusGenerator.from_pretrained(model or _embedded_model())
         move_model(bare, device)
         bar.remove_task(loading)
@@ -104,7 +119,14 @@ def _fit(model: str | None, given: ExampleSet, out: Path, settings: FitSettings,
             bar.update(tasks[phase], completed=done, total=total)
 
         return fit_profile(
-            bare.model, bare.tokenizer, given, out, settings, model_id=model or "focus_rag embedded reader", progress=report
+            bare.model,
+            bare.tokenizer,
+            given,
+            out,
+            settings,
+            directions_of=taken,
+            model_id=model or "focus_rag embedded reader",
+            progress=report,
         )
 
 

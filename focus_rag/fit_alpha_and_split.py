@@ -1,0 +1,185 @@
+"""The second half of a fit: how much of a profile's directions, and how far to lean on scores, for which retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from focus_rag.alpha_fitting import fit_policy, signal_quality
+from focus_rag.alpha_sweep import Estimate, Sweep
+from focus_rag.examples import Example
+from focus_rag.fit_context import FitContext
+from focus_rag.fit_sweep import SweepCell, cells_of, climb
+from focus_rag.head_scoring import PARTS, example_masses
+from focus_rag.noise import signal_of
+from focus_rag.passage_order import order_figures, order_warning
+from focus_rag.profile import FocusProfile
+from focus_rag.score_split import ScoreSplit
+from focus_rag.split_fitting import Unsplit, fit_split
+from focus_rag.steering import focus
+
+
+def fit_alpha_and_split(fit: FitContext, profile: FocusProfile) -> tuple[FocusProfile, dict[str, Any]]:
+    """The profile with its policy for alpha and its split, and what was measured.
+
+    Args:
+        fit: The fit.
+        profile: Heads and directions; its own policy and split are not looked at.
+    """
+    return _StrengthFit(fit).run(profile)
+
+
+class _StrengthFit:
+    """The phases in order, each built from steps that are stored."""
+
+    def __init__(self, fit: FitContext) -> None:
+        self.fit = fit
+
+    def run(self, profile: FocusProfile) -> tuple[FocusProfile, dict[str, Any]]:
+        """All phases."""
+        activation = self.fit.work.step("activation", lambda: self._activation(profile))
+        cells, warnings = cells_of(
+            self.fit.dev, self.fit.pool, self.fit.counts, self.fit.settings.noises, max(self.fit.settings.min_examples // 2, 1)
+        )
+        sweeps = climb(
+            cells,
+            self._bounded_alphas(activation),
+            partial(self._swept, profile),
+            partial(self.fit.progress, "fitting alpha"),
+        )
+        fitted = fit_policy(sweeps)
+        profile = profile.replace(policy=fitted.policy)
+        present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
+        order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.fit.counts[-1], 1.0)))
+        harm = order_warning(order, self.fit.settings.order_margin)
+        if harm is not None:
+            fitted = fit_policy(sweeps, needs_order=True)
+            profile = profile.replace(policy=fitted.policy)
+        split, leaning = self._split(profile, cells, sweeps)
+        profile = profile.replace(split=split)
+        figures = {
+            "activation": activation,
+            "sweeps": [_sweep_figures(sweep) for sweep in sweeps],
+            "cells": [
+                self._with_references(found, cell, sweep, profile)
+                for found, (cell, sweep) in zip(fitted.cells, present, strict=True)
+            ],
+            "best_single": fitted.best_single,
+            "overall": fitted.overall,
+            "order": order,
+            "split": leaning,
+            "warnings": warnings if harm is None else [*warnings, harm],
+        }
+        return profile, figures
+
+    def _swept(self, profile: FocusProfile, cell: SweepCell, alpha: float) -> list[float]:
+        return self.fit.work.step(  # type: ignore[no-any-return]
+            f"sweep-{cell.name}-{alpha:g}",
+            lambda: self.fit.answers.grades(profile, cell.questions, alpha, gold_missing=cell.gold_missing),
+        )
+
+    def _order(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> dict[str, Any]:
+        """What focus brings in a cell's own order, where it was asked already, and in a random one."""
+        n = self.fit.settings.order_questions
+        retrieved = sweep.column(0.0)[:n], self._auto(profile, cell, sweep)[:n]
+
+        def grades(shown: Sequence[Example], is_focused: bool) -> list[float]:
+            return self.fit.answers.grades(*((profile, shown, profile.policy) if is_focused else (None, shown, 0.0)))
+
+        return self.fit.work.step(  # type: ignore[no-any-return]
+            "order", lambda: order_figures(cell.questions[:n], retrieved, self.fit.settings.seed, grades)
+        )
+
+    def _split(
+        self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]
+    ) -> tuple[ScoreSplit | None, dict[str, Any]]:
+        """Whether to lean on the best scored passages, with what was measured, and what the choice does where scores say nothing."""
+        unsplit = [
+            Unsplit(cell, sweep.column(0.0), sweep.column(0.0) if cell.gold_missing else self._auto(profile, cell, sweep))
+            for cell, sweep in zip(cells, sweeps, strict=True)
+        ]
+        settings = self.fit.settings
+        best, tried = fit_split(
+            unsplit, settings.split_reaches, settings.split_taus, partial(self._leaning, profile), partial(self.fit.progress, "fitting the split")
+        )
+        figures: dict[str, Any] = {
+            "tried": [one.to_dict(unsplit) for one in tried],
+            "chosen": None if best is None else best.split.model_dump(),
+        }
+        if best is not None:
+            figures["shuffled_scores"] = self.fit.work.step("split-shuffled", partial(self._unreliable, profile, best.split, unsplit))
+        return (None if best is None else best.split), figures
+
+    def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
+        return self.fit.work.step(  # type: ignore[no-any-return]
+            f"split-{cell.name}-{split.reach:g}-{split.tau:g}",
+            lambda: self.fit.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
+        )
+
+    def _unreliable(self, profile: FocusProfile, split: ScoreSplit, unsplit: Sequence[Unsplit]) -> dict[str, Any]:
+        """The largest cell as retrieved, once more with its scores dealt out anew."""
+        one = next(each for each in unsplit if (each.cell.count, each.cell.noise, each.cell.gold_missing) == (self.fit.counts[-1], 1.0, False))
+        dealt = [each.with_shuffled_scores(self.fit.settings.seed) for each in one.cell.questions]
+        found = self.fit.answers.grades(profile.replace(split=split), dealt, "auto", split="auto")
+        gain = [after - before for before, after in zip(one.bare, found, strict=True)]
+        return {name: Estimate.of(values).to_dict() for name, values in (("bare", one.bare), ("split", found), ("gain", gain))}
+
+    def _auto(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> list[float]:
+        """Grades of a cell's questions under the policy, read off the sweep where it chose alphas of the grid."""
+        questions = cell.questions
+        alphas = [profile.policy.choose(signal_of(one.passages, score_kind=one.score_kind)).alpha for one in questions]
+        if set(alphas) <= set(sweep.alphas):
+            return [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
+        by_order = "-by-order" if getattr(profile.policy, "needs_order", False) else ""
+        return self.fit.work.step(  # type: ignore[no-any-return]
+            f"auto-{cell.name}{by_order}", lambda: self.fit.answers.grades(profile, questions, profile.policy)
+        )
+
+    def _activation(self, profile: FocusProfile) -> list[dict[str, float]]:
+        """Where the steered heads look at each alpha, all of them steered at once, on dev examples."""
+        examples = self.fit.shown_sequences
+        heads = profile.head_pairs
+        rows = []
+        alphas = (0.0, *self.fit.settings.alphas)
+        for done, alpha in enumerate(alphas, start=1):
+            masses = []
+            for one in examples:
+                with focus(self.fit.model, profile, alpha, passages_at=one.passages_at):
+                    masses.append(example_masses(self.fit.model, one, sink_tokens=self.fit.settings.sink_tokens, heads=heads))
+            mean = torch.stack(masses).mean(dim=(0, 1))
+            rows.append({"alpha": alpha, **{part: float(mass) for part, mass in zip(PARTS, mean, strict=True)}})
+            self.fit.progress("measuring activation", done, len(alphas))
+        return rows
+
+    def _bounded_alphas(self, activation: Sequence[dict[str, float]]) -> list[float]:
+        """The clamp: no alpha beyond the one at which the gold passage gets most attention."""
+        most = max(activation, key=lambda row: row["gold"])["alpha"]
+        return [alpha for alpha in self.fit.settings.alphas if alpha <= most] or list(self.fit.settings.alphas[:1])
+
+    def _with_references(
+        self, found: dict[str, Any], cell: SweepCell, sweep: Sweep, profile: FocusProfile
+    ) -> dict[str, Any]:
+        """A cell with what the policy itself reaches, alpha chosen for each question, and with the gold passages alone."""
+        questions, auto = cell.questions, self._auto(profile, cell, sweep)
+        known = self.fit.answers.gold_only
+        return {
+            **found,
+            "auto": Estimate.of(auto).to_dict(),
+            "auto_gain": Estimate.of([after - row[0] for after, row in zip(auto, sweep.quality, strict=True)]).to_dict(),
+            "gold_only": Estimate.of([known[one.key] for one in questions]).to_dict(),
+            "signals": signal_quality(sweep, profile.policy, questions, self.fit.settings.seed),
+        }
+
+
+def _sweep_figures(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "count": sweep.count,
+        "noise": sweep.noise,
+        "gold_missing": sweep.gold_missing,
+        "alphas": list(sweep.alphas),
+        "quality": [Estimate.of(sweep.column(alpha)).to_dict() for alpha in sweep.alphas],
+        "gain": [sweep.gain(alpha).to_dict() for alpha in sweep.alphas],
+    }
