@@ -6,8 +6,8 @@ after RoPE and after any query or key normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -85,6 +85,7 @@ def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: in
 
 
 _ROWS_AT_ONCE = 128  # of `row_blocks`
+_FEW_ROWS = 8  # up to so many, operations cost more than the heads they are done for
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class AttentionCall:
         sinks: `(query_heads,)` extra logits that take part in the softmax and hold no value, if the layer has them.
         starts_first: Whether the first of several tokens sees the first key where there is no mask (sdpa, which then has a
             static cache's empty tail behind the tokens). Flash attention lines the last token up with the last key.
+        shared: Weights of all its rows, by the heads asked for: what measures and what changes a decoding step need the same ones.
     """
 
     query: Tensor
@@ -114,6 +116,7 @@ class AttentionCall:
     window: int | None = None
     sinks: Tensor | None = None
     starts_first: bool = True
+    shared: dict[tuple[int, ...], list[tuple[list[int], Tensor]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def filled(self) -> int:
@@ -126,7 +129,7 @@ class AttentionCall:
         return keys
 
 
-def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | None = None) -> Iterator[tuple[list[int], Tensor]]:
     """Attention weights of chosen heads and rows, one group of heads that share keys at a time.
 
     Keys are never copied per query head, and nothing larger than `(batch, group, rows, keys)` exists at once.
@@ -134,38 +137,108 @@ def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor) -> Ite
     Args:
         call: The attention call.
         heads: Query heads, in any order.
-        rows: `(rows,)` indices into the token axis of `call.query`.
+        rows: `(rows,)` indices into the token axis of `call.query`; all rows, if left out.
 
     Yields:
         The heads of the group and their weights `(batch, len(group), rows, keys)`: probability mass in float32.
     """
-    tokens, keys = call.query.shape[2], call.filled
     group_size = call.query.shape[1] // call.key.shape[1]
-    visible = visible_keys(call, rows, tokens, keys)
     for key_head in sorted({head // group_size for head in heads}):
         group = [head for head in heads if head // group_size == key_head]
-        query = call.query[:, group][:, :, rows].float()
-        logits = (query @ call.key[:, key_head, :keys].float().unsqueeze(1).transpose(2, 3)) * call.scaling
-        if call.softcap:
-            logits = call.softcap * torch.tanh(logits / call.softcap)
-        if visible is not None:
-            logits = _apply_mask(logits, visible, group)
-        if call.sinks is not None:
-            sink = call.sinks[group].float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
-            yield group, torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
-        else:
-            yield group, logits.softmax(dim=-1)
+        yield group, _group_weights(call, group, rows)
 
 
-def visible_keys(call: AttentionCall, rows: Tensor, tokens: int, keys: int) -> Tensor | None:
+def _widened_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | None) -> Iterable[tuple[list[int], Tensor]]:
+    """`head_weights`; but of few rows one group for each run of neighbouring key heads, with all of their query heads, wanted or not."""
+    if rows is not None or call.query.shape[2] > _FEW_ROWS:
+        return head_weights(call, heads, rows)
+    wanted = tuple(heads)
+    if wanted not in call.shared:
+        group_size = call.query.shape[1] // call.key.shape[1]
+        # Several key heads of several sequences do not lie next to each other, and one product over them would copy them first.
+        is_free = call.key.shape[0] == 1 or call.key.dtype != torch.float32
+        groups: list[list[int]] = []
+        for key_head in sorted({head // group_size for head in wanted}):
+            own = range(key_head * group_size, (key_head + 1) * group_size)
+            if is_free and groups and groups[-1][-1] + 1 == own.start:
+                groups[-1].extend(own)
+            else:
+                groups.append(list(own))
+        call.shared[wanted] = [(group, _group_weights(call, group, None)) for group in groups]
+    return call.shared[wanted]
+
+
+def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -> Tensor:
+    """Weights `(batch, len(group), rows, keys)` of heads that are equally many for each of a run of key heads, the key heads in order."""
+    tokens, keys = call.query.shape[2], call.filled
+    query = taken(call.query, rows, group, heads_at=1).float() * call.scaling
+    key = call.key[:, _key_heads(call, group), :keys].float()
+    batch, _, row_count, size = query.shape
+    key_heads = key.shape[1]
+    logits = query.reshape(batch, key_heads, len(group) // key_heads * row_count, size) @ key.transpose(2, 3)
+    logits = logits.view(batch, len(group), row_count, keys)
+    if call.softcap:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+    visible = visible_keys(call, rows, tokens, keys)
+    if visible is not None:
+        logits = _apply_mask(logits, visible, group)
+    if call.sinks is None:
+        return logits.softmax(dim=-1)
+    sink = call.sinks[group].float().view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def _key_heads(call: AttentionCall, group: Sequence[int]) -> slice:
+    """The run of key heads that a group of query heads shares."""
+    group_size = call.query.shape[1] // call.key.shape[1]
+    return slice(group[0] // group_size, group[-1] // group_size + 1)
+
+
+def values_of(call: AttentionCall, group: Sequence[int], weights: Tensor, first: int, end: int) -> Tensor:
+    """What a group of heads gets from the keys `[first, end)`: weights `(batch, len(group), rows, end - first)` times their values.
+
+    Returns:
+        `(batch, len(group), rows, value_dim)` float32.
+    """
+    value = call.value[:, _key_heads(call, group), first:end].float()
+    batch, heads, rows, _ = weights.shape
+    key_heads = value.shape[1]
+    grouped = weights.reshape(batch, key_heads, heads // key_heads * rows, end - first)
+    return (grouped @ value).view(batch, heads, rows, value.shape[-1])
+
+
+def taken(tensor: Tensor, rows: Tensor | None, heads: Sequence[int], *, heads_at: int) -> Tensor:
+    """Some heads and rows of `(batch, heads, tokens, size)`, or of `(batch, tokens, heads, size)` where heads stand at axis 2.
+
+    Returns:
+        In the order of axes given; a view where the heads are neighbours and all rows are wanted.
+    """
+    is_run = list(heads) == list(range(heads[0], heads[0] + len(heads)))
+    found = tensor.narrow(heads_at, heads[0], len(heads)) if is_run else tensor.index_select(heads_at, torch.tensor(heads, device=tensor.device))
+    return found if rows is None else found.index_select(3 - heads_at, rows)
+
+
+def put_back(output: Tensor, rows: Tensor | None, heads: Sequence[int], new: Tensor) -> None:
+    """Write `new` `(batch, len(heads), rows, value_dim)` into `output` `(batch, tokens, query_heads, value_dim)`."""
+    new = new.transpose(1, 2)
+    if rows is None and list(heads) == list(range(heads[0], heads[0] + len(heads))):
+        output.narrow(2, heads[0], len(heads)).copy_(new)
+        return
+    rows = torch.arange(output.shape[1], device=output.device) if rows is None else rows
+    output[:, rows[:, None], torch.tensor(heads, device=output.device)[None, :]] = new.to(output.dtype)
+
+
+def visible_keys(call: AttentionCall, rows: Tensor | None, tokens: int, keys: int) -> Tensor | None:
     """Where a row may look: boolean (True is visible) or additive, `(batch or 1, heads or 1, rows, keys)`; None is everywhere."""
     mask = call.mask
-    if mask is not None and not isinstance(mask, Tensor):
-        return _block_mask_rows(mask, call, rows, keys)
-    if mask is not None and mask.dim() == 4:
-        return mask[:, :, rows, :keys]
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        return mask[..., :keys] if rows is None else mask[:, :, rows, :keys]
     if mask is None and tokens == 1 and call.window is None:
         return None
+    if rows is None:
+        rows = torch.arange(tokens, device=call.query.device)
+    if mask is not None and not isinstance(mask, Tensor):
+        return _block_mask_rows(mask, call, rows, keys)
     row = rows[:, None] + (keys - tokens)
     key = torch.arange(keys, device=call.key.device)[None, :]
     visible = key <= row
@@ -226,7 +299,7 @@ def span_membership(spans: Sequence[Sequence[tuple[int, int]]], length: int, dev
 
 
 def aligned_membership(member: Tensor, keys: int, seen: int) -> Tensor:
-    """Cut or extend a membership over prompt positions to the keys of one attention call.
+    """Cut a membership over prompt positions to the keys of one attention call.
 
     Args:
         member: `(requests, prompt positions, spans)`.
@@ -234,31 +307,31 @@ def aligned_membership(member: Tensor, keys: int, seen: int) -> Tensor:
         seen: Positions seen so far, this call's included. A rolling cache holds only the last `keys` of them.
 
     Returns:
-        `(requests, keys, spans)`.
+        `(requests, first keys, spans)`: the keys behind those are none of the prompt's.
     """
-    requests, _, spans = member.shape
     first = max(seen - keys, 0)
-    kept = member[:, first : first + keys]
-    if kept.shape[1] == keys:
-        return kept
-    return torch.cat([kept, member.new_zeros(requests, keys - kept.shape[1], spans)], dim=1)
+    return member[:, first : first + keys]
 
 
-def span_mass(call: AttentionCall, heads: Sequence[int], rows: Tensor, member: Tensor) -> Tensor:
+def span_mass(call: AttentionCall, heads: Sequence[int], rows: Tensor | None, member: Tensor) -> Tensor:
     """Attention mass that chosen heads and rows put on each span (the paper's contextual scoring, per row).
 
     Args:
         call: The attention call.
         heads: Query heads.
-        rows: `(rows,)` indices into the token axis.
-        member: `(batch or 1, keys, spans)` indicator.
+        rows: `(rows,)` indices into the token axis; None are all of them.
+        member: `(batch or 1, first keys, spans)` indicator; keys behind are in no span.
 
     Returns:
         `(batch, len(heads), rows, spans)` probability mass in float32, heads in the order given.
     """
     parts: dict[int, Tensor] = {}
-    for group, weights in head_weights(call, heads, rows):
-        mass = weights @ member[:, None, : weights.shape[-1]]
+    for group, weights in _widened_weights(call, heads, rows):
+        known = min(weights.shape[-1], member.shape[1])
+        flat = weights[..., :known].flatten(1, 2)
+        mass = (flat @ member[:, :known]).view(*weights.shape[:3], -1)
+        if group == list(heads):
+            return mass
         parts.update({head: mass[:, index] for index, head in enumerate(group)})
     return torch.stack([parts[head] for head in heads], dim=1)
 
@@ -283,7 +356,7 @@ def split_softmax(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     return torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1), split, weights)
 
 
-def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tuple[AttentionCall, Tensor, Tensor, int]]:
+def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tuple[AttentionCall, Tensor, Tensor | None, int]]:
     """The rows of a call from `first` on, a block at a time: bounds the weights that exist at once to `(batch, group, 128, keys)`.
 
     Args:
@@ -292,16 +365,17 @@ def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tupl
         first: First row.
 
     Yields:
-        The block's call (`rows_alone`), the part of `output` that its rows index, the rows `(rows,)` and what is to be added to them
-        for rows of the whole call.
+        The block's call (`rows_alone`), the part of `output` that belongs to it, which of their rows the block has, `(rows,)` or None for
+        all of them, and the row of the whole call that the block begins with.
     """
     tokens = call.query.shape[2]
     for start in range(first, tokens, _ROWS_AT_ONCE):
         end = min(start + _ROWS_AT_ONCE, tokens)
         part = rows_alone(call, start, end)
-        offset = 0 if part is call else start
-        rows = torch.arange(start - offset, end - offset, device=output.device)
-        yield part, output[:, offset:], rows, offset
+        if part.query.shape[2] == end - start:
+            yield part, output[:, start:end], None, start
+        else:
+            yield part, output, torch.arange(start, end, device=output.device), start
 
 
 def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:
@@ -311,7 +385,7 @@ def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:
     attention's), they stay.
     """
     tokens, keys, mask = call.query.shape[2], call.filled, call.mask
-    if mask is not None and not isinstance(mask, Tensor):
+    if end - start == tokens or (mask is not None and not isinstance(mask, Tensor)):
         return call
     last = call.key.shape[2]
     if mask is None or mask.dim() == 2:
@@ -324,48 +398,66 @@ def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:
     return replace(call, query=query, key=key, value=value, mask=mask, starts_first=False)
 
 
+def head_exponents(heads: Sequence[int], query_heads: int, taus: Tensor) -> Tensor:
+    """Exponents of all query heads for `split_softmax_output`: those of the requests on chosen heads, 1 on the others.
+
+    Args:
+        heads: Query heads to split.
+        query_heads: How many the layer has.
+        taus: `(requests,)`.
+
+    Returns:
+        `(requests, query_heads, 1, 1)` float32.
+    """
+    exponents = torch.ones(len(taus), query_heads, 1, 1)
+    exponents[:, list(heads), 0, 0] = taus[:, None].float()
+    return exponents
+
+
 def split_softmax_output(
     call: AttentionCall,
     output: Tensor,
     heads: Sequence[int],
-    rows: Tensor,
+    rows: Tensor | None,
     in_span: Tensor,
-    tau: float | Tensor,
-    chosen: Tensor,
+    exponents: Tensor,
+    chosen: Tensor | None = None,
     span_range: tuple[int, int] | None = None,
 ) -> Tensor:
     """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
 
     With p the span's mass and O_S the part of the output that comes from the span, the new output is
-    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`.
+    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`. An exponent of 1 leaves a head as it was, to the bit.
 
     Args:
         call: The attention call.
         output: `(batch, tokens, query_heads, value_dim)` of the kernel; changed in place for the chosen heads and rows.
         heads: Query heads.
-        rows: `(rows,)` indices into the token axis.
-        in_span: `(batch or 1, keys)` indicator.
-        tau: Exponent in (0, 1]; one, or `(batch or 1, 1, 1, 1)`.
-        chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch.
+        rows: `(rows,)` indices into the token axis; None are all of them.
+        in_span: `(batch or 1, first keys)` indicator; keys behind are not in the span.
+        exponents: `(batch or 1, query_heads, 1, 1)` in (0, 1], see `head_exponents`.
+        chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch; all, if left out.
         span_range: Keys `[first, last)` outside of which no row of the batch has a span; all, if left out.
 
     Returns:
         `output`.
     """
     first, last = span_range or (0, call.key.shape[2])
-    group_size = call.query.shape[1] // call.key.shape[1]
-    for group, weights in head_weights(call, heads, rows):
-        end = min(last, weights.shape[-1])
+    last = min(last, in_span.shape[-1])
+    for group, weights in _widened_weights(call, heads, rows):
+        end = max(min(last, weights.shape[-1]), first)
         of_span = weights[..., first:end] * in_span[:, None, None, first:end]
         mass = of_span.sum(dim=-1, keepdim=True)
-        from_span = of_span @ call.value[:, group[0] // group_size, first:end].float().unsqueeze(1)
-        before = output[:, rows][:, :, group].float().transpose(1, 2)
-        raised = mass.clamp_min(torch.finfo(mass.dtype).tiny) ** tau
+        from_span = values_of(call, group, of_span, first, end)
+        tau = taken(exponents, None, group, heads_at=1)
+        if chosen is not None:
+            tau = torch.where(chosen[:, None, :, None], tau, 1.0)
+        smallest = torch.finfo(mass.dtype).tiny
+        tau = torch.where(mass < smallest, 1.0, tau)  # below it p**tau / p overflows; such a span has no mass to speak of
         # Mass is a sum in float32 and may pass 1 by a rounding; such a row has nothing outside the span.
+        mass = mass.clamp(smallest, 1 - torch.finfo(mass.dtype).eps / 2)
+        raised = mass**tau
         inside, outside = raised / mass, (1 - raised) / (1 - mass)
-        after = inside * from_span + outside * (before - from_span)
-        after = torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1) & chosen[:, None, :, None], after, before)
-        row_index = rows[:, None].expand(-1, len(group))
-        head_index = torch.tensor(group, device=output.device)[None, :].expand(len(rows), -1)
-        output[:, row_index, head_index] = after.transpose(1, 2).to(output.dtype)
+        before = taken(output, rows, group, heads_at=2).transpose(1, 2).float()
+        put_back(output, rows, group, torch.addcmul(outside * before, inside - outside, from_span))
     return output

@@ -115,7 +115,11 @@ class SpanMeter(AttentionTap):
         if member is None:
             return
         tokens, device = call.query.shape[2], call.query.device
-        rows = torch.arange(tokens - 1, tokens, device=device) if self._rows is None else self._rows.to(device)
+        rows = None
+        if self._rows is not None:
+            rows = self._rows.to(device)
+        elif tokens > 1:
+            rows = torch.arange(tokens - 1, tokens, device=device)
         member = aligned_membership(member, call.key.shape[2], seen)
         # Masses stay on the device: fetching them here would make every layer of every step wait for it.
         self._masses[layer].append(span_mass(call, self._grouped[layer], rows, member))
@@ -123,9 +127,11 @@ class SpanMeter(AttentionTap):
     @property
     def steps(self) -> list[Tensor]:
         passes = min((len(masses) for masses in self._masses.values()), default=0)
+        if not passes:
+            return []
         grouped = [(layer, head) for layer, heads in self._grouped.items() for head in heads]
         order = [grouped.index(pair) for pair in self._heads]
-        return [
-            torch.cat([self._masses[layer][step].cpu() for layer in self._grouped], dim=1)[:, order]
-            for step in range(passes)
-        ]
+        rows = [mass.shape[2] for mass in next(iter(self._masses.values()))[:passes]]
+        # Fetched from the device once for each layer, not once for each layer and step.
+        by_layer = [torch.cat(masses[:passes], dim=2).cpu() for masses in self._masses.values()]
+        return list(torch.cat(by_layer, dim=1)[:, order].split(rows, dim=2))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
+    head_exponents,
     row_blocks,
     rows_of,
     span_membership,
@@ -39,11 +40,14 @@ class SplitSoftmaxTap(AttentionTap):
         super().__init__(tapped_layers(model, self._grouped))
         self._member: Tensor = span_membership(spans, prompt_length, torch.device("cpu")).amax(dim=-1, keepdim=True)
         # One of each per request: rows of a batch have their spans in different places.
-        self._taus = torch.tensor([tau] * len(spans) if isinstance(tau, (int, float)) else list(tau))
+        taus = torch.tensor([tau] * len(spans) if isinstance(tau, (int, float)) else list(tau))
+        query_heads = ModelLayout.of(model).query_heads
+        self._exponents = {layer: head_exponents(own, query_heads, taus) for layer, own in self._grouped.items()}
         if first_row is None:
             first_row = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
-        self._first_rows = torch.tensor([first_row] * len(spans) if isinstance(first_row, int) else list(first_row))
-        self._earliest = int(self._first_rows.min())
+        first_rows = [first_row] * len(spans) if isinstance(first_row, int) else list(first_row)
+        self._first_rows = torch.tensor(first_rows)
+        self._earliest, self._latest = min(first_rows), max(first_rows)
         flat = [span for of_request in spans for span in of_request]
         self._between = min(start for start, _ in flat), max(end for _, end in flat)
         self._counter = KeyCounter()
@@ -51,24 +55,29 @@ class SplitSoftmaxTap(AttentionTap):
     def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
         seen = self._counter.update(layer, call)
         batch, tokens, keys = call.query.shape[0], call.query.shape[2], call.key.shape[2]
-        if self._member.device != output.device:
-            self._member, self._taus, self._first_rows = (one.to(output.device) for one in (self._member, self._taus, self._first_rows))
-        member, taus, first_rows = (rows_of(one, batch) for one in (self._member, self._taus, self._first_rows))
-        if member is None or taus is None or first_rows is None:
-            raise AttachError(
-                f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of spans per row."
-            )
-        in_span = aligned_membership(member, keys, seen)[..., 0]
         before = seen - tokens
         first = max(self._earliest - before, 0)
         if first >= tokens:
             return output
+        if self._member.device != output.device:
+            self._member, self._first_rows = self._member.to(output.device), self._first_rows.to(output.device)
+        if self._exponents[layer].device != output.device:
+            self._exponents[layer] = self._exponents[layer].to(output.device)
+        member, exponents, first_rows = (rows_of(one, batch) for one in (self._member, self._exponents[layer], self._first_rows))
+        if member is None or exponents is None or first_rows is None:
+            raise AttachError(
+                f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of spans per row."
+            )
+        in_span = aligned_membership(member, keys, seen)[..., 0]
         output = output.clone()
         gone = max(seen - keys, 0)  # positions that a rolling cache has let go of
         between = max(self._between[0] - gone, 0), max(self._between[1] - gone, 0)
-        for part, own, rows, offset in row_blocks(call, output, first):
-            chosen = (rows + offset + before)[None, :] >= first_rows[:, None]
-            split_softmax_output(part, own, self._grouped[layer], rows, in_span, taus[:, None, None, None], chosen, between)
+        for part, own, rows, start in row_blocks(call, output, first):
+            chosen = None
+            if start + before < self._latest:
+                end = start + (own.shape[1] if rows is None else len(rows))
+                chosen = torch.arange(start + before, end + before, device=output.device)[None, :] >= first_rows[:, None]
+            split_softmax_output(part, own, self._grouped[layer], rows, in_span, exponents, chosen, between)
         return output
 
 

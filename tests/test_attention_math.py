@@ -11,9 +11,11 @@ from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
     as_heads,
+    head_exponents,
     head_weights,
     laid_out,
     last_position,
+    rows_alone,
     rows_of,
     span_mass,
     span_membership,
@@ -144,7 +146,7 @@ def test_memberships_of_unequal_requests():
 
 @pytest.mark.parametrize(
     ("keys", "seen", "expected"),
-    [(5, 5, [0, 1, 1, 0, 1]), (7, 7, [0, 1, 1, 0, 1, 0, 0]), (3, 5, [1, 0, 1]), (3, 7, [1, 0, 0]), (3, 9, [0, 0, 0]), (8, 5, [0, 1, 1, 0, 1, 0, 0, 0])],
+    [(5, 5, [0, 1, 1, 0, 1]), (7, 7, [0, 1, 1, 0, 1]), (3, 5, [1, 0, 1]), (3, 7, [1]), (3, 9, []), (8, 5, [0, 1, 1, 0, 1])],
 )  # fmt: skip
 def test_membership_follows_growing_rolling_and_static_caches(keys, seen, expected):
     member = torch.tensor([0.0, 1, 1, 0, 1])[None, :, None]
@@ -217,7 +219,42 @@ class TestSplitSoftmax:
             for row, is_chosen in zip(rows.tolist(), chosen[sequence].tolist(), strict=True):
                 if is_chosen:
                     expected[sequence, row, heads] = split[sequence, row, heads]
-        result = split_softmax_output(call, output.clone(), heads, rows, in_span, tau, chosen)
+        exponents = head_exponents(heads, 4, torch.tensor([tau]))
+        result = split_softmax_output(call, output.clone(), heads, rows, in_span, exponents, chosen)
         assert torch.allclose(result, expected, atol=2e-6)
         assert torch.equal(result[:, :2], output[:, :2])
         assert (result - output).abs().max() > 1e-2
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("heads", [[2], [3, 0], [5, 2, 3, 7], [6, 1]], ids=str)
+    def test_a_decoding_step_works_on_neighbours_at_once_and_changes_only_its_own_heads(self, heads, dtype, batch):
+        call = random_call(batch=batch, heads=8, key_heads=4, tokens=1)
+        call = AttentionCall(call.query.to(dtype), call.key.to(dtype), call.value.to(dtype), None, call.scaling)
+        full = AttentionCall(call.query.float(), call.key.float(), call.value.float(), None, call.scaling)
+        weights = written_out(full, torch.zeros(batch, 1, 9, dtype=torch.bool))
+        value = full.value.repeat_interleave(2, dim=1)
+        output = torch.einsum("bhtk,bhkd->bthd", weights, value).to(dtype)
+        member = span_membership([[(2, 5)]], 6, torch.device("cpu"))  # the last keys are the answer's
+        in_span = torch.nn.functional.pad(member[..., 0], (0, 3))
+        taus = torch.linspace(0.05, 0.5, batch)
+        mass = span_mass(call, heads, None, member)
+        exponents = head_exponents(heads, 8, taus)
+        result = split_softmax_output(call, output.clone(), heads, None, member[..., 0], exponents)
+        assert len(call.shared) == 1, "what was measured is not computed again to be split"
+        assert torch.allclose(mass[..., 0], (weights * in_span[:, None, None]).sum(-1)[:, heads], atol=1e-5)
+        others = [head for head in range(8) if head not in heads]
+        assert torch.equal(result[:, :, others], output[:, :, others])
+        for sequence in range(batch):
+            split = split_softmax(weights[sequence], in_span.bool(), float(taus[sequence]))
+            expected = torch.einsum("htk,hkd->thd", split, value[sequence])[:, heads]
+            assert torch.allclose(result[sequence, :, heads].float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 2e-6)
+
+
+def test_rows_of_a_call_do_not_inherit_its_weights():
+    call = random_call(tokens=6, keys=6)
+    whole = span_mass(call, [0, 1], None, torch.ones(1, 3, 1))
+    assert call.shared and rows_alone(call, 0, 6) is call
+    part = rows_alone(call, 2, 4)
+    assert not part.shared
+    assert torch.allclose(span_mass(part, [0, 1], None, torch.ones(1, 3, 1)), whole[:, :, 2:4], atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focus_rag.attention_math import AttentionCall, split_softmax, split_softmax_output
+from focus_rag.attention_math import AttentionCall, head_exponents, split_softmax, split_softmax_output
 
 
 @pytest.mark.parametrize("distance", [60.0, 87.0, 95.0, 103.0, 200.0])
@@ -21,6 +21,6 @@ def test_a_vanishing_span_gives_finite_outputs(distance: float, tau: float) -> N
     call = AttentionCall(query, key, value, None, 1.0)
     output = (logits.softmax(dim=-1) @ value[0, 0]).view(1, 1, 1, 1)
     changed = split_softmax_output(
-        call, output.clone(), [0], torch.tensor([0]), in_span[None].float(), tau, torch.ones(1, 1, dtype=torch.bool)
+        call, output.clone(), [0], None, in_span[None].float(), head_exponents([0], 1, torch.tensor([tau]))
     )
     assert float(changed) == pytest.approx(float(weights @ value[0, 0, :, 0]), abs=1e-4)

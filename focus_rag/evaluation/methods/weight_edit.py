@@ -12,9 +12,11 @@ from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
     head_weights,
+    put_back,
     row_blocks,
     rows_of,
     span_membership,
+    values_of,
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError
@@ -85,13 +87,10 @@ class WeightEditTap(AttentionTap):
         if member is None:
             raise AttachError("The rows of this forward pass cannot be told apart; give one list of spans per row.")
         marked = aligned_membership(member, keys, seen)[:, None, None, :, 0]
-        group_size = call.query.shape[1] // call.key.shape[1]
         output = output.clone()
         for part, own, rows, _ in row_blocks(call, output, max(self._first_row - (seen - tokens), 0)):
             for group, weights in head_weights(part, self._grouped[layer], rows):
                 width = weights.shape[-1]
-                value = call.value[:, group[0] // group_size, :width].float().unsqueeze(1)
-                changed = self._edit(weights, marked[..., :width]) @ value
-                chosen = torch.tensor(group, device=output.device)
-                own[:, rows[:, None], chosen[None, :]] = changed.transpose(1, 2).to(output.dtype)
+                edited = self._edit(weights, torch.nn.functional.pad(marked, (0, width - marked.shape[-1])))
+                put_back(own, rows, group, values_of(part, group, edited, 0, width))
         return output
