@@ -30,6 +30,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from focus_rag.measuring import SpanMeter
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.splitting import split_softmax
 from focus_rag.steering import focus
@@ -37,7 +38,7 @@ from focus_rag.steering import focus
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """What transformers calls the cache of a forward pass."""
 LAYERS, WIDTH, HEADS, KEY_HEADS, STEERED_HEADS = 12, 512, 8, 4, 20
-VARIANTS = ("bare_again", "post_rope", "normed", "projection", "split_softmax", "leaning")
+VARIANTS = ("bare_again", "post_rope", "normed", "projection", "split_softmax", "leaning", "answering")
 CASES = {"quick": [(1, 256), (4, 64)], "default": [(1, 1024), (8, 1024), (1, 4096)], "full": [(8, 4096)]}
 PREFILL_SECONDS, DECODE_STEPS = 200.0, 30
 
@@ -59,15 +60,18 @@ def model_and_heads(site: str = "normed") -> tuple[LlamaForCausalLM, FocusProfil
 @contextlib.contextmanager
 def variant(name: str, model: LlamaForCausalLM, profile: FocusProfile, batch: int, length: int) -> Iterator[None]:
     """One passage of 128 tokens in the middle is the relevant one for split softmax, which acts in every row after it, and the best scored one for
-    leaning, which acts in the last 48 rows of the prompt and while answering; alpha and, at `post_rope`, the turn differ from row to row.
+    leaning, which acts in the last 48 rows of the prompt and while answering; alpha and, at `post_rope`, the turn differ from row to row. `answering`
+    is what a generator does by default: it leans and measures which of 20 passages the heads attend to.
     """
     if name.startswith("bare"):
         yield
-    elif name in ("split_softmax", "leaning"):
+    elif name in ("split_softmax", "leaning", "answering"):
         start = length // 2
         spans = [[(start, min(start + 128, length - 1))]] * batch
-        first_row = length - 48 if name == "leaning" else None
-        with split_softmax(model, profile.head_pairs, spans, length, tau=0.1, first_row=first_row):
+        first_row = None if name == "split_softmax" else length - 48
+        passages = [[(place * length // 20, (place + 1) * length // 20) for place in range(20)]] * batch
+        measured_as_well = SpanMeter(model, profile.head_pairs, passages, length) if name == "answering" else contextlib.nullcontext()
+        with split_softmax(model, profile.head_pairs, spans, length, tau=0.1, first_row=first_row), measured_as_well:
             yield
     else:
         alphas = [0.1 + 0.05 * row for row in range(batch)]

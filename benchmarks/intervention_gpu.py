@@ -30,7 +30,7 @@ from focus_rag.head_scoring import example_masses
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.teacher_forcing import TeacherForced
 
-VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection", "leaning")
+VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection", "leaning", "answering")
 
 
 @dataclass(frozen=True)

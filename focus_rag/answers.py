@@ -75,6 +75,7 @@ class Request:
         question: Laid out together with the passages by this library.
         messages: A conversation, rendered by the chat template; its passages are located in it.
         prompt: Raw text, tokenised as it is; its passages are located in it.
+        query: What the passages were retrieved for, where there is no `question`: a split by shared words needs one or the other.
         passages: What was retrieved, in retrieval order.
         alpha: A number, `"auto"` (by the profile), a policy, or None for the generator's own setting.
         split: A `ScoreSplit`, `"auto"` (the profile's, where alpha is `"auto"` too), `"off"`, or None for the generator's own setting.
@@ -87,6 +88,7 @@ class Request:
     question: str | None = None
     messages: Sequence[Mapping[str, str]] | None = None
     prompt: str | None = None
+    query: str | None = None
     passages: Sequence[Passage] = ()
     alpha: AlphaSetting | None = None
     split: SplitSetting | None = None
@@ -105,6 +107,8 @@ class Request:
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text.strip()):
                 raise InvalidInputError(f"{name} must be a string that is not empty; got {text!r:.80}.")
+        if self.query is not None and not isinstance(self.query, str):
+            raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
             raise InvalidInputError(f"passages must be a list of Passage objects; got {type(self.passages).__name__}.")
         object.__setattr__(self, "passages", tuple(self.passages))

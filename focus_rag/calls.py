@@ -139,7 +139,7 @@ class FocusSettings(BaseModel):
         Raises:
             InvalidInputError: An option is unknown or cannot be used.
         """
-        unknown = set(options) - {*_GENERATION, *_SIGNAL, "passages"}
+        unknown = set(options) - {*_GENERATION, *_SIGNAL, "passages", "query"}
         if unknown:
             raise InvalidInputError(
                 f"Unknown option {', '.join(map(repr, sorted(unknown)))}: a call takes passages, "
@@ -184,6 +184,7 @@ class FocusSettings(BaseModel):
             prompt=what if isinstance(what, str) else None,
             messages=None if isinstance(what, str) else what,
             passages=found.passages,
+            query=options.get("query") or found.query,
             settings=settings,
             **signal,
         )

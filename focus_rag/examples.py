@@ -75,6 +75,10 @@ class Example:
         dealt = (replace(passage, score=score) for passage, score in zip(self.passages, scores, strict=True))
         return replace(self, passages=tuple(dealt), score_kind=kind)
 
+    def without_scores(self) -> Example:
+        """The same question as a retriever that keeps its scores to itself hands it on."""
+        return replace(self, passages=tuple(replace(passage, score=None) for passage in self.passages))
+
     def with_passages(self, kept: Sequence[int], added: Sequence[Passage] = ()) -> Example:
         """The same question with some of its passages, in the order given, and then others that are not gold."""
         gold = frozenset(place for place, index in enumerate(kept) if index in self.gold)

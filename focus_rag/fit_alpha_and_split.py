@@ -18,7 +18,7 @@ from focus_rag.noise import signal_of
 from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, fit_split
+from focus_rag.split_fitting import Unsplit, by_words, fit_split
 from focus_rag.steering import focus
 
 
@@ -97,25 +97,32 @@ class _StrengthFit:
         self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]
     ) -> tuple[ScoreSplit | None, dict[str, Any]]:
         """Whether to lean on the best scored passages, with what was measured, and what the choice does where scores say nothing."""
-        unsplit = [
+        settings, grades = self.fit.settings, partial(self._leaning, profile)
+        unsplit = self._unsplit(profile, cells, sweeps)
+        best, tried = fit_split(
+            unsplit, settings.split_reaches, settings.split_taus, grades, partial(self.fit.progress, "fitting the split")
+        )
+        figures: dict[str, Any] = {"tried": [one.to_dict(unsplit) for one in tried], "chosen": None}
+        if best is None:
+            return None, figures
+        split = best.split
+        if not split.words:
+            figures["shuffled_scores"] = self.fit.work.step("split-shuffled", partial(self._unreliable, profile, split, unsplit))
+            unscored = self._unsplit(profile, [cell.without_scores() for cell in cells], sweeps)
+            words = by_words(split, unscored, grades)
+            figures["without_scores"] = words.to_dict(unscored)
+            split = words.split if words.is_worth_it else split
+        return split, {**figures, "chosen": split.model_dump()}
+
+    def _unsplit(self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]) -> list[Unsplit]:
+        return [
             Unsplit(cell, sweep.column(0.0), sweep.column(0.0) if cell.gold_missing else self._auto(profile, cell, sweep))
             for cell, sweep in zip(cells, sweeps, strict=True)
         ]
-        settings = self.fit.settings
-        best, tried = fit_split(
-            unsplit, settings.split_reaches, settings.split_taus, partial(self._leaning, profile), partial(self.fit.progress, "fitting the split")
-        )
-        figures: dict[str, Any] = {
-            "tried": [one.to_dict(unsplit) for one in tried],
-            "chosen": None if best is None else best.split.model_dump(),
-        }
-        if best is not None:
-            figures["shuffled_scores"] = self.fit.work.step("split-shuffled", partial(self._unreliable, profile, best.split, unsplit))
-        return (None if best is None else best.split), figures
 
     def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
         return self.fit.work.step(  # type: ignore[no-any-return]
-            f"split-{cell.name}-{split.reach:g}-{split.tau:g}",
+            f"split-{cell.name}-{split.reach:g}-{split.tau:g}{'-words' if split.words else ''}",
             lambda: self.fit.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
         )
 

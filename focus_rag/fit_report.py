@@ -253,11 +253,19 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     ]
     if chosen is None:
         return [*found, "No gain over the directions could be told from chance, so the profile leans on nothing."]
-    control = figures["shuffled_scores"]
+    found.append(f"Chosen: {chosen.in_words}.")
+    if "shuffled_scores" not in figures:
+        return [*found, "The scores of these questions tell no passages apart: passages were chosen by the words they share with the question."]
+    control, words = figures["shuffled_scores"], figures["without_scores"]
     return [
         *found,
-        f"Chosen: {chosen.in_words}. Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        f"Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
         f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
+        f"Without any scores, on the passages that share most words with the question instead, it gains {_share(words['gain'])} over the directions"
+        + ("" if chosen.words else ", which is not enough to do that")
+        + (f"; worse than bare: {', '.join(words['loses'])}" if words["loses"] else "")
+        + ":",
+        _table(cells, [[_share(one["split"]) for one in words["cells"]]]),
     ]
 
 

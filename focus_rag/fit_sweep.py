@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from focus_rag.alpha_fitting import best_single_alpha, pooled
 from focus_rag.alpha_sweep import Sweep, examples_at, sweep_of
@@ -14,17 +14,22 @@ from focus_rag.passages import Passage
 
 @dataclass(frozen=True, slots=True)
 class SweepCell:
-    """Questions with one passage count and noise, see `Sweep`."""
+    """Questions with one passage count and noise, see `Sweep`; `has_scores` tells them from the same ones without their scores."""
 
     count: int
     noise: float
     questions: tuple[Example, ...]
     gold_missing: bool = False
+    has_scores: bool = True
 
     @property
     def name(self) -> str:
         """For files of results."""
-        return f"{self.count}-{'missing' if self.gold_missing else f'{self.noise:g}'}"
+        return f"{self.count}-{'missing' if self.gold_missing else f'{self.noise:g}'}{'' if self.has_scores else '-unscored'}"
+
+    def without_scores(self) -> SweepCell:
+        """The same questions, as a retriever without scores hands them on."""
+        return replace(self, questions=tuple(one.without_scores() for one in self.questions), has_scores=False)
 
 
 def cells_of(

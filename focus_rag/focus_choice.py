@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from focus_rag.alpha import AlphaChoice, FixedAlpha
 from focus_rag.answers import AlphaSetting, Request
@@ -22,7 +23,7 @@ class FocusChoice:
         signal: What its retrieval tells, of the passages that stand in the prompt.
         alpha: Intervention factor of the focus directions.
         reason: For people.
-        favoured: Indices of the passages that split softmax favours, the best scored first.
+        favoured: Indices of the passages that split softmax favours, the best first.
         tau: Its exponent; 1 where nothing is favoured.
     """
 
@@ -42,7 +43,7 @@ def choose_focus(
 ) -> FocusChoice:
     """Choose alpha and split for a request.
 
-    What is left to the library is one or the other: where the profile leans on the best scored passages and scores tell them apart, alpha
+    What is left to the library is one or the other: where the profile leans on passages and scores, or the words of the question, tell them apart, alpha
     is 0, and else what the profile's policy says. What is said explicitly holds: a number for alpha leaves the profile's split out, and a
     number with a `ScoreSplit` has both.
 
@@ -69,12 +70,17 @@ def choose_focus(
     signal = replace(retrieved, n_passages=len(shown))
     choice = _alpha(alpha, signal, profile)
     leaning = _split(split, alpha, profile)
-    favoured = () if leaning is None else leaning.favoured(
-        request.passages, shown, higher_is_better=request.higher_is_better, score_kind=request.score_kind
-    )
-    if leaning is None or not favoured:
+    if leaning is None:
         return FocusChoice(signal, choice.alpha, choice.reason)
-    which = "the best scored passage" if len(favoured) == 1 else f"the {len(favoured)} best scored passages"
+    known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
+    favoured, best, most = leaning.favoured(request.passages, shown, **known), "the best scored passage", "best scored passages"
+    if not favoured:
+        question = request.query if request.question is None else request.question
+        favoured = leaning.favoured_by_words(question, request.passages, shown, **known)
+        best, most = "the passage that shares most words with the question", "passages that share most words with the question"
+    if not favoured:
+        return FocusChoice(signal, choice.alpha, choice.reason)
+    which = best if len(favoured) == 1 else f"the {len(favoured)} {most}"
     leans = f"split softmax on {which}, tau {leaning.tau:g}"
     if alpha == "auto":
         return FocusChoice(signal, 0.0, f"{leans}, instead of focus directions", favoured, leaning.tau)

@@ -36,7 +36,7 @@ from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 from focus_rag.weights_digest import weights_digest
 
-_REQUEST_OPTIONS = frozenset({"alpha", "split", "higher_is_better", "score_kind", "noise"})
+_REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -235,7 +235,7 @@ class FocusGenerator:
         Args:
             messages_or_prompt: Messages with role and content, rendered by the chat template; or raw text.
             passages: What was retrieved; those that do not stand in the text are reported as not used.
-            **options: As for `answer`.
+            **options: As for `answer`, and `query`, what the passages were retrieved for.
 
         Raises:
             InvalidInputError: Something about the input cannot be used; the message says what.

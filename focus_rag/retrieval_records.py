@@ -23,6 +23,7 @@ class CapturedPassages:
             comes twice.
         how: Retrieved by an ancestor of the call (`lineage`), recently by anybody (`registry`), or not found (`none`).
         higher_is_better: Orientation of the scores, from their order when they were retrieved; None if that does not tell.
+        query: What they were retrieved for, several queries one after the other; None where nobody knows.
         retrieved: How many different texts the lineage had retrieved before this call, found in the prompt or not.
         note: Why there are no passages, or why they have no scores; empty otherwise.
     """
@@ -30,6 +31,7 @@ class CapturedPassages:
     passages: tuple[Passage, ...] = ()
     how: Literal["lineage", "registry", "none"] = "none"
     higher_is_better: bool | None = None
+    query: str | None = None
     retrieved: int = 0
     note: str = ""
 
@@ -150,6 +152,7 @@ def captured(
     """
     found: list[tuple[int, str, float | None, str | None]] = []
     origins: set[Origin] = set()
+    queries: dict[str, None] = {}
     for text, starts in places.items():
         for retrieval in order:
             if hit := retrieval.hits.get(text):
@@ -158,6 +161,8 @@ def captured(
             continue
         if hit.is_scored:
             origins.add(hit.origin)
+        if retrieval.query:
+            queries[retrieval.query] = None
         for i, start in enumerate(starts):
             known = min(i, len(hit.scores) - 1)
             found.append((start, text.text, hit.scores[known], hit.ids[known]))
@@ -169,7 +174,7 @@ def captured(
         doubt = doubt or "some scores are distances and some are similarities"
     passages = tuple(Passage(text, None if doubt else score, id=id_) for _, text, score, id_ in found if text)
     way = None if doubt or not ways else ways.pop()
-    return CapturedPassages(passages, how if passages else "none", way, retrieved, doubt)
+    return CapturedPassages(passages, how if passages else "none", way, " ".join(queries) or None, retrieved, doubt)
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.noise import ScoreKind, orientation, worst_first
 from focus_rag.passages import Passage
+from focus_rag.shared_words import shared_word_scores
 
 
 class ScoreSplit(BaseModel):
@@ -23,6 +25,8 @@ class ScoreSplit(BaseModel):
             alone. Shares of a retrieval's own range need no scale: scores that stand out favour few passages, close ones more.
         tau: Exponent; the smaller, the more mass. 1 changes nothing, 0.1 is the published one for relevant passages.
         fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled to.
+        words: Whether passages whose scores tell nothing (there are none, all are equal, or it is not known which end of them is the better one)
+            are scored by the words they share with the question instead, see `shared_words`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,11 +34,13 @@ class ScoreSplit(BaseModel):
     reach: float = Field(default=0.3, ge=0.0, lt=1.0)
     tau: float = Field(default=0.1, gt=0.0, le=1.0)
     fewest: int = Field(default=2, ge=2)
+    words: bool = False
 
     @property
     def in_words(self) -> str:
         """For people."""
-        return f"reach {self.reach:g}, tau {self.tau:g}, from {self.fewest} passages on"
+        by_words = ", by shared words where there are no scores" if self.words else ""
+        return f"reach {self.reach:g}, tau {self.tau:g}, from {self.fewest} passages on{by_words}"
 
     def favoured(
         self,
@@ -69,6 +75,32 @@ class ScoreSplit(BaseModel):
         near = [index for index, half in zip(scores, halves, strict=True) if (halves[0] - half) / spread <= self.reach]
         found = tuple(index for index in near if index in in_prompt)
         return found if len(found) < len(in_prompt) else ()
+
+    def favoured_by_words(
+        self,
+        question: str | None,
+        passages: Sequence[Passage],
+        shown: Sequence[int],
+        *,
+        higher_is_better: bool | None = None,
+        score_kind: ScoreKind | None = None,
+    ) -> tuple[int, ...]:
+        """Indices of the passages in the prompt that share most with the question, where scores tell nothing and this split goes by words then.
+
+        Args:
+            question: What the passages were retrieved for; None where that is not known.
+            passages: As for `favoured`.
+            shown: As for `favoured`.
+            higher_is_better: As for `favoured`.
+            score_kind: As for `favoured`.
+        """
+        known = {passage.score for passage in passages} - {None}
+        is_told = len(known) > 1 and orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None
+        if not self.words or not question or is_told:
+            return ()
+        scores = shared_word_scores(question, passages)
+        scored = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]
+        return self.favoured(scored, shown, higher_is_better=True)
 
 
 SplitSetting = ScoreSplit | Literal["auto", "off"]

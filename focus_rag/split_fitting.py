@@ -1,4 +1,5 @@
-"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, and among how many.
+"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, among how many, and whether to go by
+shared words where there are no scores.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
 noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those that are not told
@@ -53,6 +54,11 @@ class SplitTrial:
     gain: Estimate
     loses: tuple[str, ...]
 
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether it gains by more than chance and is nowhere worse than the bare model beyond it."""
+        return not self.loses and self.gain.low > 0
+
     def to_dict(self, cells: Sequence[Unsplit]) -> dict[str, Any]:
         """Plain JSON types."""
         return {
@@ -90,26 +96,41 @@ def fit_split(
         progress: Called with splits done and splits in all.
 
     Returns:
-        The best split, None where none is worth it, and everything that was tried; nothing is tried where scores tell no passages apart.
+        The best split, None where none is worth it, and everything that was tried. Questions whose scores tell no passages apart are split by
+        the words they share with them; where those do not either, nothing is tried.
     """
     tried: list[SplitTrial] = []
-    if not reaches or not _is_told_apart([one for cell in cells for one in cell.cell.questions], reaches):
+    questions = [one for cell in cells for one in cell.cell.questions]
+    if not _is_told_apart(questions, reaches, words := False) and not _is_told_apart(questions, reaches, words := True):
         return None, tried
     first, *others = reaches
 
-    def measure(split: ScoreSplit) -> None:
+    def measure(reach: float, tau: float) -> None:
+        split = ScoreSplit(reach=reach, tau=tau, words=words)
         columns = tuple(grades(split, one.cell) for one in cells)
         starts = sorted({2, *(one.cell.count for one in cells if one.cell.count > 2)})
         tried.append(max((_from(fewest, split, cells, columns) for fewest in starts), key=_worth))
         progress(len(tried), len(taus) + len(others))
 
     for tau in taus:
-        measure(ScoreSplit(reach=first, tau=tau))
+        measure(first, tau)
     chosen = _mildest_of_the_best(tried, cells)
     for reach in others:
-        measure(ScoreSplit(reach=reach, tau=chosen.split.tau))
+        measure(reach, chosen.split.tau)
     chosen = _mildest_of_the_best(tried, cells)
-    return (None if chosen.loses or chosen.gain.low <= 0 else chosen), tried
+    return (chosen if chosen.is_worth_it else None), tried
+
+
+def by_words(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> SplitTrial:
+    """A split that was chosen by scores, where there are none: its passages are those that share most words with the question.
+
+    Args:
+        split: The split.
+        cells: Questions without scores.
+        grades: Grades of a cell's questions under a split.
+    """
+    split = split.model_copy(update={"words": True})
+    return _from(split.fewest, split, cells, tuple(grades(split, one.cell) for one in cells))
 
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
@@ -126,11 +147,7 @@ def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tup
 
 def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> SplitTrial:
     best = max(tried, key=_worth)
-    equals = [
-        one
-        for one in tried
-        if not one.loses and one.gain.low > 0 and _gain(best.in_use, one.in_use, cells).low <= 0
-    ]
+    equals = [one for one in tried if one.is_worth_it and _gain(best.in_use, one.in_use, cells).low <= 0]
     return max(equals, key=lambda one: (one.split.tau, _worth(one)), default=best)
 
 
@@ -140,10 +157,16 @@ def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], c
     return pooled([([each.key for each in one.cell.questions], _differences(new, old)) for one, new, old in rows if not one.cell.gold_missing])
 
 
-def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float]) -> bool:
-    """Whether a split of any reach would favour any passage of any question."""
-    splits = [ScoreSplit(reach=reach) for reach in reaches]
-    return any(split.favoured(one.passages, range(len(one.passages)), score_kind=one.score_kind) for one in questions for split in splits)
+def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float], words: bool) -> bool:
+    """Whether a split of any reach would favour any passage of any question, by scores or by words."""
+
+    def favours(split: ScoreSplit, one: Example) -> bool:
+        places = range(len(one.passages))
+        if words:
+            return bool(split.favoured_by_words(one.question, one.passages, places, score_kind=one.score_kind))
+        return bool(split.favoured(one.passages, places, score_kind=one.score_kind))
+
+    return any(favours(ScoreSplit(reach=reach, words=words), one) for one in questions for reach in reaches)
 
 
 def _worth(trial: SplitTrial) -> tuple[bool, float]:

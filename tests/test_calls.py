@@ -48,6 +48,16 @@ def test_options_win_over_fields_and_fields_over_the_generator() -> None:
     assert (plain.request.split, changed.request.split) == ("off", ScoreSplit(tau=0.2))
 
 
+def test_what_was_retrieved_for_goes_with_the_passages() -> None:
+    model = Model(RecordingGenerator())
+    assert model.focus_call("x", {}, captured(query="When was it built?")).request.query == "When was it built?"
+    assert model.focus_call("x", {"query": "Who built it?"}, captured(query="When was it built?")).request.query == "Who built it?"
+    assert model.focus_call("x", {"passages": ["a", "b"], "query": "Who?"}, captured(query="When?")).request.query == "Who?"
+    assert model.focus_call("x", {"passages": ["a", "b"]}, captured(query="When?")).request.query is None
+    with pytest.raises(InvalidInputError, match="query must be a string"):
+        model.focus_call("x", {"query": 3}, captured())
+
+
 def test_unknown_options_are_told() -> None:
     model = Model(RecordingGenerator())
     with pytest.raises(InvalidInputError, match="'temprature'"):

@@ -113,6 +113,14 @@ def test_shuffled_scores_are_the_same_scores_on_other_passages():
         )
 
 
+def test_scores_can_be_taken_away():
+    plain, without = (source().cases(Cell(without_scores=taken), None, seed=0) for taken in (False, True))
+    assert Cell(without_scores=True).key == "as given, without scores"
+    for before, after in zip(plain, without, strict=True):
+        assert [one.text for one in before.example.passages] == [one.text for one in after.example.passages]
+        assert {one.score for one in after.example.passages} == {None} != {one.score for one in before.example.passages}
+
+
 def test_the_same_seed_gives_the_same_cases_and_another_seed_others():
     cell = Cell(count=5, noise=0.5)
     assert source().cases(cell, 5, seed=3) == source().cases(cell, 5, seed=3)

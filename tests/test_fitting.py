@@ -205,14 +205,52 @@ def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
     assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
     figures = profile.report["split"]
-    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2} and figures["tried"][-1]["gain"]["mean"] == 1.0
+    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2, "words": False} and figures["tried"][-1]["gain"]["mean"] == 1.0
     assert figures["shuffled_scores"]["split"]["mean"] < 0.5
     assert "Chosen: reach 0, tau 0.03, from 2 passages on." in (tmp_path / "report.md").read_text()
 
 
-def test_questions_without_scores_get_no_split(tmp_path: Path) -> None:
-    unscored = [replace(one, passages=tuple(replace(each, score=None) for each in one.passages)) for one in small_examples()]
-    profile = fit_profile(small_model(), tiny_tokenizer(), unscored, tmp_path, SETTINGS)
+def unscored(count: int = 12) -> list[Example]:
+    return [one.without_scores() for one in small_examples(count)]
+
+
+def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fitted(out: Path, without: float) -> FocusProfile:
+        def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
+            if options.get("split") != "auto":
+                return [0.0 for _ in examples]
+            return [1.0 if one.passages[0].score is not None else without for one in examples]
+
+        monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+        settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.1,)})
+        return fit_profile(small_model(), tiny_tokenizer(), small_examples(40), out, settings)
+
+    by_words, by_scores = fitted(tmp_path / "a", 1.0), fitted(tmp_path / "b", 0.0)
+    assert by_words.split == ScoreSplit(reach=0.3, tau=0.1, words=True) and by_scores.split == ScoreSplit(reach=0.3, tau=0.1)
+    assert by_words.report["split"]["without_scores"]["gain"]["mean"] == 1.0
+    assert "by shared words where there are no scores." in (tmp_path / "a" / "report.md").read_text()
+    assert "which is not enough to do that" in (tmp_path / "b" / "report.md").read_text()
+
+
+def test_questions_without_scores_are_split_by_words_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = fit_profile(small_model(), tiny_tokenizer(), unscored(), tmp_path / "none", SETTINGS)
+    assert none.split is None and all(row["words"] for row in none.report["split"]["tried"])
+    asked: set[str] = set()
+
+    def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
+        asked.update(one.question for one in examples)
+        return [float(options.get("split") == "auto" and generator.profile.split.words) for _ in examples]
+
+    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    settings = SETTINGS.model_copy(update={"dev_questions": 16})
+    profile = fit_profile(small_model(), tiny_tokenizer(), unscored(40), tmp_path / "some", settings)
+    assert profile.split is not None and profile.split.words and "without_scores" not in profile.report["split"]
+    assert "passages were chosen by the words they share" in (tmp_path / "some" / "report.md").read_text()
+
+
+def test_passages_that_nothing_tells_apart_get_no_split(tmp_path: Path) -> None:
+    strange = [replace(one, question=f"Mystery {letter}?") for letter, one in zip("bcdefghijklm", unscored(), strict=True)]
+    profile = fit_profile(small_model(), tiny_tokenizer(), strange, tmp_path, SETTINGS)
     assert profile.split is None and profile.report["split"]["tried"] == []
     assert "Not fitted: no split was to be tried" in (tmp_path / "report.md").read_text()
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "head_inputs", "probing", "weights_digest", "whole_files"),
     ("passages", "attention_math", "published_files", "turns"),
-    ("noise", "alpha", "locating", "model_layout"),
+    ("noise", "alpha", "locating", "model_layout", "shared_words"),
     ("score_split",),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
     ("focus_choice", "calm_examples", "grading", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),

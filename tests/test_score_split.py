@@ -75,6 +75,31 @@ def test_among_too_few_passages_none_is_favoured(fewest, shown, best):
     assert ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)) == best
 
 
+MILLS = ("A mill stood there.", "The Ashford mill was built in 1803.", "The bakery was built in 1841.", "Ashford lies on a river.")
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "best"),
+    [
+        ((None,) * 4, {}, (1,)),
+        ((0.5,) * 4, {}, (1,)),
+        ((None, 0.5, None, None), {}, (1,)),  # one score cannot be compared
+        ((0.5, 0.9, 0.4, 0.8), {}, (1,)),  # which end is the better one is anybody's guess
+        ((0.5, 0.9, 0.4, 0.8), {"score_kind": "cosine"}, ()),  # the scores say it
+        ((0.9, 0.8, 0.5, 0.4), {}, ()),
+    ],
+)
+def test_words_are_asked_where_scores_tell_nothing(scores, options, best):
+    passages = [Passage(text, score=score) for text, score in zip(MILLS, scores, strict=True)]
+    split, question = ScoreSplit(reach=0.3, words=True), "When was the Ashford mill built?"
+    assert split.favoured_by_words(question, passages, range(4), **options) == best
+    assert ScoreSplit(reach=0.3).favoured_by_words(question, passages, range(4), **options) == ()
+    for nothing in (None, "", "Who?"):
+        assert split.favoured_by_words(nothing, passages, range(4), **options) == ()
+    assert split.model_copy(update={"fewest": 5}).favoured_by_words(question, passages, range(4), **options) == ()
+    assert split.favoured_by_words(question, passages, (1,), **options) == ()  # nothing else is shown
+
+
 @given(
     st.lists(st.integers(-1000, 1000), min_size=1, max_size=12),
     st.floats(0, 0.99),
@@ -118,6 +143,27 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, rea
     assert [use.favoured for use in answer.passages] == [True, reach > 0, False, False]
     assert "".join(split.stream(QUESTION, PASSAGES)) == answer.text
     assert asyncio.run(split.aanswer(QUESTION, PASSAGES)).text == answer.text
+
+
+@pytest.mark.parametrize("wanted", ["question", "messages", "prompt"])
+def test_a_generator_leans_by_words_on_what_it_knows_was_asked(parts, wanted):
+    passages = [Passage(text) for text in MILLS]
+    question, split = "When was the Ashford mill built?", ScoreSplit(reach=0.3, tau=0.05, words=True)
+    generator = FocusGenerator(parts[0], parts[1], parts[2].replace(split=split), settings=SETTINGS)
+    if wanted == "question":
+        answer = generator.answer(question, passages)
+    else:
+        text = "\n\n".join([*MILLS, question])
+        what = text if wanted == "prompt" else [{"role": "user", "content": text}]
+        assert not any(use.favoured for use in generator.generate(what, passages=passages).passages)  # nobody says what was asked
+        answer = generator.generate(what, passages=passages, query=question)
+        assert "".join(generator.stream_generate(what, passages=passages, query=question)) == answer.text
+    assert [use.favoured for use in answer.passages] == [False, True, False, False]
+    assert (answer.alpha, answer.tau) == (0.0, 0.05)
+    assert answer.reason.startswith("split softmax on the passage that shares most words with the question, tau 0.05")
+    assert [use.passage.score for use in answer.passages] == [None] * 4  # such scores are nobody's to report
+    known = generator.answer(question, [Passage(text, score=score) for text, score in zip(MILLS, SCORES, strict=True)])
+    assert "best scored" in known.reason
 
 
 def test_what_is_left_to_the_profile_is_split_or_steered_and_never_both(parts):

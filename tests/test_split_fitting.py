@@ -8,7 +8,7 @@ from focus_rag.examples import Example
 from focus_rag.fit_sweep import SweepCell
 from focus_rag.passages import Passage
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, fit_split
+from focus_rag.split_fitting import Unsplit, by_words, fit_split
 
 REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
 
@@ -74,6 +74,29 @@ def test_the_gain_is_that_of_cells_with_gold_alone():
 def test_without_scores_nothing_is_tried():
     assert fitted([cell(0.3, 0.3, score=None)], lambda *_: 1.0) == (None, [])
     assert fit_split([cell(0.3, 0.3)], (), TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
+
+
+def test_without_scores_passages_are_split_by_the_words_they_share():
+    passages = (Passage("a mill"), Passage("other"), Passage("third"))
+    asked = tuple(Example(f"Which mill, {number}?", ("mill",), passages, frozenset({0})) for number in range(60))
+    cells = [Unsplit(SweepCell(3, 1.0, asked), right(0.3), right(0.4))]
+    best, tried = fitted(cells, lambda split, _: 0.9 if split.words else 0.0)
+    assert best is not None and best.split == ScoreSplit(reach=0.3, tau=0.1, words=True) and len(tried) == 4
+
+
+@pytest.mark.parametrize(("quality", "worth"), [(0.9, True), (0.45, False), (0.1, False)])
+def test_a_split_by_scores_is_tried_by_words_where_it_acts(quality, worth):
+    cells = [cell(0.3, 0.4, count=3, score=None), cell(0.3, 0.4, count=8, score=None), cell(0.2, 0.2, count=8, score=None, gold_missing=True)]
+    asked = []
+
+    def grades(split, one):
+        asked.append(split)
+        return right(0.2 if one.gold_missing else 0.0 if one.count == 3 else quality)
+
+    trial = by_words(ScoreSplit(reach=0.15, fewest=8), cells, grades)
+    assert set(asked) == {ScoreSplit(reach=0.15, fewest=8, words=True)} and trial.split == asked[0]
+    assert trial.is_worth_it is worth and trial.gain.mean == pytest.approx((quality - 0.4) / 2)
+    assert trial.loses == (("8-1",) if quality == 0.1 else ())
 
 
 def test_a_split_that_misleads_among_few_acts_from_more_on():

@@ -50,6 +50,9 @@ def command(
     shuffled_scores: Annotated[
         bool, typer.Option("--shuffled-scores", help="Also with scores that say nothing.")
     ] = False,
+    without_scores: Annotated[
+        bool, typer.Option("--without-scores", help="Also without scores, as LangChain's retrievers hand passages on.")
+    ] = False,
     rich: Annotated[
         float, typer.Option("--rich", help="Share of the generated questions and facts not put plainly, 0 to 1.")
     ] = 0.0,
@@ -96,6 +99,7 @@ def command(
         positions=("first", "middle", "last") if positions else (),
         gold_missing=gold_missing,
         shuffled_scores=shuffled_scores,
+        without_scores=without_scores,
         limit=limit,
         main_limit=main_limit,
         rival_limit=rival_limit,

@@ -55,6 +55,7 @@ class Cell(BaseModel):
         position: Where the gold passage stands: `first`, `middle`, `last`; None leaves it where retrieval put it.
         gold_missing: Whether the gold passages are taken away; questions whose other passages hold an answer are left out.
         shuffled_scores: Whether the scores are dealt out anew among the passages, so that they say nothing.
+        without_scores: Whether the scores are taken away.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +65,7 @@ class Cell(BaseModel):
     position: str | None = Field(default=None, pattern="^(first|middle|last)$")
     gold_missing: bool = False
     shuffled_scores: bool = False
+    without_scores: bool = False
 
     @property
     def key(self) -> str:
@@ -73,6 +75,7 @@ class Cell(BaseModel):
         parts += [] if self.position is None else [f"gold {self.position}"]
         parts += ["gold missing"] if self.gold_missing else []
         parts += ["scores shuffled"] if self.shuffled_scores else []
+        parts += ["without scores"] if self.without_scores else []
         return ", ".join(parts)
 
 
@@ -221,6 +224,8 @@ def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case 
         case = _positioned(case, cell.position)
     if cell.shuffled_scores:
         case = replace(case, example=case.example.with_shuffled_scores(seed))
+    if cell.without_scores:
+        case = replace(case, example=case.example.without_scores())
     return case
 
 
@@ -277,6 +282,7 @@ def cells_of(
     main: Cell | None = None,
     gold_missing: bool = False,
     shuffled_scores: bool = False,
+    without_scores: bool = False,
 ) -> tuple[Cell, ...]:
     """The cells of a run: counts by noises, then gold positions and the other kinds of noise around one cell.
 
@@ -288,6 +294,7 @@ def cells_of(
             passages and the most noise.
         gold_missing: Whether to take the gold passages away.
         shuffled_scores: Whether to deal the scores out anew.
+        without_scores: Whether to take them away.
     """
     counts, noises = list(counts), list(noises)
     cells = [Cell(count=count, noise=noise) for count in counts for noise in noises]
@@ -298,4 +305,6 @@ def cells_of(
         cells.append(main.model_copy(update={"gold_missing": True}))
     if shuffled_scores:
         cells.append(main.model_copy(update={"shuffled_scores": True}))
+    if without_scores:
+        cells.append(main.model_copy(update={"without_scores": True}))
     return tuple(dict.fromkeys(cells))

@@ -55,6 +55,7 @@ class EvalSettings(BaseModel):
         positions: Gold positions to run in the headline cell.
         gold_missing: Whether to run the headline cell without its gold passages.
         shuffled_scores: Whether to run the headline cell with scores dealt out at random.
+        without_scores: Whether to run it without scores, as with a retriever that hands on none.
         main_count: Passages of the headline cell, at the highest noise; the largest count if it is not among the counts.
         limit: Questions in a cell.
         main_limit: Questions in the headline cell for the methods that it is about (`CORE`); None is the same.
@@ -75,6 +76,7 @@ class EvalSettings(BaseModel):
     positions: tuple[Literal["first", "middle", "last"], ...] = ()
     gold_missing: bool = False
     shuffled_scores: bool = False
+    without_scores: bool = False
     main_count: int | None = 20
     limit: int | None = Field(default=300, ge=1)
     main_limit: int | None = Field(default=None, ge=1)
@@ -248,7 +250,7 @@ def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
     fill(
         cells_of(
             settings.counts, settings.noises, settings.positions,
-            main=main, gold_missing=settings.gold_missing, shuffled_scores=settings.shuffled_scores,
+            main=main, gold_missing=settings.gold_missing, shuffled_scores=settings.shuffled_scores, without_scores=settings.without_scores,
         )
     )  # fmt: skip
     cases = {

@@ -481,6 +481,7 @@ def test_a_retriever_without_scores_is_judged_by_its_count() -> None:
     assert scores_sent(generator) == [None] * 6
     assert noise_of(message) == pytest.approx(1 - 1 / 6)
     assert "no usable scores" in report_of(message)["reason"]
+    assert generator.requests[-1].query == QUESTION  # by whose words it can be told which of them it is about
 
 
 def test_scores_that_are_strings() -> None:

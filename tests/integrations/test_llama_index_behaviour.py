@@ -326,6 +326,7 @@ def test_no_scores_leave_the_count() -> None:
     request = asked(scored([None] * 5))
     assert [p.text for p in request.passages] == TEXTS
     assert [p.score for p in request.passages] == [None] * 5 and request.higher_is_better is None
+    assert request.query == "Where is the mill?"  # by whose words it can be told which of them it is about
 
 
 def test_scores_that_are_strings_count_as_numbers_or_not_at_all() -> None:

@@ -1,0 +1,54 @@
+"""Scores for passages that come without any: how much of the question stands in each, by its words.
+
+LangChain's retrievers, for one, hand on no scores. The question and the passages are there all the same, and BM25 of the one among the others,
+which asks no index and no model, finds the relevant passage nearly as often as the score of a search over everything
+(`docs/fit-notes.md`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from focus_rag.passages import Passage
+
+_K1, _B = 0.9, 0.4
+_STEM = 6
+"""Letters of a word that count: of most languages' inflections the rest is the ending."""
+# Words of the languages written without spaces are taken to be pairs of neighbouring signs.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORDS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|([^\W{_UNSPACED}]+)")
+# English words that ask or join; among few passages, rarity alone does not tell that they say nothing. In other languages it has to.
+_ENGLISH = (
+    "a about an and any are as at be been by can could did do does for from had has have how if in is it its many much of on or that the "
+    "their there this those these to was were what when where which who whom whose why will with would you"
+)
+_SAY_NOTHING = frozenset(_ENGLISH.split())
+
+
+def shared_word_scores(question: str, passages: Sequence[Passage]) -> list[float]:
+    """BM25 of the question in each passage, its statistics those of these passages alone; higher is better, 0 shares nothing.
+
+    Args:
+        question: What the passages were retrieved for.
+        passages: In any order.
+    """
+    counts = [Counter(_words(passage.content)) for passage in passages]
+    holders = Counter(word for count in counts for word in count)
+    mean_length = sum(count.total() for count in counts) / max(len(counts), 1) or 1.0
+    rarity = {
+        word: math.log(1 + (len(counts) - holders[word] + 0.5) / (holders[word] + 0.5)) for word in set(_words(question)) if word in holders
+    }
+
+    def score(count: Counter[str]) -> float:
+        damping = _K1 * (1 - _B + _B * count.total() / mean_length)
+        return sum(weight * count[word] * (_K1 + 1) / (count[word] + damping) for word, weight in sorted(rarity.items()))
+
+    return [score(count) for count in counts]
+
+
+def _words(text: str) -> list[str]:
+    found = (pair or word for pair, word in _WORDS.findall(text.casefold()))
+    return [word[:_STEM] for word in found if word not in _SAY_NOTHING]
