@@ -104,10 +104,17 @@ class FittedAlpha(_Policy):
             raise ValueError("alphas must not be negative: a negative alpha distracts")
         return self
 
+    @property
+    def _fewest_measured(self) -> int:
+        """The first knot with several passages; that of a single one is known without measuring."""
+        return next((count for count in self.counts if count > 1), 1)
+
     def choose(self, signal: RetrievalSignal) -> AlphaChoice:
-        """Alpha of the surface at this count and noise."""
+        """Alpha of the surface at this count and noise; 0 among fewer passages than were measured."""
         if signal.n_passages <= 1:
             return _nothing_to_choose(signal)
+        if signal.n_passages < self._fewest_measured:
+            return AlphaChoice(0.0, f"{signal.n_passages} passages, and alpha was fitted for {self._fewest_measured} and more: the model is left as it is")
         if self.needs_order and signal.in_order is False:
             return AlphaChoice(
                 0.0, "the passages do not stand in the order of their scores, which this profile relies on: the model is left as it is"

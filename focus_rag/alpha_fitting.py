@@ -57,7 +57,9 @@ def pooled(cells: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Estimate:
         for key, value in zip(keys, values, strict=True):
             influence[key] += (value - mean) / len(values) / len(cells)
     n = len(influence)
-    half = Z_95 * math.sqrt(sum(value * value for value in influence.values()) * n / max(n - 1, 1))
+    if n < 2:
+        return Estimate(total, -1.0, 1.0, n)
+    half = Z_95 * math.sqrt(sum(value * value for value in influence.values()) * n / (n - 1))
     return Estimate(total, total - half, total + half, n)
 
 

@@ -38,12 +38,12 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Mean of independent values; of none it is 0 with an interval of all there is."""
+        """Mean of independent values; of none, which is 0, and of one the interval is all there is."""
         n = len(values)
-        if n == 0:
-            return cls(0.0, -1.0, 1.0, 0)
-        mean = sum(values) / n
-        variance = sum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
+        mean = sum(values) / max(n, 1)
+        if n < 2:
+            return cls(mean, -1.0, 1.0, n)
+        variance = sum((value - mean) ** 2 for value in values) / (n - 1)
         half = Z_95 * math.sqrt(variance / n)
         return cls(mean, mean - half, mean + half, n)
 

@@ -107,6 +107,11 @@ class Request:
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or not text.strip()):
                 raise InvalidInputError(f"{name} must be a string that is not empty; got {text!r:.80}.")
+        if self.higher_is_better is not None and not isinstance(self.higher_is_better, bool):
+            # What a comparison of numpy's or torch's numbers gives; other things, a string among them, would count as True.
+            if "bool" not in str(getattr(self.higher_is_better, "dtype", "")):
+                raise InvalidInputError(f"higher_is_better must be True, False or None; got {self.higher_is_better!r}.")
+            object.__setattr__(self, "higher_is_better", bool(self.higher_is_better))
         if self.query is not None and not isinstance(self.query, str):
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):

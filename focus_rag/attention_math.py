@@ -6,6 +6,7 @@ after RoPE and after any query or key normalisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -86,6 +87,7 @@ def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: in
 
 _ROWS_AT_ONCE = 128  # of `row_blocks`
 _FEW_ROWS = 8  # up to so many, operations cost more than the heads they are done for
+_KEYS_AT_ONCE = 2**24  # numbers of the keys that are copied to be worked on together
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +157,16 @@ def _widened_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | N
     wanted = tuple(heads)
     if wanted not in call.shared:
         group_size = call.query.shape[1] // call.key.shape[1]
-        # Several key heads of several sequences do not lie next to each other, and one product over them would copy them first.
-        is_free = call.key.shape[0] == 1 or call.key.dtype != torch.float32
+        # Several key heads of several sequences do not lie next to each other: one product over them copies them first. In half precision
+        # keys are copied anyway, but not so many at a time.
+        most = math.inf if call.key.dtype == torch.float32 else _KEYS_AT_ONCE
+        keys_of_a_head = call.key[:, 0].numel()
+        joins = call.key.shape[0] == 1 or call.key.dtype != torch.float32
         groups: list[list[int]] = []
         for key_head in sorted({head // group_size for head in wanted}):
             own = range(key_head * group_size, (key_head + 1) * group_size)
-            if is_free and groups and groups[-1][-1] + 1 == own.start:
+            so_far = len(groups[-1]) // group_size + 1 if groups else 1
+            if joins and groups and groups[-1][-1] + 1 == own.start and so_far * keys_of_a_head <= most:
                 groups[-1].extend(own)
             else:
                 groups.append(list(own))
@@ -427,15 +433,15 @@ def split_softmax_output(
     """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
 
     With p the span's mass and O_S the part of the output that comes from the span, the new output is
-    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`. An exponent of 1 leaves a head as it was, to the bit.
+    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`. An exponent of 1 leaves a head as it was, in float32 and below to the bit.
 
     Args:
         call: The attention call.
         output: `(batch, tokens, query_heads, value_dim)` of the kernel; changed in place for the chosen heads and rows.
-        heads: Query heads.
+        heads: Query heads to split; others may be worked on with them, and are kept as they are by their exponent.
         rows: `(rows,)` indices into the token axis; None are all of them.
         in_span: `(batch or 1, first keys)` indicator; keys behind are not in the span.
-        exponents: `(batch or 1, query_heads, 1, 1)` in (0, 1], see `head_exponents`.
+        exponents: `(batch or 1, query_heads, 1, 1)` in (0, 1], 1 for all heads but those to split, see `head_exponents`.
         chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch; all, if left out.
         span_range: Keys `[first, last)` outside of which no row of the batch has a span; all, if left out.
 
@@ -459,5 +465,7 @@ def split_softmax_output(
         raised = mass**tau
         inside, outside = raised / mass, (1 - raised) / (1 - mass)
         before = taken(output, rows, group, heads_at=2).transpose(1, 2).float()
+        if torch.is_grad_enabled():  # it may be a view of what is written to, and is needed for the gradient
+            before = before.clone()
         put_back(output, rows, group, torch.addcmul(outside * before, inside - outside, from_span))
     return output

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from focus_rag.alpha import AlphaPolicy
 from focus_rag.answers import Answer, GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import estimate_noise
+from focus_rag.noise import signal_of
 from focus_rag.passages import Passage
 from focus_rag.retrieval_records import CapturedPassages
 from focus_rag.score_split import SplitSetting
@@ -100,6 +102,8 @@ class FocusSettings(BaseModel):
     _warned: bool = PrivateAttr(default=False)
 
     def __init__(self, generator: Any = None, **settings: Any) -> None:
+        if isinstance(generator, (str, Path)):
+            raise InvalidInputError(f"generator is a loaded FocusGenerator; got {str(generator)!r}. To load a model, say model={str(generator)!r}.")
         super().__init__(generator=generator, **settings)
         if self.generator is None:
             from focus_rag.generator import FocusGenerator
@@ -112,8 +116,20 @@ class FocusSettings(BaseModel):
             )
         # Wrong settings are told now, not by the first call.
         self.generation_settings({})
-        estimate_noise([], score_kind=self.score_kind)  # type: ignore[arg-type]
+        signal_of((), score_kind=self.score_kind, noise=self.noise)  # type: ignore[arg-type]
         self.passages_of(self.passages or ())
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"alpha must be a finite number, 'auto' or an alpha policy; got {value!r}")
+        return value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InvalidInputError(
+            "A model of focus_rag holds a loaded generator and cannot be pickled: make it anew in the other process, from the same model and profile."
+        )
 
     @classmethod
     def passages_of(cls, values: Sequence[Any]) -> tuple[Passage, ...]:
@@ -176,9 +192,8 @@ class FocusSettings(BaseModel):
         else:
             found = captured(_read_by_the_model(what))
             self._warn_if_missed(found)
-            if signal["higher_is_better"] is None:
-                if signal["score_kind"] in (None, "unknown"):
-                    found = found.comparable()
+            if signal["higher_is_better"] is None and signal["score_kind"] in (None, "unknown"):
+                found = found.comparable()
                 signal["higher_is_better"] = found.higher_is_better
         request = Request(
             prompt=what if isinstance(what, str) else None,

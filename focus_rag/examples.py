@@ -160,7 +160,7 @@ def examples_from_rows(
 
 
 def split_examples(examples: Sequence[Example], *, dev_share: float) -> tuple[list[Example], list[Example]]:
-    """Split into (train, dev) by question hash: no order, seed or neighbour changes where a question falls."""
+    """Split into (train, dev) by question hash: neither order nor a seed changes where a question falls."""
     ranked = sorted(examples, key=lambda example: example.key)
     n_dev = min(max(round(dev_share * len(ranked)), 1), len(ranked) - 1) if len(ranked) > 1 else 0
     return ranked[n_dev:], ranked[:n_dev]

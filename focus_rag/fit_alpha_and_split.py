@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from focus_rag.alpha_fitting import fit_policy, signal_quality
-from focus_rag.alpha_sweep import Estimate, Sweep
+from focus_rag.alpha_sweep import Estimate, Sweep, shown_passages
 from focus_rag.examples import Example
 from focus_rag.fit_context import FitContext
 from focus_rag.fit_sweep import SweepCell, cells_of, climb
@@ -42,7 +42,7 @@ class _StrengthFit:
         """All phases."""
         activation = self.fit.work.step("activation", lambda: self._activation(profile))
         cells, warnings = cells_of(
-            self.fit.dev, self.fit.pool, self.fit.counts, self.fit.settings.noises, max(self.fit.settings.min_examples // 2, 1)
+            self.fit.dev, self.fit.pool, self.fit.counts, self.fit.settings.noises, self.fit.enough
         )
         sweeps = climb(
             cells,
@@ -116,8 +116,7 @@ class _StrengthFit:
 
     def _unsplit(self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]) -> list[Unsplit]:
         return [
-            Unsplit(cell, sweep.column(0.0), sweep.column(0.0) if cell.gold_missing else self._auto(profile, cell, sweep))
-            for cell, sweep in zip(cells, sweeps, strict=True)
+            Unsplit(cell, sweep.column(0.0), self._auto(profile, cell, sweep)) for cell, sweep in zip(cells, sweeps, strict=True)
         ]
 
     def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
@@ -137,12 +136,14 @@ class _StrengthFit:
     def _auto(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> list[float]:
         """Grades of a cell's questions under the policy, read off the sweep where it chose alphas of the grid."""
         questions = cell.questions
-        alphas = [profile.policy.choose(signal_of(one.passages, score_kind=one.score_kind)).alpha for one in questions]
+        signals = [signal_of(shown_passages(one, cell.gold_missing), score_kind=one.score_kind) for one in questions]
+        alphas = [profile.policy.choose(signal).alpha for signal in signals]
         if set(alphas) <= set(sweep.alphas):
             return [sweep.at(place, alpha) for place, alpha in enumerate(alphas)]
         by_order = "-by-order" if getattr(profile.policy, "needs_order", False) else ""
         return self.fit.work.step(  # type: ignore[no-any-return]
-            f"auto-{cell.name}{by_order}", lambda: self.fit.answers.grades(profile, questions, profile.policy)
+            f"auto-{cell.name}{by_order}",
+            lambda: self.fit.answers.grades(profile, questions, profile.policy, gold_missing=cell.gold_missing),
         )
 
     def _activation(self, profile: FocusProfile) -> list[dict[str, float]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from focus_rag.alpha_sweep import examples_at
 from focus_rag.calm_examples import pool_of
 from focus_rag.examples import Example
 from focus_rag.fit_answers import FitAnswers
@@ -30,6 +29,7 @@ class FitContext:
         dev: Questions that everything is chosen by; never one of the others.
         pool: Passages of all of them, to calm retrievals with.
         answers: What the model answers, graded.
+        enough: Dev questions that it takes to choose by.
         counts: Passage counts at which alpha and split are fitted.
         choice_counts: Passage counts of the choice of heads, the largest last.
 
@@ -66,11 +66,15 @@ class FitContext:
             self.train = [one.shuffled(settings.seed) for one in self.train]
         asked = dev[: settings.answerable_among or settings.dev_questions]
         self.answers = FitAnswers(model, tokenizer, asked, settings, work)
-        self.answers.refuse_silent_model()
-        self.dev = (self.answers.answerable() if settings.answerable_among else list(asked))[: settings.dev_questions]
-        widest = max(len(one.passages) for one in self.dev)
-        enough = settings.min_examples // 2
-        self.counts = sorted({count for count in settings.counts if len(examples_at(self.dev, count)) >= enough}) or [widest]
+        if settings.answerable_among is None:
+            self.answers.refuse_silent_model()
+            self.dev = list(asked)
+        else:
+            self.dev = self.answers.answerable()[: settings.dev_questions]
+        self.enough = max(min(settings.min_examples // 2, len(self.dev)), 1)
+        # As many passages as enough questions have: a few wide ones decide nothing.
+        widest = sorted((len(one.passages) for one in self.dev), reverse=True)[self.enough - 1]
+        self.counts = sorted({count for count in settings.counts if count <= widest}) or [widest]
         self.choice_counts = sorted({min(count, widest) for count in settings.choice_counts})
 
     def training_sequences(self, part: slice, rows: Rows | None = None) -> list[TeacherForced]:

@@ -39,6 +39,8 @@ def write_report(folder: Path, profile: FocusProfile, figures: dict[str, Any]) -
     if "scores" in figures:
         scores = HeadScores.from_dict(figures["scores"])
         _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
+    else:  # that of an earlier fit into the same folder would show other heads
+        (folder / "heads.png").unlink(missing_ok=True)
     _save(folder / "mass.png", lambda axes: _draw_activation(axes, figures["activation"]))
     _save(folder / "alpha.png", *_by_noise(present, _draw_sweeps))
     _save(folder / "quality.png", *_by_noise(figures["cells"], _draw_cells))

@@ -64,7 +64,7 @@ class FitSettings(BaseModel):
     min_examples: int = Field(default=24, ge=2)
     dev_share: float = Field(default=0.4, gt=0, lt=1)
     score_examples: int = Field(default=96, ge=1)
-    train_examples: int = Field(default=192, ge=1)
+    train_examples: int = Field(default=192, ge=2)
     training_order: Literal["as given", "shuffled"] = "as given"
     max_rows: int = Field(default=32, ge=1)
     rows: Rows = "found"
@@ -108,7 +108,7 @@ class FitSettings(BaseModel):
                 "choice_alphas": self.choice_alphas[-1:],
                 "dev_questions": min(self.dev_questions, 32),
                 "order_questions": min(self.order_questions, 24),
-                "alphas": self.choice_alphas,
+                "alphas": tuple(alpha for alpha in self.alphas if alpha in self.choice_alphas) or self.alphas[:2],
                 "split_reaches": self.split_reaches[:1],
                 "split_taus": self.split_taus[1::2] or self.split_taus,
             }

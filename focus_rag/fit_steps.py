@@ -58,6 +58,5 @@ def fit_digest(
         found.update(repr(what).encode("utf-8", "replace"))
     found.update(weights_digest(model).encode())
     if directions_of is not None:
-        found.update(repr((directions_of.site, directions_of.passages_at, directions_of.head_pairs)).encode())
-        found.update(directions_of.directions.contiguous().numpy().tobytes())
+        found.update(directions_of.digest.encode())
     return found.hexdigest()[:16]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from focus_rag.alpha_fitting import best_single_alpha, pooled
-from focus_rag.alpha_sweep import Sweep, examples_at, sweep_of
+from focus_rag.alpha_sweep import Sweep, examples_at, sweep_of, without_gold
 from focus_rag.calm_examples import calmed
-from focus_rag.examples import Example
+from focus_rag.examples import Example, holds_answer
 from focus_rag.passages import Passage
 
 
@@ -63,9 +63,15 @@ def cells_of(
             )
     # Whether a model still says that nothing is stated is a guard, not the aim: one count, half of the questions.
     if counts[-1] > 1:
-        questions = tuple(examples_at(dev, counts[-1]))
-        cells.append(SweepCell(counts[-1], 1.0, questions[: max(len(questions) // 2, 1)], gold_missing=True))
+        questions = tuple(one for one in examples_at(dev, counts[-1]) if not _is_answered_elsewhere(one))
+        if questions:
+            cells.append(SweepCell(counts[-1], 1.0, questions[: max(len(questions) // 2, 1)], gold_missing=True))
     return cells, warnings
+
+
+def _is_answered_elsewhere(example: Example) -> bool:
+    """Whether its other passages hold the answer too, so that it is stated without the gold ones."""
+    return any(holds_answer(passage.content, example.answers) for passage in without_gold(example))
 
 
 def climb(

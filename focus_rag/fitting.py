@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 import focus_rag
+from focus_rag.errors import PromptTooLongError
 from focus_rag.examples import Example, ExampleSet, split_examples
 from focus_rag.fit_alpha_and_split import fit_alpha_and_split
 from focus_rag.fit_context import FitContext, Progress
@@ -20,9 +21,11 @@ from focus_rag.fit_directions import fit_directions
 from focus_rag.fit_report import write_report
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps, fit_digest
+from focus_rag.model_layout import window_of
 from focus_rag.profile import Fingerprint, FocusProfile
+from focus_rag.prompting import PromptBuilder
 
-_TRAINED_ON = "trained_on"
+_SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"
 
 
 def fit_profile(
@@ -62,7 +65,8 @@ def fit_profile(
     if directions_of is not None:
         directions_of.check(model, tokenizer)
         given = _not_trained_on(given, directions_of)
-    usable = given.require(settings.min_examples)
+    given = _that_fit(given, model, tokenizer, settings)
+    usable = tuple({one.key: one for one in given.require(settings.min_examples)}.values())
     fingerprint = Fingerprint.of(model, tokenizer, model_id=model_id)
     digest = fit_digest(model, fingerprint, usable, settings, directions_of)
     done = _finished(Path(out), digest)
@@ -81,6 +85,11 @@ def fit_profile(
         before = dict(directions_of.provenance)
         provenance = {_TRAINED_ON: before.pop(_TRAINED_ON, []), "directions": before}
     profile, how_much = fit_alpha_and_split(fit, profile)
+    if directions_of is not None and directions_of.provenance.get("source") == _SOURCE and _TRAINED_ON not in directions_of.provenance:
+        how_much["warnings"].append(
+            "The profile does not say which questions its directions were trained on. If these are among them, everything here flatters it: fit "
+            "it anew, or take other questions."
+        )
     figures = {
         **found,
         **how_much,
@@ -97,7 +106,8 @@ def fit_profile(
     }
     provenance = {
         **provenance,
-        "source": "focus-rag fit",
+        _CHOSEN_ON: sorted({_name(one) for one in fit.dev}),
+        "source": _SOURCE,
         "version": focus_rag.__version__,
         "digest": digest,
         "settings": settings.model_dump(mode="json"),
@@ -111,13 +121,33 @@ def fit_profile(
     return profile
 
 
+def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> ExampleSet:
+    """The examples without those whose question does not fit the model's window by itself."""
+    builder = PromptBuilder(tokenizer)
+    room = window_of(model, min(tokenizer.model_max_length, 4096)) - settings.max_new_tokens
+
+    def fits(example: Example) -> bool:
+        try:
+            builder.from_question(example.question, example.passages[:1], max_tokens=room, drop_order=(0,))
+        except PromptTooLongError:
+            return False
+        return True
+
+    return _left_out(given, [one for one in given.examples if not fits(one)], "the question alone does not fit the model's window")
+
+
 def _not_trained_on(given: ExampleSet, profile: FocusProfile) -> ExampleSet:
     """The examples without those that the directions of a profile were trained on."""
     trained_on = set(profile.provenance.get(_TRAINED_ON, []))
-    kept = tuple(one for one in given.examples if _name(one) not in trained_on)
-    left_out = len(given.examples) - len(kept)
-    skipped = {**given.skipped, **({"the directions were trained on it": left_out} if left_out else {})}
-    return ExampleSet(kept, skipped, given.source)
+    return _left_out(given, [one for one in given.examples if _name(one) in trained_on], "the directions were trained on it")
+
+
+def _left_out(given: ExampleSet, examples: Sequence[Example], reason: str) -> ExampleSet:
+    """The other examples, with these counted."""
+    if not examples:
+        return given
+    gone = {one.key for one in examples}
+    return ExampleSet(tuple(one for one in given.examples if one.key not in gone), {**given.skipped, reason: len(examples)}, given.source)
 
 
 def _name(example: Example) -> str:
@@ -137,7 +167,7 @@ def _in_brief(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _finished(out: Path, digest: str) -> FocusProfile | None:
     """The profile of an earlier run over the same model, examples and settings, if it was finished."""
-    if not (out / "focus_profile.json").is_file():
+    if not (out / "focus_profile.json").is_file() or (out / f".fit-{digest}").exists():
         return None
     found = FocusProfile.load(out)
-    return found if found.provenance.get("digest") == digest and not (out / f".fit-{digest}").exists() else None
+    return found if found.provenance.get("digest") == digest else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from focus_rag.alpha import AlphaChoice, FixedAlpha
@@ -94,9 +95,11 @@ def _alpha(setting: AlphaSetting, signal: RetrievalSignal, profile: FocusProfile
         if profile is None:
             return AlphaChoice(0.0, "no profile: the model is left as it is")
         return profile.policy.choose(signal)
-    if isinstance(setting, bool) or (not isinstance(setting, (int, float)) and not hasattr(setting, "choose")):
+    if isinstance(setting, Real) and not isinstance(setting, bool):
+        setting = float(setting)  # numbers of numpy's too, which have a method `choose`
+    if isinstance(setting, bool) or (not isinstance(setting, float) and not hasattr(setting, "choose")):
         raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {setting!r}.")
-    if isinstance(setting, (int, float)):
+    if isinstance(setting, float):
         if setting != setting or abs(setting) == float("inf"):
             raise InvalidInputError(f"alpha must be finite; got {setting!r}.")
         choice = FixedAlpha(alpha=float(setting)).choose(signal)

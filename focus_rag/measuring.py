@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,30 +41,49 @@ def tapped_layers(model: nn.Module, layers: Iterable[int]) -> dict[nn.Module, in
     return {layer.attention: layer.index for layer in ModelLayout.of(model).layers if layer.index in wanted}
 
 
+def rolling_sizes(model: nn.Module) -> dict[int, int]:
+    """Layers whose cache lets old positions go, and how many it keeps; read from the configuration, as transformers makes its caches.
+
+    Not every model hands such a window to its attention function: some have it in the mask alone.
+    """
+    config: Any = model.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    window, chunk = (getattr(text_config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    by_default = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+    layers = range(int(text_config.num_hidden_layers))
+    kinds = getattr(text_config, "layer_types", None) or [by_default for _ in layers]
+    sizes = {layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None for layer, kind in zip(layers, kinds, strict=False)}
+    return {layer: int(size) for layer, size in sizes.items() if size}
+
+
 class KeyCounter:
     """How many positions each layer has seen, whatever cache it reads from.
 
     A growing cache tells by its size, also where assisted decoding takes rejected tokens back. A rolling one (sliding
     window) keeps only the last positions and a static one has an empty tail: there tokens are counted. Taking tokens
     back from a rolling cache that is full already cannot be seen.
+
+    Args:
+        sizes: Of the caches that roll, by layer, see `rolling_sizes`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Mapping[int, int] | None = None) -> None:
+        self._sizes = dict(sizes or {})
         self._seen: dict[int, int] = {}
         self._static: set[int] = set()
 
     def update(self, layer: int, call: AttentionCall) -> int:
         """Count one attention call of a layer and return the positions seen, this call's included."""
         tokens, keys = call.query.shape[2], call.key.shape[2]
-        before = self._seen.get(layer)
+        before, size = self._seen.get(layer), call.window or self._sizes.get(layer)
         if tokens == keys:
             seen = tokens
             self._static.discard(layer)
-        elif before is None:
-            seen = last_position(call) + 1
+        elif before is None or (layer in self._static and tokens > 1 and size is None):
+            seen = last_position(call) + 1  # of several tokens, the first ones of another sequence may be among them
             if seen < keys:
                 self._static.add(layer)
-        elif layer in self._static or (call.window is not None and keys - tokens >= call.window - 1):
+        elif layer in self._static or (size is not None and keys - tokens >= size - 1):
             seen = before + tokens
         else:
             seen = keys
@@ -79,8 +99,8 @@ class SpanMeter(AttentionTap):
         heads: `(layer, head)` pairs.
         spans: For every request its spans `[start, end)` in positions of the left-padded prompt.
         prompt_length: Length of the padded prompt in tokens.
-        rows: Query positions to measure in the first forward pass; None measures the last one of every forward pass, which
-            during generation are exactly the rows that predict response tokens.
+        rows: Query positions to measure, in every forward pass; None measures the last one, which during generation are exactly the
+            rows that predict response tokens.
 
     Attributes:
         steps: For every forward pass the mass `(requests, heads, rows, spans)` in float32, heads in the order given.
@@ -104,7 +124,7 @@ class SpanMeter(AttentionTap):
         self._grouped = grouped
         self._rows = None if rows is None else torch.tensor(list(rows))
         self._member = span_membership(spans, prompt_length, torch.device("cpu"))
-        self._counter = KeyCounter()
+        self._counter = KeyCounter(rolling_sizes(model))
         self._masses: dict[int, list[Tensor]] = {layer: [] for layer in grouped}
 
     def observe(self, layer: int, call: AttentionCall) -> None:
@@ -131,7 +151,10 @@ class SpanMeter(AttentionTap):
             return []
         grouped = [(layer, head) for layer, heads in self._grouped.items() for head in heads]
         order = [grouped.index(pair) for pair in self._heads]
-        rows = [mass.shape[2] for mass in next(iter(self._masses.values()))[:passes]]
-        # Fetched from the device once for each layer, not once for each layer and step.
-        by_layer = [torch.cat(masses[:passes], dim=2).cpu() for masses in self._masses.values()]
-        return list(torch.cat(by_layer, dim=1)[:, order].split(rows, dim=2))
+        steps: list[list[Tensor]] = [[] for _ in range(passes)]
+        for masses in self._masses.values():
+            # Fetched from the device once for each layer, not once for each layer and step.
+            fetched = torch.cat([mass.flatten() for mass in masses[:passes]]).cpu().split([mass.numel() for mass in masses[:passes]])
+            for step, flat, mass in zip(steps, fetched, masses, strict=False):
+                step.append(flat.view(mass.shape))
+        return [torch.cat(step, dim=1)[:, order] for step in steps]

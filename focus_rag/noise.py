@@ -65,8 +65,8 @@ _SHARPNESS: Final = 40.0
 # Two scores always have the same shape, so they say nothing.
 _FEWEST_FOR_SHAPE: Final = 3
 _FEWEST_FOR_RANKS: Final = 4
-# Ranges below this share of the magnitude are rounding, not evidence.
-_EQUAL: Final = 1e-9
+EQUAL: Final = 1e-9
+"""Ranges below this share of the magnitude are rounding, not evidence."""
 # A list that turns runs one way all the same when its steps that way are so many standard deviations more than those of a shuffled one.
 _ONE_WAY: Final = 3
 
@@ -148,7 +148,7 @@ def worst_first(
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
     """Indices of the passages in the order in which to give them up: without a score first, then from the
-    worst score up.
+    worst score up; from the last one where nothing tells which end of the scores is the better one.
 
     Among equals the later one goes first.
 
@@ -157,7 +157,8 @@ def worst_first(
     """
     _check_kind(score_kind)
     known = [passage.score for passage in passages if passage.score is not None]
-    sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
+    rises = _orientation(known, higher_is_better, score_kind)
+    sign = 0.0 if rises is None else 1.0 if rises else -1.0
 
     def worth(index: int) -> tuple[float, int]:
         score = passages[index].score
@@ -197,7 +198,7 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     known = [score / scale for score in known]
     best, worst = max(known), min(known)
     spread = best - worst
-    if spread <= _EQUAL:
+    if spread <= EQUAL:
         return _from_count(n, "all scores are equal")
     rise = (best - sum(known) / len(known)) / spread
     found = _sigmoid(_FOUND_SLOPE * (rise - _FOUND_MIDPOINT))
@@ -259,9 +260,18 @@ def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_k
         return higher_is_better
     if score_kind is not None and score_kind != "unknown":
         return score_kind not in _DISTANCES
+    return orientation_by_order(scores)
+
+
+def orientation_by_order(scores: Sequence[float]) -> bool | None:
+    """Whether higher scores are better, by the order in which a retriever returned them; None where a shuffled list could look so.
+
+    Steps that are rounding, next to the scores themselves, are none.
+    """
+    least = EQUAL * max(map(abs, scores), default=0.0)
     pairs = list(itertools.pairwise(scores))
-    rises = sum(after > before for before, after in pairs)
-    falls = sum(after < before for before, after in pairs)
+    rises = sum(after - before > least for before, after in pairs)
+    falls = sum(before - after > least for before, after in pairs)
     steps = rises + falls
     # Of a random order half of the steps rise, give or take sqrt((steps + 2) / 12) (Eulerian numbers).
     by_chance = steps / 2 + _ONE_WAY * math.sqrt((steps + 2) / 12)
@@ -301,4 +311,4 @@ def _equal_steps(ordered: Sequence[float]) -> bool:
     scale = max(abs(value) for value in ordered) or 1.0
     steps = [(after - before) / scale for before, after in itertools.pairwise(ordered)]
     mean = sum(steps) / len(steps)
-    return abs(mean) > _EQUAL and all(abs(step - mean) <= 0.01 * abs(mean) for step in steps)
+    return abs(mean) > EQUAL and all(abs(step - mean) <= 0.01 * abs(mean) for step in steps)

@@ -21,12 +21,12 @@ Thread-safe; all memory is bounded, the least recently used goes first.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from focus_rag.noise import orientation_by_order
 from focus_rag.passages import usable_score
 from focus_rag.prompt_scan import SHORTEST_ANYWHERE, WordTriple, anchors, places_in, word_triples
 from focus_rag.retrieval_records import (
@@ -51,7 +51,6 @@ _Row = tuple[str, float | None, str | None]
 _DEEPEST_LINEAGE: Final = 256
 _MOST_FEW_WORD_TEXTS: Final = 512
 _LEAST_WITHOUT_LINEAGE: Final = 0.3
-_CLEARLY: Final = 2  # times as many steps up as down, or the other way round, make an order
 
 
 class _Run:
@@ -187,7 +186,9 @@ class PassageRegistry:
             earlier = list(_newest_first(lineage if handed_on or query is None else lineage[:1]))
             repeated = next((r for r in earlier if query in (None, r.query) and self._repeats(r, rows)), None)
             if repeated is None:
-                told = _orientation([score for _, score, _ in rows])
+                # What was returned twice says where it stands once.
+                scored = dict.fromkeys((text, score) for text, score, _ in rows if score is not None)
+                told = orientation_by_order([score for _, score in scored])
                 if higher_is_better is None:
                     higher_is_better = told
                 elif told is not None and told != higher_is_better:
@@ -348,15 +349,3 @@ def _placed(prompt: str, copies: Mapping[StoredText, int], *, least: float = 0.0
     texts = {text.text: (text, n) for text, n in copies.items()}
     found = places_in(prompt, {content: n for content, (_, n) in texts.items()}, least=least)
     return {texts[content][0]: starts for content, starts in found.items()}
-
-
-def _orientation(scores: Sequence[float | None]) -> bool | None:
-    """Whether scores in retrieval order fall (True), rise as distances do (False), or are in no order that tells (None)."""
-    known = [score for score in scores if score is not None]
-    rises = falls = 0
-    for before, after in itertools.pairwise(known):
-        rises += after > before
-        falls += after < before
-    if rises >= _CLEARLY * falls and rises:
-        return False
-    return True if falls >= _CLEARLY * rises and falls else None

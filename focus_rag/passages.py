@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -69,8 +69,8 @@ def as_passages(values: Sequence[Any], convert: Callable[[Any, Any], Passage | N
     Raises:
         InvalidInputError: Something else was given.
     """
-    if isinstance(values, str):
-        raise InvalidInputError("passages must be a list of passages; got one str. Wrap it: [text].")
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable) or hasattr(values, "model_fields"):
+        raise InvalidInputError(f"passages must be a list of passages; got one {type(values).__name__}. Wrap it: [passage].")
     passages = []
     for value in values:
         given, score = value if isinstance(value, tuple) and len(value) == 2 else (value, None)

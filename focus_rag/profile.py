@@ -116,6 +116,8 @@ class _Manifest(BaseModel):
     split: ScoreSplit | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     report: dict[str, Any] = Field(default_factory=dict)
+    tensors: str | None = None
+    """Digest of the other half: of two files that were not written together one is found out."""
 
 
 class FocusProfile:
@@ -151,8 +153,13 @@ class FocusProfile:
         provenance: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
     ) -> None:
+        self.directions = _checked(directions, len(heads), fingerprint.head_dim, "directions")
+        self.key_directions = (
+            None if key_directions is None else _checked(key_directions, len(heads), fingerprint.head_dim, "key_directions")
+        )
         try:
             self._manifest = _Manifest(
+                tensors=_tensors_digest(self.directions, self.key_directions),
                 fingerprint=fingerprint,
                 site=site,
                 passages_at=passages_at,
@@ -164,12 +171,6 @@ class FocusProfile:
             )
         except ValidationError as error:
             raise ProfileError(f"The profile is not valid: {error}") from error
-        self.directions = _checked(directions, len(self.heads), fingerprint.head_dim, "directions")
-        self.key_directions = (
-            None
-            if key_directions is None
-            else _checked(key_directions, len(self.heads), fingerprint.head_dim, "key_directions")
-        )
         _check_heads(self.heads, fingerprint)
 
     @property
@@ -208,6 +209,11 @@ class FocusProfile:
     @property
     def report(self) -> dict[str, Any]:
         return self._manifest.report
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that tell this profile from any other one, down to its report."""
+        return hashlib.sha256(self._manifest.model_dump_json().encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"FocusProfile({self.fingerprint.model_id!r}, heads={len(self.heads)}, site={self.site!r})"
@@ -296,6 +302,11 @@ class FocusProfile:
             raise ProfileError(f"{folder} holds a profile that cannot be read: {error}") from error
         if "query_directions" not in tensors:
             raise ProfileError(f"{tensor_file} has no tensor 'query_directions'.")
+        written = _tensors_digest(tensors["query_directions"], tensors.get("key_directions"))
+        if manifest.tensors not in (None, written):
+            raise ProfileError(
+                f"{folder} holds the two halves of different profiles: saving was interrupted. Fit or import it again, or take a copy of the folder."
+            )
         return cls(
             manifest.fingerprint,
             manifest.heads,
@@ -370,6 +381,13 @@ class FocusProfile:
             key_directions=torch.stack([keys[layer][head] for layer, head in chosen]),
             provenance={"source": "published with arXiv 2503.23306", "licence": "MIT", "heads_ranked": len(ranking)},
         )
+
+
+def _tensors_digest(directions: Tensor, key_directions: Tensor | None) -> str:
+    found = hashlib.sha256()
+    for tensor in (directions, key_directions):
+        found.update(b"none" if tensor is None else tensor.contiguous().float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _checked(tensor: Tensor, heads: int, head_dim: int, name: str) -> Tensor:

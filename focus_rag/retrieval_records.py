@@ -174,7 +174,9 @@ def captured(
         doubt = doubt or "some scores are distances and some are similarities"
     passages = tuple(Passage(text, None if doubt else score, id=id_) for _, text, score, id_ in found if text)
     way = None if doubt or not ways else ways.pop()
-    return CapturedPassages(passages, how if passages else "none", way, " ".join(queries) or None, retrieved, doubt)
+    # Whose question it is must not be guessed either: in doubt there is none.
+    query = None if doubt else " ".join(queries) or None
+    return CapturedPassages(passages, how if passages else "none", way, query, retrieved, doubt)
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.noise import ScoreKind, orientation, worst_first
+from focus_rag.noise import EQUAL, ScoreKind, orientation, worst_first
 from focus_rag.passages import Passage
 from focus_rag.shared_words import shared_word_scores
 
@@ -70,7 +70,7 @@ class ScoreSplit(BaseModel):
             return ()
         halves = [score / 2 for score in scores.values()]  # the range of all floats would be infinite
         spread = halves[0] - halves[-1]
-        if self.tau == 1.0 or spread == 0:
+        if self.tau == 1.0 or abs(spread) <= EQUAL * max(map(abs, halves)):
             return ()
         near = [index for index, half in zip(scores, halves, strict=True) if (halves[0] - half) / spread <= self.reach]
         found = tuple(index for index in near if index in in_prompt)

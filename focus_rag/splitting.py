@@ -19,7 +19,7 @@ from focus_rag.attention_math import (
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
-from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, rolling_sizes, tapped_layers
 from focus_rag.model_layout import ModelLayout
 
 
@@ -50,7 +50,7 @@ class SplitSoftmaxTap(AttentionTap):
         self._earliest, self._latest = min(first_rows), max(first_rows)
         flat = [span for of_request in spans for span in of_request]
         self._between = min(start for start, _ in flat), max(end for _, end in flat)
-        self._counter = KeyCounter()
+        self._counter = KeyCounter(rolling_sizes(model))
 
     def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
         seen = self._counter.update(layer, call)

@@ -117,3 +117,10 @@ def test_mappings_that_describe_no_policy_give_one_clear_error(mapping):
 def test_policies_are_frozen():
     with pytest.raises(ValidationError):
         FixedAlpha(alpha=0.1).alpha = 0.2
+
+
+def test_among_fewer_passages_than_were_measured_nothing_is_done():
+    fitted = FittedAlpha(counts=(1, 3, 8), noises=(0.5,), alphas=((0.0,), (0.4,), (0.8,)))
+    assert alpha(fitted, 2, 0.5) == 0.0 and alpha(fitted, 3, 0.5) == 0.4
+    assert 0.4 < alpha(fitted, 5, 0.5) < 0.8
+    assert "fitted for 3 and more" in fitted.choose(RetrievalSignal(2, 0.5, "given", "")).reason

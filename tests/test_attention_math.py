@@ -225,6 +225,35 @@ class TestSplitSoftmax:
         assert torch.equal(result[:, :2], output[:, :2])
         assert (result - output).abs().max() > 1e-2
 
+    @pytest.mark.parametrize("heads", [[0], [0, 1], [0, 3]], ids=str)
+    def test_gradients_flow_through_it(self, heads):
+        call = random_call(tokens=1, heads=4, key_heads=2)
+        call.query.requires_grad_()
+        value = call.value.repeat_interleave(2, dim=1)
+        output = torch.einsum("bhtk,bhkd->bthd", written_out(call, torch.zeros(2, 1, 9, dtype=torch.bool)), value)
+        in_span = torch.zeros(1, 9)
+        in_span[0, 2:5] = 1
+        split_softmax_output(call, output.clone(), heads, None, in_span, head_exponents(heads, 4, torch.tensor([0.2]))).square().sum().backward()
+        found, call.query.grad = call.query.grad.clone(), None
+        weights = written_out(call, torch.zeros(2, 1, 9, dtype=torch.bool))
+        split = split_softmax(weights, in_span[:, None, None].bool(), 0.2)
+        is_split = torch.tensor([head in heads for head in range(4)])[:, None, None]
+        torch.einsum("bhtk,bhkd->bthd", torch.where(is_split, split, weights), value).square().sum().backward()
+        assert torch.allclose(found, call.query.grad, atol=1e-5)
+
+    def test_keys_that_are_copied_are_not_too_many_at_a_time(self, monkeypatch):
+        from focus_rag import attention_math
+
+        call = random_call(heads=8, key_heads=8, tokens=1)
+        half = AttentionCall(call.query.bfloat16(), call.key.bfloat16(), call.value.bfloat16(), None, call.scaling)
+        member = torch.ones(1, 3, 1)
+        whole = span_mass(half, range(8), None, member)
+        assert [len(group) for (groups,) in [half.shared.values()] for group, _ in groups] == [8]
+        monkeypatch.setattr(attention_math, "_KEYS_AT_ONCE", 3 * half.key[:, 0].numel())
+        bounded = AttentionCall(half.query, half.key, half.value, None, call.scaling)
+        assert torch.allclose(span_mass(bounded, range(8), None, member), whole, atol=1e-6)
+        assert [len(group) for (groups,) in [bounded.shared.values()] for group, _ in groups] == [3, 3, 2]
+
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("heads", [[2], [3, 0], [5, 2, 3, 7], [6, 1]], ids=str)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from focus_rag import (
     CapturedPassages,
@@ -56,6 +57,35 @@ def test_what_was_retrieved_for_goes_with_the_passages() -> None:
     assert model.focus_call("x", {"passages": ["a", "b"]}, captured(query="When?")).request.query is None
     with pytest.raises(InvalidInputError, match="query must be a string"):
         model.focus_call("x", {"query": 3}, captured())
+
+
+def test_what_the_scores_are_said_to_be_wins_over_their_order() -> None:
+    model = Model(RecordingGenerator())
+    for kind in ("cosine", "l2"):
+        request = model.focus_call("x", {"score_kind": kind}, captured(higher_is_better=False)).request
+        assert (request.score_kind, request.higher_is_better) == (kind, None)
+    assert model.focus_call("x", {}, captured(higher_is_better=False)).request.higher_is_better is False
+
+
+@pytest.mark.parametrize("settings", [{"noise": 5}, {"alpha": True}, {"alpha": float("nan")}, {"alpha": float("inf")}])
+def test_settings_that_no_call_could_use_are_told_at_once(settings: dict[str, Any]) -> None:
+    with pytest.raises((InvalidInputError, ValidationError), match=next(iter(settings))):
+        Model(RecordingGenerator(), **settings)
+
+
+def test_a_name_is_no_generator_and_a_loaded_one_is_not_pickled() -> None:
+    with pytest.raises(InvalidInputError, match="say model='some/model'"):
+        Model("some/model")
+    model = Model(RecordingGenerator())
+    with pytest.raises(InvalidInputError, match="cannot be pickled"):
+        model.__reduce_ex__(2)
+    assert model.generator.model_name == "recording"
+
+
+@pytest.mark.parametrize("wrong", ["text", {"text": "a"}, 5, Passage("a")])
+def test_passages_are_a_list(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match="passages must be a list of passages"):
+        Model(RecordingGenerator()).focus_call("x", {"passages": wrong}, captured())
 
 
 def test_unknown_options_are_told() -> None:

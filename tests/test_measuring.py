@@ -89,6 +89,47 @@ def test_every_step_of_a_generation(family, cache):
         assert torch.allclose(mass[:, :, 0], expected_mass(attentions, SPANS, LENGTH - 1 + step), atol=TOLERANCE), step
 
 
+ROLLING = {
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "phimoe": {"sliding_window": 8, "num_local_experts": 2},
+    "llama4_text": {"attention_chunk_size": 16},
+    "doge": {"sliding_window": 8},
+}
+"""Families whose caches roll though their attention functions are not told of a window: it is in the mask alone."""
+
+
+@pytest.mark.parametrize("family", ROLLING)
+def test_caches_that_roll_without_saying_so(family):
+    attention = "eager" if family == "doge" else "sdpa"
+    model, eager = (tiny_model(family, attention=kind, **ROLLING[family]) for kind in (attention, "eager"))
+    ids = batch()[0][:1]
+    spans = [[(3, 6), (13, 16), (16, 19)]]
+    with SpanMeter(model, HEADS, spans, LENGTH) as meter:
+        sequences = generated(model, ids, torch.ones_like(ids))
+    attentions = matrices(eager, sequences, torch.ones_like(ids))
+    for step, mass in enumerate(meter.steps):
+        assert torch.allclose(mass[:, :, 0], expected_mass(attentions, spans, LENGTH - 1 + step), atol=TOLERANCE), step
+
+
+def test_a_second_sequence_through_a_static_cache_is_counted_from_its_own_beginning():
+    model = tiny_model("llama")
+    ids = batch()[0][:1]
+    with SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as meter:
+        for _ in range(2):
+            generated(model, ids, torch.ones_like(ids), cache_implementation="static")
+    assert all(torch.equal(first, second) for first, second in zip(meter.steps[:6], meter.steps[6:], strict=True))
+
+
+def test_passes_of_different_batches_are_measured_each_for_itself():
+    model = tiny_model("llama")
+    ids = batch()[0][:1]
+    with torch.no_grad(), SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as meter:
+        model(ids)
+        model(ids.repeat(2, 1))
+    one, two = meter.steps
+    assert len(one) == 1 and len(two) == 2 and torch.allclose(two, one.expand_as(two), atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_short_prompt_that_outgrows_the_window(family):
     model, eager = pair(family)

@@ -231,3 +231,15 @@ def test_kinds_that_do_not_exist_are_refused_everywhere(kind):
 def test_bad_given_noise_is_refused(noise):
     with pytest.raises(InvalidInputError, match=r"\[0, 1\]"):
         signal_of([Passage("a")], noise=noise)
+
+
+def test_where_nothing_tells_the_better_end_the_last_passages_are_given_up_first():
+    shuffled = [Passage(f"{i}", score) for i, score in enumerate([3.0, 0.0, 4.0, 1.0, None, 2.0])]
+    assert worst_first(shuffled) == [4, 5, 3, 2, 1, 0]
+    assert worst_first(shuffled, higher_is_better=False) == [4, 2, 0, 5, 3, 1]
+    assert worst_first(shuffled, score_kind="cosine") == [4, 1, 3, 5, 0, 2]
+
+
+def test_steps_that_are_rounding_tell_no_order():
+    assert orientation([Passage("", score) for score in (0.7, 0.7, 0.7 + 2e-16)]) is None
+    assert orientation([Passage("", score) for score in (0.7, 0.6, 0.6 + 1e-16, 0.5)]) is True

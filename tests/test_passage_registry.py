@@ -262,8 +262,10 @@ def test_what_a_run_was_recorded_with_goes_for_what_it_returns() -> None:
 @pytest.mark.parametrize(
     ("scores", "way"),
     [
-        ([0.9, 0.7, 0.8, 0.2], True),
-        ([0.1, 0.5, 0.4, 0.9], False),
+        ([0.9, 0.7, 0.5, 0.2], True),
+        ([0.1, 0.4, 0.5, 0.9], False),
+        ([0.9, 0.7, 0.8, 0.2], None),  # a shuffled list of four looks so one time in two
+        ([0.91, 0.9, 0.8, 0.7, 0.72, 0.6, 0.5, 0.4, 0.3, 0.2], True),
         ([0.1, 0.3, 0.5, 0.6, 0.4, 0.2], None),  # distances, put in the order best first, best last
         ([0.5, 0.9, 0.4, 0.7, 0.3, 0.8], None),
     ],

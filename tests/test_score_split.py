@@ -63,6 +63,8 @@ def scored(*scores: float | None) -> list[Passage]:
         ((0.3, 0.1), range(2), {}, (0,)),
         ((1.7e308, -1.7e308, 0.0), range(3), {"higher_is_better": True}, (0,)),
         ((5e-324, 0.0), range(2), {}, ()),  # too close for halves
+        ((0.7, 0.7, 0.7, 0.7 + 2e-16), range(4), {}, ()),  # rounding
+        ((0.7, 0.7, 0.7, 0.7 + 2e-16), range(4), {"higher_is_better": True}, ()),
         ((), (), {}, ()),
     ],
 )
@@ -266,3 +268,17 @@ def test_masses_on_spans_are_split_as_the_weights_in_them():
     assert torch.allclose(attention_math.split_softmax(masses, is_favoured, 0.1), split)
     nothing = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert torch.equal(attention_math.split_softmax(nothing, torch.tensor([True, False]), 0.1), nothing)
+
+
+@pytest.mark.parametrize("wrong", [0, "false", 1.0])
+def test_an_orientation_is_true_or_false(wrong):
+    with pytest.raises(InvalidInputError, match="higher_is_better must be True, False or None"):
+        Request(question="?", higher_is_better=wrong)
+
+
+def test_numbers_and_truth_of_numpy_and_torch_are_taken_as_they_are(parts):
+    np = pytest.importorskip("numpy")
+    for way in (np.bool_(False), torch.tensor(False)):
+        assert Request(question="?", higher_is_better=way).higher_is_better is False
+    generator = FocusGenerator(*parts, settings=SETTINGS)
+    assert generator.answer(QUESTION, PASSAGES, alpha=np.float32(0.5)) == generator.answer(QUESTION, PASSAGES, alpha=0.5)

@@ -62,6 +62,8 @@ def command(
 
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
+    if directions_of is not None and (polish or shuffle):
+        raise InvalidInputError("--polish and --shuffle are for directions that are trained here; leave them out with --directions-of.")
     settings = FitSettings(
         seed=seed,
         polish=PolishSettings(steps=polish),

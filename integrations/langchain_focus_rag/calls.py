@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 from uuid import UUID
 
 from langchain_core.documents import Document
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from focus_rag import FocusCall, FocusSettings, Passage, as_passages
-from langchain_focus_rag.capture import CAPTURE, score_of
+from langchain_focus_rag.capture import CAPTURE, HIGHER_IS_BETTER_KEY, SCORE_KEY, score_of
 
 # Handed to every model by LangChain itself or by tracing; nothing in them concerns a local model.
 _NOT_OURS: Final = frozenset({"model", "stream", "stream_usage", "streaming", "ls_structured_output_format"})
@@ -60,6 +60,10 @@ class LangChainSettings(FocusSettings):
             InvalidInputError: An option is unknown or cannot be used.
         """
         ours = {name: value for name, value in options.items() if name not in _NOT_OURS}
+        given = ours.get("passages", self.passages)
+        known = (ours.get("higher_is_better"), self.higher_is_better, ours.get("score_kind"), self.score_kind)
+        if given is not None and known == (None,) * 4:
+            ours["higher_is_better"] = _said_by(given)
         return self.focus_call(what, {**ours, "stop": stop}, lambda text: CAPTURE.passages(run_id, text))
 
     def identity(self) -> dict[str, Any]:
@@ -69,7 +73,8 @@ class LangChainSettings(FocusSettings):
         return {
             "model_name": self.model_name,
             "weights": self.generator.identity,
-            "alpha": alpha if isinstance(alpha, (str, int, float)) else alpha.model_dump_json(),
+            "alpha": alpha.model_dump_json() if isinstance(alpha, BaseModel) else repr(alpha),
+            "layout": repr(self.generator.prompts.layout),
             "profile": None if profile is None else _profile_identity(profile),
             "split": split if isinstance(split, str) else split.model_dump_json(),
             "noise": self.noise,
@@ -100,6 +105,13 @@ def _from_document(value: Any, score: Any) -> Passage | None:
     if not isinstance(value, Document):
         return None
     return Passage(value.page_content, score_of(value) if score is None else score, id=value.id)
+
+
+def _said_by(given: Any) -> bool | None:
+    """Orientation of the scores that documents carry, where those that do all say the same."""
+    documents = [one for one in given if isinstance(one, Document) and SCORE_KEY in one.metadata] if isinstance(given, Iterable) else []
+    ways = {document.metadata.get(HIGHER_IS_BETTER_KEY) for document in documents}
+    return ways.pop() if ways in ({True}, {False}) else None
 
 
 def _profile_identity(profile: Any) -> str:

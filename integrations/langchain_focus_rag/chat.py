@@ -17,7 +17,7 @@ from langchain_core.runnables.config import get_config_list, get_executor_for_co
 from langchain_core.runnables.utils import gather_with_concurrency
 from pydantic import ConfigDict
 
-from focus_rag import Answer, FocusCall
+from focus_rag import Answer, FocusCall, InvalidInputError
 from langchain_focus_rag.batching import LARGEST_BATCH, GatheredBatch, Row
 from langchain_focus_rag.calls import LangChainSettings
 from langchain_focus_rag.capture import StartedRuns, text_of
@@ -243,6 +243,8 @@ class ChatFocus(LangChainSettings, BaseChatModel):
 
 def _parts(rows: int, configs: Sequence[RunnableConfig]) -> Iterator[range]:
     size = (configs[0].get("max_concurrency") if configs else None) or LARGEST_BATCH
+    if size < 1:
+        raise InvalidInputError(f"max_concurrency must be at least 1; got {size}.")
     for start in range(0, rows, size):
         yield range(start, min(start + size, rows))
 

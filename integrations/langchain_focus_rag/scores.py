@@ -7,9 +7,10 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from focus_rag import InvalidInputError
+from focus_rag.passages import usable_score
 from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY, SCORE_KEY
 
 
@@ -53,7 +54,7 @@ def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
         retriever: What `VectorStore.as_retriever` returned, of any search type.
 
     Raises:
-        InvalidInputError: It is another kind of retriever. Those put scores, if they have any, into the metadata of
+        InvalidInputError: The store knows no scores, or it is another kind of retriever. Those put scores, if they have any, into the metadata of
             their documents by themselves.
     """
     if not isinstance(retriever, VectorStoreRetriever):
@@ -68,6 +69,10 @@ def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
             f"keep_scores takes LangChain's own vector store retriever; {kind.__name__} retrieves in its own way. Have it put the score into "
             "document.metadata['score']."
         )
+    if type(retriever.vectorstore).similarity_search_with_score is VectorStore.similarity_search_with_score:
+        raise InvalidInputError(
+            f"{type(retriever.vectorstore).__name__} has no similarity_search_with_score, so there are no scores to keep: leave its retriever as it is."
+        )
     return ScoredVectorStoreRetriever(**{name: getattr(retriever, name) for name in kind.model_fields})
 
 
@@ -78,12 +83,12 @@ def _search_options(options: dict[str, Any], found: int) -> dict[str, Any]:
 
 
 def _scored(pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
-    higher = _orientation([float(score) for _, score in pairs])
+    higher = _orientation(pairs)
     return [_with_score(document, score, higher) for document, score in pairs]
 
 
 def _rescored(documents: Sequence[Document], pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
-    higher = _orientation([float(score) for _, score in pairs])
+    higher = _orientation(pairs)
     scores = {document.page_content: score for document, score in pairs}
     return [
         _with_score(document, scores[document.page_content], higher) if document.page_content in scores else document
@@ -92,13 +97,17 @@ def _rescored(documents: Sequence[Document], pairs: Sequence[tuple[Document, Any
 
 
 def _with_score(document: Document, score: Any, higher_is_better: bool | None) -> Document:
+    usable = usable_score(score)
+    if usable is None:
+        return document
     known = {} if higher_is_better is None else {HIGHER_IS_BETTER_KEY: higher_is_better}
     # A copy: stores that keep documents in memory hand out their own.
-    return document.model_copy(update={"metadata": {**document.metadata, SCORE_KEY: float(score), **known}})
+    return document.model_copy(update={"metadata": {**document.metadata, SCORE_KEY: usable, **known}})
 
 
-def _orientation(scores: Sequence[float]) -> bool | None:
+def _orientation(pairs: Sequence[tuple[Document, Any]]) -> bool | None:
     """Of scores as a store returns them, the nearest first."""
+    scores = [usable for _, score in pairs if (usable := usable_score(score)) is not None]
     if len(scores) < 2 or scores[0] == scores[-1]:
         return None
     return scores[0] > scores[-1]

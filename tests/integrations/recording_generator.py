@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from focus_rag import Answer, GenerationSettings, PassageUse, Request
 from focus_rag.answers import Usage
 from focus_rag.noise import signal_of
+from focus_rag.prompting import PromptBuilder
 from tests.tiny_tokenizer import tiny_tokenizer
 
 _TOKENIZER = tiny_tokenizer()
@@ -27,6 +28,7 @@ class RecordingGenerator:
         self.alpha = "auto"
         self.profile = None
         self.tokenizer = _TOKENIZER
+        self.prompts = PromptBuilder(_TOKENIZER)
         self.requests: list[Request] = []
         self.batches: list[int] = []
         self.threads: list[int] = []

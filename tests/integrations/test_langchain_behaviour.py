@@ -23,7 +23,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
-from langchain_core.vectorstores import InMemoryVectorStore, VectorStoreRetriever
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
 from langchain_focus_rag.messages import chat_template_messages
 
@@ -35,8 +35,10 @@ from focus_rag import (
     InvalidInputError,
     Passage,
     PassageRegistry,
+    PromptLayout,
     ScoreSplit,
 )
+from focus_rag.alpha import AlphaChoice
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -292,6 +294,42 @@ def test_caches_tell_models_and_profiles_of_the_same_name_apart(kind: str, tiny:
         model_of(kind, generator, cache=cache)[0].invoke("Hello")
     assert len({generator.identity for generator in generators}) == 4  # that of weights and directions
     assert len(cache._cache) == 5
+    laid_out = FocusGenerator(tiny.model, tiny.tokenizer, settings=tiny.settings, name="the same", layout=PromptLayout(plain_ending=" So:"))
+    model_of(kind, laid_out, cache=cache)[0].invoke("Hello")
+    assert len(cache._cache) == 6
+
+
+class OwnPolicy:
+    """A policy that is no model of pydantic's."""
+
+    def choose(self, signal: Any) -> AlphaChoice:
+        return AlphaChoice(0.25, "always")
+
+
+def test_a_policy_of_ones_own_serves_a_chain_as_it_does_the_generator(tiny: FocusGenerator) -> None:
+    own = FocusGenerator(tiny.model, tiny.tokenizer, tiny.profile, settings=tiny.settings, alpha=OwnPolicy())
+    message = chain(ChatFocus(generator=own), documents([0.9, 0.5, 0.4, 0.35, 0.3, 0.28])).invoke(QUESTION)
+    assert report_of(message)["alpha"] == 0.25
+
+
+def test_documents_given_by_hand_say_which_way_up_their_scores_are() -> None:
+    model, generator = model_of("chat")
+    given = documents([0.1, 0.4, 0.2, 0.3, 0.5, 0.6])
+    for document in given:
+        document.metadata["higher_is_better"] = False
+    model.invoke("x", passages=given)
+    assert generator.requests[-1].higher_is_better is False
+    model.invoke("x", passages=given, score_kind="cosine")
+    assert generator.requests[-1].higher_is_better is None
+    given[0].metadata["higher_is_better"] = True
+    model.invoke("x", passages=given)
+    assert generator.requests[-1].higher_is_better is None
+
+
+def test_a_batch_of_no_size_is_refused() -> None:
+    model, _ = model_of("chat")
+    with pytest.raises(InvalidInputError, match="max_concurrency must be at least 1; got -1"):
+        model.batch(["a", "b"], config={"max_concurrency": -1})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -703,6 +741,30 @@ def test_a_reranker_after_keep_scores_is_not_taken_for_a_distance(store: InMemor
     else:
         assert scores_sent(generator) == [9.0 - 2 * i for i in range(6)]
         assert generator.requests[-1].higher_is_better is True
+
+
+def test_a_store_that_leaves_out_scores_leaves_them_out(store: InMemoryVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = InMemoryVectorStore.similarity_search_with_score
+
+    def some(self: Any, query: str, **options: Any) -> Any:
+        return [(document, None if i == 1 else score) for i, (document, score) in enumerate(real(self, query, **options))]
+
+    monkeypatch.setattr(InMemoryVectorStore, "similarity_search_with_score", some)
+    found = keep_scores(store.as_retriever(search_kwargs={"k": 3})).invoke("mill")
+    assert ["score" in document.metadata for document in found] == [True, False, True]
+
+
+def test_a_store_without_scores_has_none_to_keep() -> None:
+    class Bare(VectorStore):
+        def similarity_search(self, query: str, k: int = 4, **_: Any) -> list[Document]:
+            return []
+
+        @classmethod
+        def from_texts(cls, *_: Any, **__: Any) -> Any:
+            return cls()
+
+    with pytest.raises(InvalidInputError, match="Bare has no similarity_search_with_score"):
+        keep_scores(Bare().as_retriever())
 
 
 def test_keep_scores_takes_vector_store_retrievers_only() -> None:

@@ -20,7 +20,7 @@ from focus_rag.attention_math import (
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError
-from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, rolling_sizes, tapped_layers
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """From weights `(batch, heads, rows, keys)` and an indicator `(batch, 1, 1, keys)` to new weights."""
@@ -32,7 +32,7 @@ def key_bias(bias: float) -> Edit:
 
     def edit(weights: Tensor, marked: Tensor) -> Tensor:
         scaled = weights * (1 + (factor - 1) * marked)
-        return scaled / scaled.sum(dim=-1, keepdim=True)
+        return _renormalised(scaled, weights)
 
     return edit
 
@@ -44,9 +44,15 @@ def target_share(share: float) -> Edit:
         mass = (weights * marked).sum(dim=-1, keepdim=True)
         factor = torch.where((mass > 0) & (mass < share), share / mass.clamp_min(1e-30), torch.ones_like(mass))
         scaled = weights * (1 + (factor - 1) * marked)
-        return scaled / scaled.sum(dim=-1, keepdim=True)
+        return _renormalised(scaled, weights)
 
     return edit
+
+
+def _renormalised(edited: Tensor, weights: Tensor) -> Tensor:
+    """Edited weights with the mass that softmax gives them; what an attention sink without a key has (gpt_oss) takes part as it is."""
+    in_sink = (1 - weights.sum(dim=-1, keepdim=True)).clamp_min(0)
+    return edited / (edited.sum(dim=-1, keepdim=True) + in_sink)
 
 
 class WeightEditTap(AttentionTap):
@@ -77,7 +83,7 @@ class WeightEditTap(AttentionTap):
         self._member = member.amax(dim=-1, keepdim=True) if member.shape[-1] else member.new_zeros(*member.shape[:2], 1)
         self._edit = edit
         self._first_row = first_row
-        self._counter = KeyCounter()
+        self._counter = KeyCounter(rolling_sizes(model))
 
     def change(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor:
         seen = self._counter.update(layer, call)
