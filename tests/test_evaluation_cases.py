@@ -102,6 +102,20 @@ def test_gold_missing_turns_the_right_answer_into_none():
         assert not any("Builder" in one.text for one in case.example.passages)
 
 
+def test_without_gold_only_rows_that_had_the_count_are_asked_with_what_is_left_of_it():
+    mixed = FileCases("mixed", tuple(case_of(row(number, n)) for number, n in enumerate((3, 6, 6, 4, 8))), {})
+    found = mixed.cases(Cell(count=6, gold_missing=True), None, seed=0)
+    assert {case.id: len(case.example.passages) for case in found} == {"q1": 5, "q2": 5, "q4": 6}
+    # Of six only three are hard: those the short rows have, the rest come from other questions.
+    noisy = mixed.cases(Cell(count=6, noise=0.5, gold_missing=True), None, seed=0)
+    assert {case.id: len(case.example.passages) for case in noisy} == {"q0": 5, "q1": 6, "q2": 6, "q3": 6, "q4": 6}
+
+
+@pytest.mark.parametrize("cell", [Cell(gold_missing=True), Cell(count=1, gold_missing=True)])
+def test_without_gold_a_row_of_nothing_else_is_left_out(cell):
+    assert arrange(case_of(row(n=1, gold=(0,))), cell, (), 0) is None
+
+
 def test_shuffled_scores_are_the_same_scores_on_other_passages():
     plain = source().cases(Cell(), None, seed=0)
     shuffled = source().cases(Cell(shuffled_scores=True), None, seed=0)
@@ -125,6 +139,11 @@ def test_the_same_seed_gives_the_same_cases_and_another_seed_others():
     cell = Cell(count=5, noise=0.5)
     assert source().cases(cell, 5, seed=3) == source().cases(cell, 5, seed=3)
     assert source().cases(cell, 5, seed=3) != source().cases(cell, 5, seed=4)
+
+
+@pytest.mark.parametrize("given", [5, "Paris", {"Paris": 1}, None])
+def test_wrong_answers_that_are_no_list_are_none(given):
+    assert case_of(row(wrong_answers=given)).wrong_answers == ()
 
 
 def test_a_case_that_cannot_fill_the_count_is_left_out():

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from focus_rag import __version__
 from focus_rag.answers import GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
+from focus_rag.evaluation import pictures
 from focus_rag.evaluation.answering import Task, _record
 from focus_rag.evaluation.bench import PLAIN, bench
-from focus_rag.evaluation.cases import Cell, FileCases, case_of
+from focus_rag.evaluation.cases import Cell, EmbeddedCases, FileCases, case_of
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
 from focus_rag.evaluation.methods.context_aware import ContextAware
@@ -25,6 +27,7 @@ from focus_rag.evaluation.results import Evaluation
 from focus_rag.evaluation.runner import EvalSettings, evaluate
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
+from focus_rag.prompting import PromptLayout
 from focus_rag.score_split import ScoreSplit
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -224,6 +227,10 @@ def test_the_headline_has_more_questions_and_rivals_fewer_elsewhere(generator, t
         ("n=4", "bare"): 9, ("n=4", "auto"): 9, ("n=4", "alpha=0.2"): 4,
     }  # fmt: skip
     assert evaluation.difference("n=4", "auto", "alpha=0.2").n == 4
+    write_report(evaluation, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| questions | 4 | 9 |" in text
+    assert re.search(r"^\| alpha=0.2 \| [\d.]+ \(n=2\) \| [\d.]+ \(n=4\) \|$", text, re.MULTILINE)
 
 
 def test_questions_that_are_reported_on_choose_nothing(generator, tmp_path):
@@ -264,6 +271,124 @@ def test_a_folder_holds_one_run(generator, tmp_path):
     other = cases(29)
     with pytest.raises(InvalidInputError, match="differs in questions"):
         evaluate(generator, other, tmp_path, settings(methods=("bare",)))
+
+
+@pytest.mark.parametrize("kept", ["answers.jsonl", "speed.json"])
+def test_results_that_do_not_say_what_they_are_of_are_not_taken(generator, tmp_path, kept):
+    evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InvalidInputError, match=r"run.json is damaged .*; delete it, answers.jsonl and speed.json, or give"):
+        evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
+    for file in tmp_path.iterdir():
+        if file.name != kept:
+            file.unlink()
+    with pytest.raises(InvalidInputError, match=rf"holds {kept} without the run.json .*; delete it, or give another folder"):
+        evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
+    (tmp_path / kept).unlink()
+    evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
+
+
+def test_a_run_with_another_prompt_is_another_run(generator, tmp_path):
+    some = settings(methods=("bare",), limit=1)
+    evaluate(generator, cases(), tmp_path, some)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["versions"]["focus_rag"] == __version__ and run["window"] == generator.context_window
+
+    def made(tokenizer=None, **more):
+        options = {"profile": generator.profile, **more}
+        return FocusGenerator(generator.model, tokenizer or generator.tokenizer, **options)
+
+    chatty = tiny_tokenizer()
+    chatty.chat_template = "{% for message in messages %}User: {{ message['content'] }}\n{% endfor %}"
+    wider = tiny_tokenizer()
+    wider.add_tokens(["mill"])
+    for other, differing in (
+        (made(layout=PromptLayout(question_first=False)), "layout"),
+        (made(profile=generator.profile.replace(passages_at=7)), "profile"),
+        (made(chatty), "tokenizer"),
+        (made(wider), "tokenizer"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"differs in {differing};"):
+            evaluate(other, cases(), tmp_path, some)
+
+
+def test_dev_questions_are_cut_after_reported_ones_are_left_out(generator, tmp_path):
+    tuned = settings(methods=("bare", "best fixed alpha"), limit=20, tune_limit=4, counts=(4,))
+    for seed in range(3):
+        chosen = tuned.model_copy(update={"seed": seed})
+        evaluation = evaluate(generator, cases(40), tmp_path / str(seed), chosen, dev=cases(40))
+        assert evaluation.choices["best fixed alpha"]["questions"] == 4
+
+
+def test_questions_that_the_profile_was_fitted_on_are_left_out_and_counted(generator, tmp_path):
+    names = [case.example.key[:12] for case in cases().all]
+    fitted = generator.profile.replace(provenance={"trained_on": names[:10], "chosen_on": names[8:20]})
+    knowing = FocusGenerator(generator.model, generator.tokenizer, fitted)
+    some = settings(methods=("bare", "best fixed alpha"), limit=8, counts=(4,))
+    evaluation = evaluate(knowing, cases(), tmp_path, some)
+    log = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {record["cell"] for record in log} == {"n=4", "dev"}
+    assert {record["id"] for record in log} <= {f"q{number}" for number in range(20, 30)}
+    reported = set(evaluation.answers("n=4", "bare"))
+    assert 0 < len(reported) < 10 and not reported & {record["id"] for record in log if record["cell"] == "dev"}
+    assert evaluation.run["left_out"] == {"the profile was fitted on it": 20}
+    assert "Left out: the profile was fitted on it (20)" in write_report(evaluation, tmp_path).read_text()
+    known = FileCases("known", cases(20).all, {})
+    with pytest.raises(InvalidInputError, match=r"no question for any.*Left out: the profile was fitted on it \(20\)"):
+        evaluate(knowing, known, tmp_path / "none", some)
+
+
+def test_generated_questions_that_the_profile_was_fitted_on_are_drawn_over(generator, tmp_path):
+    some = settings(methods=("bare",), counts=(2,))
+    plain = evaluate(generator, EmbeddedCases(), tmp_path / "plain", some)
+    first = next(iter(EmbeddedCases().cases(Cell(count=2), 1, 0)))
+    fitted = generator.profile.replace(provenance={"trained_on": [first.example.key[:12]]})
+    evaluation = evaluate(FocusGenerator(generator.model, generator.tokenizer, fitted), EmbeddedCases(), tmp_path / "new", some)
+    assert len(evaluation.answers("n=2", "bare")) == len(plain.answers("n=2", "bare")) == 4
+    assert first.id in plain.answers("n=2", "bare") and first.id not in evaluation.answers("n=2", "bare")
+    assert evaluation.run["left_out"] == {"the profile was fitted on it": 1}
+
+
+def test_a_question_that_does_not_fit_the_window_is_left_out_and_counted(generator, tmp_path):
+    (first, *rest) = cases(8).all
+    long = replace(first, example=replace(first.example, question="Who? " * 500))
+    evaluation = evaluate(generator, FileCases("made", (long, *rest), {}), tmp_path, settings(methods=("bare", "closed book"), limit=9))
+    assert evaluation.run["left_out"] == {"the question alone does not fit the model's window": 1}
+    assert first.id not in evaluation.answers("n=4", "bare")
+
+
+def test_half_a_surrogate_pair_is_written_and_read_again(generator, tmp_path):
+    (first, *_) = cases(1).all
+    odd = replace(first, example=replace(first.example, question="Who is \ud83d?"))
+    some = settings(methods=("bare",), counts=(2,), limit=1)
+    runs = [evaluate(generator, FileCases("made", (odd,), {}), tmp_path, some).records for _ in range(2)]
+    assert runs[0] == runs[1] and runs[1][0]["question"] == "Who is \ud83d?"
+
+
+def test_an_answer_is_not_copied_where_the_window_leaves_out_other_passages(generator, tmp_path):
+    def long(case):
+        passages = tuple(replace(one, text=one.text + " x" * 400) for one in case.example.passages)
+        return replace(case, example=replace(case.example, passages=passages))
+
+    source = FileCases("long", tuple(long(case) for case in cases(6).all), {})
+    evaluation = evaluate(generator, source, tmp_path, settings(methods=("bare",), counts=(4,), limit=6, shuffled_scores=True))
+    engine, bare = Engine(generator, max_new_tokens=3), methods_named(["bare"])[0]
+    plain, shuffled = evaluation.cells
+    known, changed = evaluation.answers(shuffled, "bare"), 0
+    for case in source.cases(Cell(count=4, shuffled_scores=True), None, 0):
+        if case.id in known:
+            (answered,) = bare.answer(engine, [case])
+            assert known[case.id]["shares"] == pytest.approx(answered.shares, abs=2e-5)
+            changed += known[case.id]["shares"] != evaluation.answers(plain, "bare")[case.id]["shares"]
+    assert changed > 0
+
+
+def test_a_report_without_the_bare_model_compares_nothing_with_it(generator, tmp_path):
+    evaluation = evaluate(generator, cases(), tmp_path, settings(methods=("auto", "gold only")))
+    write_report(evaluation, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "nan" not in text and "| questions | 4 | 4 |" in text and "against bare" not in text
+    assert "no method was tuned (one question in 5 of made is kept for that)" in text
 
 
 def test_a_run_with_other_line_separators_in_its_questions_is_resumed(generator, tmp_path):
@@ -385,6 +510,46 @@ def test_bench_has_figures_for_methods_and_a_reason_for_every_rival_that_does_no
     assert rows[PLAIN]["seconds"] > 0
     for package in ("pastalib", "steering-vectors", "kvpress"):
         assert rows[package]["note"]
+
+
+def made_evaluation(right, cells=("n=20",)):
+    """An evaluation from the quality by method and question."""
+    records = [
+        {"cell": cell, "method": method, "id": str(number), "question": question, "text": "", "alpha": 0.3,
+         "scores": {"quality": float(quality)}, "shares": [], "gold": [0]}
+        for cell in cells for method, answers in right.items() for number, (question, quality) in enumerate(answers)
+    ]  # fmt: skip
+    return Evaluation(tuple(records), tuple(cells), tuple(right), cells[-1], {}, {}, frozenset(), {}, {})
+
+
+def test_regret_is_paired_on_the_questions_that_both_answered(monkeypatch):
+    everything = [(str(number), number < 50) for number in range(200)]
+    methods = {"bare": everything, "directions alone": everything, "alpha=0.2": everything[:50], "alpha=0.5": everything[:50]}
+    drawn = []
+    canvas = pictures._canvas
+
+    def watched(*given, **named):
+        figure, axes = canvas(*given, **named)
+        bars = axes.barh
+        axes.barh = lambda at, widths, **more: (drawn.append(list(widths)), bars(at, widths, **more))[1]
+        return figure, axes
+
+    monkeypatch.setattr(pictures, "_canvas", watched)
+    assert pictures._regret(made_evaluation(methods))
+    assert drawn == [[0.0], [0.0]]
+
+
+def test_copies_of_a_question_count_as_one():
+    right = [("a", 1), ("b", 0), ("c", 1), ("d", 1), ("e", 0), ("f", 1)]
+    wrong = [("a", 0), ("b", 0), ("c", 1), ("d", 0), ("e", 0), ("f", 0)]
+    once = made_evaluation({"bare": wrong, "auto": right, "gold only": [(name, 1) for name, _ in right]})
+    copied = made_evaluation({name: [one for one in once_of for _ in range(5)] for name, once_of in (
+        ("bare", wrong), ("auto", right), ("gold only", [(name, 1) for name, _ in right]))})  # fmt: skip
+    assert copied.interval("n=20", "auto") == once.interval("n=20", "auto") and once.interval("n=20", "auto").n == 6
+    assert copied.difference("n=20", "auto", "bare") == once.difference("n=20", "auto", "bare")
+    assert copied.recovered("n=20", "auto") == pytest.approx(once.recovered("n=20", "auto"))
+    uneven = made_evaluation({"bare": [("a", 1), ("a ", 1), ("a", 0), ("b", 0)]})
+    assert uneven.interval("n=20", "bare").mean == pytest.approx(1 / 3) == uneven._by_question({"0": 1, "1": 1, "2": 0, "3": 0})["a"] / 2
 
 
 def test_the_verdict_names_what_won_and_what_was_against_auto():

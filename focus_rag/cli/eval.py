@@ -121,6 +121,9 @@ def command(
             bar.update(task, description=label, completed=done, total=total)
 
         evaluation = evaluate(generator, source, out, settings, dev=for_dev, workers=workers, progress=report)
+    for reason, n in evaluation.run["left_out"].items():
+        if reason not in getattr(source, "skipped", {}):
+            note(f"left out: {reason} ({n})")
     for name, why in evaluation.skipped.items():
         note(f"not run: {name} ({why})")
     from focus_rag.evaluation.report import write_report
@@ -181,11 +184,12 @@ def _show(evaluation: Evaluation) -> None:
             rows.append(
                 [
                     f"{method} *" if method in evaluation.oracles else method,
+                    str(interval.n),
                     f"{interval.mean:.1%}",
                     f"{interval.low:.1%} to {interval.high:.1%}",
-                    f"{100 * difference.mean:+.1f}",
-                    f"{difference.p:.3f}",
+                    f"{100 * difference.mean:+.1f}" if difference.n else "-",
+                    f"{difference.p:.3f}" if difference.n else "-",
                 ]
             )
-    typer.echo(f"{cell}, {evaluation.interval(cell, BARE).n} questions (* is told which passages are gold)")
-    write_table(["method", "quality", "95%", "against bare", "p"], rows, numbers=["quality", "against bare", "p"])
+    typer.echo(f"{cell}, {evaluation.most_questions(cell)} questions (* is told which passages are gold)")
+    write_table(["method", "n", "quality", "95%", "against bare", "p"], rows, numbers=["n", "quality", "against bare", "p"])

@@ -74,7 +74,9 @@ class Answering:
             own = []
             for case in task.cases:
                 key: Key = (task.cell, task.name, case.id)
-                first = self._first.setdefault(task.method.ask(self._engine, case).key, key)
+                ask = task.method.ask(self._engine, case)
+                # Where the window is too small the scores decide which passages the model is shown.
+                first = self._first.setdefault((ask.key, self._engine.dropped(ask.shown)), key)
                 if first == key:
                     own.append(case)
                 else:

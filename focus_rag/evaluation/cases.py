@@ -188,7 +188,10 @@ def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> C
     gold = frozenset(index for index in example.gold if index < n)
     if not gold and _holds_answer(passages, example.answers):
         return UNMARKED_GOLD
-    wrong = tuple(one for one in row.get("wrong_answers") or () if isinstance(one, str) and normalised_answer(one))
+    listed = row.get("wrong_answers")
+    wrong = tuple(
+        one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, str) and normalised_answer(one)
+    )
     return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages, gold=gold), wrong)
 
 
@@ -205,16 +208,17 @@ def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case 
         InvalidInputError: The cell asks for noise below 1 and there is no pool.
     """
     rng = random.Random(f"{case.id} {cell.key} {seed}")
+    n_before = len(case.example.passages)
     if cell.gold_missing:
         if not case.example.gold:
             return None
         case = case.with_passages(
             [index for index in range(len(case.example.passages)) if index not in case.example.gold]
         )
-        if _holds_answer(case.example.passages, case.example.answers):
+        if not case.example.passages or _holds_answer(case.example.passages, case.example.answers):
             return None
     if cell.count is not None or cell.noise is not None:
-        counted = _counted(case, cell, pool, rng)
+        counted = _counted(case, cell, pool, rng, n_before - len(case.example.passages))
         if counted is None:
             return None
         case = counted
@@ -233,18 +237,19 @@ def _holds_answer(passages: Sequence[Passage], answers: Sequence[str]) -> bool:
     return any(holds_answer(passage.content, answers) for passage in passages)
 
 
-def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random) -> Case | None:
+def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random, n_taken: int) -> Case | None:
+    """The case with as many passages as the cell wants; `n_taken` gold ones were taken away before."""
     example = case.example
     count = cell.count or len(example.passages)
     gold = sorted(example.gold)[:count]
     others = [index for index in example.best_first() if index not in example.gold]
     wanted = count - len(gold)
-    if cell.gold_missing:
-        # A row of exactly `count` passages has fewer without its gold: that is still the row without its gold.
-        wanted = min(wanted, len(others))
     n_hard = wanted if cell.noise is None else round(cell.noise * wanted)
-    if n_hard > len(others):
+    if n_hard > len(others) + n_taken:
         return None
+    # A row that had just enough has fewer without its gold: that is still the row without its gold.
+    n_short = max(n_hard - len(others), 0)
+    n_hard, wanted = n_hard - n_short, wanted - n_short
     hard = others[:n_hard]
     easy: list[Passage] = []
     if wanted > n_hard:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.attention_math import split_softmax
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.evaluation.cases import Case
 from focus_rag.focus_choice import FocusChoice, choose_focus
 from focus_rag.generator import FocusGenerator
@@ -134,6 +134,18 @@ class Engine:
         return self._prompts.from_question(
             case.example.question, case.example.passages, max_tokens=room, drop_order=case.example.best_first()[::-1]
         )
+
+    def fits(self, case: Case) -> bool:
+        """Whether the question by itself fits the window: passages can be left out of a prompt, the question cannot."""
+        try:
+            self._prompt(case.with_passages([]))
+        except PromptTooLongError:
+            return False
+        return True
+
+    def dropped(self, case: Case) -> tuple[int, ...]:
+        """Indices of the passages that the prompt has no room for."""
+        return self._prompt(case).dropped
 
     def choice(self, case: Case, *, alpha: AlphaSetting = "auto", split: SplitSetting = "auto") -> FocusChoice:
         """What a request with these settings does to the model."""

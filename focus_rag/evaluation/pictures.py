@@ -150,9 +150,9 @@ def _regret(evaluation: Evaluation) -> bytes | None:
     fixed = [BARE, *(one for one in evaluation.alpha_methods if float(one[6:]) > 0)]
     rows = []
     for cell in evaluation.cells:
-        auto = evaluation.interval(cell, DIRECTIONS).mean
-        best = max((one.mean for name in fixed if (one := evaluation.interval(cell, name)).n), default=auto)
-        rows.append((cell, best - auto, evaluation.interval(cell, BEST_OF_ALPHAS).mean - auto))
+        # Paired: methods may have answered different questions.
+        ahead = [one.mean for name in fixed if (one := evaluation.difference(cell, name, DIRECTIONS)).n]
+        rows.append((cell, max(ahead, default=0.0), evaluation.difference(cell, BEST_OF_ALPHAS, DIRECTIONS).mean))
     places = range(len(rows))
     axes.barh(
         [place + 0.2 for place in places], [one for _, one, _ in rows], height=0.38, label="best alpha of the cell"

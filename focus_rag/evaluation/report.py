@@ -62,7 +62,8 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
         (
             f"Main cell: {main}",
             f"Quality is the {_QUALITY[evaluation.run['grading']]}, and where no passage holds the answer, saying so. Brackets are "
-            "95% bootstrap intervals; differences are paired on the same questions. Methods marked * are told which passages "
+            "95% bootstrap intervals; differences are paired on the same questions. A question that the data holds several times counts "
+            "once, with its mean. Methods marked * are told which passages "
             "are gold. Recovered is the share of the gap from bare to gold-only.",
             _main_table(evaluation, main),
         ),
@@ -71,7 +72,7 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
             f"Quality of auto minus the other's in points, paired on the questions that both answered, {main}.",
             _against(evaluation, main),
         ),
-        ("Quality in every cell", "Means; the intervals are in summary.json.", _cells_table(evaluation)),
+        ("Quality in every cell", "Means; the intervals are in summary.json. Where a method answered fewer of the questions, n says how many.", _cells_table(evaluation)),
     ]
     if evaluation.choices:
         rows = [
@@ -110,6 +111,7 @@ def _main_table(evaluation: Evaluation, cell: str) -> Table:
         if not interval.n:
             continue
         difference = evaluation.difference(cell, method, BARE)
+        is_alone = method == BARE or not difference.n
         recovered, alpha = evaluation.recovered(cell, method), evaluation.mean(cell, method, "alpha")
         marked = method in evaluation.oracles or method == BEST_OF_ALPHAS
         rows.append(
@@ -117,8 +119,8 @@ def _main_table(evaluation: Evaluation, cell: str) -> Table:
                 f"{method} *" if marked else method,
                 str(interval.n),
                 f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]",
-                "" if method == BARE else _difference(difference),
-                "" if method == BARE else _p(difference.p),
+                "" if is_alone else _difference(difference),
+                "" if is_alone else _p(difference.p),
                 "" if recovered is None else f"{recovered:.0%}",
                 *(_share(evaluation.mean(cell, method, name)) for name in names),
                 f"{alpha:.2f}" if alpha else "",
@@ -171,11 +173,14 @@ def verdict(evaluation: Evaluation) -> list[str]:
 
 
 def _cells_table(evaluation: Evaluation) -> Table:
-    rows = [
-        [method, *(_share(evaluation.interval(cell, method).mean) for cell in evaluation.cells)]
-        for method in evaluation.reported_methods
-    ]
-    counts = ["questions", *(str(evaluation.interval(cell, BARE).n) for cell in evaluation.cells)]
+    most = {cell: evaluation.most_questions(cell) for cell in evaluation.cells}
+
+    def shown(cell: str, method: str) -> str:
+        interval = evaluation.interval(cell, method)
+        return _share(interval.mean) + (f" (n={interval.n})" if 0 < interval.n < most[cell] else "")
+
+    rows = [[method, *(shown(cell, method) for cell in evaluation.cells)] for method in evaluation.reported_methods]
+    counts = ["questions", *(str(n) for n in most.values())]
     return ["method", *evaluation.cells], [counts, *rows]
 
 
@@ -194,9 +199,10 @@ def _intro(evaluation: Evaluation) -> list[str]:
     run = evaluation.run
     profile = run.get("profile")
     heads = f"{len(profile['heads'])} contextual heads, site {profile['site']}" if profile else "no profile"
+    kept = f" ({run['dev_data']} is kept for that)" if run["dev_data"] else ""
+    tuned = f"tuned methods were chosen on {run['dev_data']}" if evaluation.choices else f"no method was tuned{kept}"
     lines = [
-        f"Model {run['model']} ({run['dtype'].removeprefix('torch.')}), {heads}. Data: {run['data']}; tuned methods were chosen on "
-        f"{run['dev_data'] or 'nothing, and left out'}.",
+        f"Model {run['model']} ({run['dtype'].removeprefix('torch.')}), {heads}. Data: {run['data']}; {tuned}.",
         f"Seed {run['settings']['seed']}; at most {run['settings']['max_new_tokens']} new tokens, greedy.",
     ]
     if run.get("left_out"):

@@ -50,7 +50,7 @@ class AnswerLog:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._file.write_bytes(whole)
-        # Not splitlines: answers may hold other line separators.
+        # Not splitlines: a line may hold other line separators.
         for line in whole.decode("utf-8").split("\n")[:-1]:
             try:
                 record = json.loads(line)
@@ -76,7 +76,8 @@ class AnswerLog:
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n"
+    # Escaped, because UTF-8 has no half of a surrogate pair, and a question may.
+    return json.dumps(record, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,26 @@ class Evaluation:
         own = [AUTO, BEST_OF_ALPHAS, *self.alpha_methods]
         return [name for name in self.methods if name not in own and name not in self.oracles]
 
+    def most_questions(self, cell: str) -> int:
+        """Questions of a cell that the method with most of them answered."""
+        return max((self.interval(cell, method).n for method in self.reported_methods), default=0)
+
+    def _by_question(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Values by question id as means by question: HELMET has a question several times, and its copies are not independent."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for one, value in values.items():
+            found[self._question_of[one]].append(value)
+        return {question: sum(some) / len(some) for question, some in found.items()}
+
+    @cached_property
+    def _question_of(self) -> dict[str, str]:
+        return {record["id"]: " ".join(record["question"].split()) for record in self.records}
+
     def interval(self, cell: str, method: str) -> Interval:
-        """Mean quality with its bootstrap interval."""
+        """Mean quality over questions with its bootstrap interval."""
         key = (cell, method)
         if key not in self._intervals:
-            self._intervals[key] = bootstrap_mean(list(self.quality(cell, method).values()))
+            self._intervals[key] = bootstrap_mean(list(self._by_question(self.quality(cell, method)).values()))
         return self._intervals[key]
 
     def difference(self, cell: str, method: str, reference: str) -> Difference:
@@ -153,7 +169,8 @@ class Evaluation:
         if key not in self._differences:
             ours, theirs = self.quality(cell, method), self.quality(cell, reference)
             common = [one for one in ours if one in theirs]
-            self._differences[key] = paired_difference([ours[one] for one in common], [theirs[one] for one in common])
+            sides = [list(self._by_question({one: side[one] for one in common}).values()) for side in (ours, theirs)]
+            self._differences[key] = paired_difference(*sides)
         return self._differences[key]
 
     # Resampling takes some hundredths of a second, and tables, pictures and JSON ask for the same figures.
@@ -166,20 +183,23 @@ class Evaluation:
         return {}
 
     def mean(self, cell: str, method: str, name: str) -> float | None:
-        """Mean of one of `RATES`; None where it was not measured."""
-        values = []
-        for record in self.answers(cell, method).values():
+        """Mean of one of `RATES` over questions; None where it was not measured."""
+        found = {}
+        for one, record in self.answers(cell, method).items():
             value = record["scores"].get(name, record.get(name))
             if value is not None:
-                values.append(float(value))
+                found[one] = float(value)
+        values = self._by_question(found).values()
         return sum(values) / len(values) if values else None
 
     def recovered(self, cell: str, method: str) -> float | None:
         """Share of the gap between bare and gold-only that a method closes, on the questions that all three answered; None
         where there is no gap to speak of.
         """
-        bare, gold, own = (self.quality(cell, name) for name in (BARE, GOLD_ONLY, method))
-        common = [one for one in own if one in bare and one in gold]
+        all_three = [self.quality(cell, name) for name in (BARE, GOLD_ONLY, method)]
+        shared = [one for one in all_three[-1] if all(one in side for side in all_three)]
+        bare, gold, own = (self._by_question({one: side[one] for one in shared}) for side in all_three)
+        common = list(own)
         gap = sum(gold[one] - bare[one] for one in common)
         if not common or gap < 0.01 * len(common):
             return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from focus_rag import __version__
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.answering import Answering, Progress, Task
 from focus_rag.evaluation.cases import Case, CaseSource, Cell, EmbeddedCases, FileCases, cells_of
@@ -39,8 +41,12 @@ from focus_rag.profile import FocusProfile
 from focus_rag.whole_files import write_whole
 
 DEV = "dev"
+RUN, ANSWERS, SPEED = "run.json", "answers.jsonl", "speed.json"
 CORE = (BARE, GOLD_ONLY, AUTO, DIRECTIONS, BEST_FIXED, RANDOM_HEADS, SPLIT_GOLD, SPLIT_TUNED)
 """Methods that the headline is about; the others can be given fewer questions."""
+
+FITTED_ON = "the profile was fitted on it"
+TOO_LONG = "the question alone does not fit the model's window"
 
 _DEV_PART = 5  # of a file without dev questions of its own, one question in so many is for choosing
 
@@ -127,7 +133,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer every cell's questions by every method, and write the answers to `out/answers.jsonl`.
 
-    An interrupted run goes on where it stopped, and ends with the same file.
+    An interrupted run goes on where it stopped, and ends with the same file. Questions that the profile was fitted on, and
+    those that alone do not fit the window, are neither reported on nor chosen by; `run["left_out"]` counts them.
 
     Args:
         generator: Model and profile. Without a profile the methods that need one are left out.
@@ -146,20 +153,23 @@ def evaluate(
     settings = settings or EvalSettings()
     asked = methods_named(settings.methods)
     check_workers(workers, generator.model)
+    engine = Engine(generator, max_new_tokens=settings.max_new_tokens)
+    screen = _Screen(engine)
+    for asked_from in (source, dev):
+        screen.count(asked_from)
     source, dev = _split(source, dev)
-    plan = _plan(source, settings)
-    dev_cases = _dev_cases(dev, plan, settings)
+    plan = _plan(source, settings, screen)
+    dev_cases = _dev_cases(dev, plan, settings, screen)
     usable, skipped = _usable(generator, asked, bool(dev_cases))
-    skipped |= {f"the cell {cell.key}": "no question has so many passages" for cell in plan.empty}
+    skipped |= {f"the cell {cell.key}": "no question has the passages for it" for cell in plan.empty}
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(f"{folder} cannot be the folder of the run ({error.strerror or error}); give another one.") from error
-    run = _describe(generator, source, dev, settings, plan, dev_cases)
-    _claim(folder / "run.json", run)
-    log = AnswerLog(folder / "answers.jsonl")
-    engine = Engine(generator, max_new_tokens=settings.max_new_tokens)
+    run = _describe(generator, source, dev, settings, plan, dev_cases, screen.left_out)
+    _claim(folder / RUN, run)
+    log = AnswerLog(folder / ANSWERS)
 
     trials = {
         candidate.name: Task(candidate.name, candidate, DEV, dev_cases)
@@ -193,7 +203,7 @@ def evaluate(
     for of_cell in tasks.values():
         report.run(of_cell, "answering")
     log.rewrite([key for task in [*trials.values(), *reported] for key in task.keys])
-    speed = _speed(engine, chosen, plan.cases[plan.main], settings, folder / "speed.json", progress)
+    speed = _speed(engine, chosen, plan.cases[plan.main], settings, folder / SPEED, progress)
     return Evaluation(
         records=tuple(log.records[key] for task in reported for key in task.keys),
         cells=tuple(cell.key for cell in plan.cases),
@@ -206,6 +216,46 @@ def evaluate(
         skipped=skipped,
         speed=speed,
     )
+
+
+class _Screen:
+    """Admits the questions that can be asked and that the profile was not fitted on, and counts the others by reason.
+
+    Args:
+        engine: What answers, with its profile.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        provenance = {} if engine.profile is None else engine.profile.provenance
+        lists = [names for entry in ("trained_on", "chosen_on") if isinstance(names := provenance.get(entry), list)]
+        self._fitted_on = {str(name) for names in lists for name in names}
+        self._engine = engine
+        self._reasons: dict[str, str | None] = {}
+
+    def admits(self, case: Case) -> bool:
+        """Whether a case is to be asked."""
+        key = case.example.key
+        if key not in self._reasons:
+            # A profile names an example by the first twelve digits of its key.
+            is_known = key[:12] in self._fitted_on
+            self._reasons[key] = FITTED_ON if is_known else None if self._engine.fits(case) else TOO_LONG
+        return self._reasons[key] is None
+
+    def count(self, source: CaseSource | None) -> None:
+        """Look at every question of a file, so that the count does not depend on which ones are drawn."""
+        for case in source.all if isinstance(source, FileCases) else ():
+            self.admits(case)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Number of questions that were not admitted, by reason."""
+        return dict(Counter(reason for reason in self._reasons.values() if reason is not None))
+
+    @property
+    def told(self) -> str:
+        """The same in words, to follow a sentence; empty where all were admitted."""
+        reasons = "; ".join(f"{reason} ({n})" for reason, n in self.left_out.items())
+        return f" Left out: {reasons}." if reasons else ""
 
 
 def _split(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSource, CaseSource | None]:
@@ -226,7 +276,21 @@ def _split(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSource, Case
     )
 
 
-def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
+def _first(
+    source: CaseSource, cell: Cell, limit: int | None, seed: int, is_wanted: Callable[[Case], bool]
+) -> tuple[Case, ...]:
+    """The first `limit` wanted questions of a cell: more are drawn for those that are not, as long as that brings new ones."""
+    factor, known = 1, set[str]()
+    while True:
+        drawn = source.cases(cell, None if limit is None else factor * limit, seed)
+        found = tuple(case for case in drawn if is_wanted(case))
+        keys = {case.example.key for case in drawn}
+        if limit is None or len(found) >= limit or len(found) == len(drawn) or keys == known:
+            return found[:limit]
+        factor, known = 2 * factor, keys
+
+
+def _plan(source: CaseSource, settings: EvalSettings, screen: _Screen) -> _Plan:
     """The questions of every cell; the headline cell is the one of `main_count` passages and most noise that has any.
 
     Raises:
@@ -236,7 +300,7 @@ def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
     most = max(settings.limit or 0, settings.main_limit or 0) if settings.limit else None
 
     def fill(cells: Iterable[Cell]) -> None:
-        found.update({cell: source.cases(cell, most, settings.seed) for cell in cells if cell not in found})
+        found.update({cell: _first(source, cell, most, settings.seed, screen.admits) for cell in cells if cell not in found})
 
     grid = cells_of(settings.counts, settings.noises)
     fill(grid)
@@ -244,7 +308,7 @@ def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
     if not usable:
         raise InvalidInputError(
             f"{source.name} has no question for any of the cells {', '.join(cell.key for cell in grid)}: lower --counts, or "
-            "take the passages as they come (--counts all)."
+            f"take the passages as they come (--counts all).{screen.told}"
         )
     main = max(usable, key=lambda cell: (cell.count == settings.main_count, cell.count or 0, cell.noise or 0.0))
     fill(
@@ -259,12 +323,14 @@ def _plan(source: CaseSource, settings: EvalSettings) -> _Plan:
     return _Plan(cases, main, tuple(cell for cell, some in found.items() if not some))
 
 
-def _dev_cases(dev: CaseSource | None, plan: _Plan, settings: EvalSettings) -> tuple[Case, ...]:
+def _dev_cases(dev: CaseSource | None, plan: _Plan, settings: EvalSettings, screen: _Screen) -> tuple[Case, ...]:
     if dev is None:
         return ()
     reported = {case.example.key for cases in plan.cases.values() for case in cases}
-    cases = dev.cases(plan.main, settings.tune_limit, settings.seed + 1)
-    return tuple(case for case in cases if case.example.key not in reported)
+    return _first(
+        dev, plan.main, settings.tune_limit, settings.seed + 1,
+        lambda case: case.example.key not in reported and screen.admits(case),
+    )  # fmt: skip
 
 
 def _usable(
@@ -278,7 +344,7 @@ def _usable(
         if needs_profile and generator.profile is None:
             skipped[one.name] = "it needs a focus profile, and the model has none"
         elif isinstance(one, Tuned) and not can_choose:
-            skipped[one.name] = "untuned: no question is left to choose it by that is not reported on; give more, or --dev"
+            skipped[one.name] = "untuned: no question is left to choose it by that is neither reported on nor left out; give more, or --dev"
         else:
             usable.append(one)
     return usable, skipped
@@ -316,7 +382,9 @@ def _describe(
     settings: EvalSettings,
     plan: _Plan,
     dev_cases: Sequence[Case],
+    screened: Mapping[str, int],
 ) -> dict[str, Any]:
+    """What the answers depend on, and what else a reader needs to repeat the run."""
     profile = generator.profile
     left_out: Mapping[str, Sequence[str]] = getattr(source, "skipped", {})
     return {
@@ -326,24 +394,35 @@ def _describe(
         else {
             "heads": [[entry.layer, entry.head, entry.score] for entry in profile.heads],
             "site": profile.site,
+            "passages_at": profile.passages_at,
             "policy": profile.policy.model_dump(mode="json"),
             "split": None if profile.split is None else profile.split.model_dump(mode="json"),
         },
         "data": source.name,
-        "left_out": {reason: len(places) for reason, places in left_out.items()},
+        "left_out": {reason: len(places) for reason, places in left_out.items()} | dict(screened),
         "dev_data": dev.name if dev is not None and dev_cases else None,
         "settings": settings.model_dump(mode="json"),
         "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
         "weights": generator.identity,
+        "tokenizer": _tokenizer_hash(generator.tokenizer),
+        "layout": generator.prompts.layout.model_dump(mode="json"),
+        "window": generator.context_window,
         "questions": _questions_hash([*plan.cases.values(), dev_cases]),
         "versions": {
+            "focus_rag": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "rouge-score": _version("rouge-score"),
         },
     }
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of the vocabulary and of the chat template: both decide what the model is shown."""
+    whole = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 
 def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:
@@ -364,7 +443,11 @@ def _version(package: str) -> str | None:
 
 
 def _claim(file: Path, run: dict[str, Any]) -> None:
-    """Write what the run is, or check that the folder's is the same one."""
+    """Write what the run is, or check that the folder's is the same one.
+
+    Raises:
+        InvalidInputError: It is another one, or the folder holds results of which nothing says what they are of.
+    """
     text = json.dumps(run, indent=2, sort_keys=True) + "\n"
     if file.exists():
         known = _read(file)
@@ -374,6 +457,12 @@ def _claim(file: Path, run: dict[str, Any]) -> None:
                 f"{file.parent} holds a run that differs in {', '.join(differing)}; give another folder, or delete it."
             )
         return
+    results = [name for name in (ANSWERS, SPEED) if (file.parent / name).exists()]
+    if results:
+        raise InvalidInputError(
+            f"{file.parent} holds {' and '.join(results)} without the {file.name} that says of which model and questions; delete "
+            f"{'it' if len(results) == 1 else 'them'}, or give another folder."
+        )
     write_whole(file, text)
 
 
@@ -386,7 +475,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidInputError(f"{file} is damaged ({error}); delete it, or give another folder.") from error
+        which = f"it, {ANSWERS} and {SPEED}" if file.name == RUN else "it"
+        raise InvalidInputError(f"{file} is damaged ({error}); delete {which}, or give another folder.") from error
     if not isinstance(found, dict):
         raise InvalidInputError(f"{file} is not of an evaluation; give another folder.")
     return found

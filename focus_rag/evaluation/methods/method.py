@@ -28,7 +28,9 @@ class Ask:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for equal asks, of whatever method and cell. Scores are not in it: a setting names what they decide."""
+        """Equal for equal asks, of whatever method and cell, as long as the same passages have room in the prompt. Scores are not in
+        it: a setting names what they decide.
+        """
         example = self.shown.example
         passages = tuple(passage.content for passage in example.passages)
         return self.setting, example.question, passages, tuple(sorted(example.gold))
