@@ -1,4 +1,4 @@
-"""Pure tensor mathematics of focusing: query shifts, span mass and split softmax.
+"""Pure tensor mathematics of focusing: attention weights of some heads and rows, span mass and split softmax.
 
 Nothing here knows transformers; everything works on the tensors an attention function receives, queries and keys
 after RoPE and after any query or key normalisation.
@@ -6,21 +6,15 @@ after RoPE and after any query or key normalisation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-QueryFormat = Literal["flat", "tokens_heads", "heads_tokens", "fused_flat", "fused_interleaved"]
-"""How a module lays out queries: `(batch, tokens, query_heads * head_dim)`, `(batch, tokens, query_heads, head_dim)`,
-`(batch, query_heads, tokens, head_dim)`, queries first in a fused projection, or `(query_heads, 3, head_dim)` fused."""
-
 
 def rows_of(per_request: Tensor, batch: int) -> Tensor | None:
     """Spread a tensor with one row per request over the rows of a forward pass.
@@ -40,49 +34,6 @@ def rows_of(per_request: Tensor, batch: int) -> Tensor | None:
     if batch % requests:
         return None
     return per_request.repeat_interleave(batch // requests, dim=0)
-
-
-def laid_out(shift: Tensor, query_format: QueryFormat, width: int) -> Tensor:
-    """Bring a query shift into the layout of a module's output, ready to be added.
-
-    Args:
-        shift: `(requests, query_heads, head_dim)`, before RoPE.
-        query_format: Layout of the module's output.
-        width: Size of the module's last axis, which for fused projections also holds keys and values.
-
-    Returns:
-        A tensor that broadcasts against the module's output.
-    """
-    requests, heads, head_dim = shift.shape
-    if query_format == "flat":
-        return shift.reshape(requests, 1, heads * head_dim)
-    if query_format == "tokens_heads":
-        return shift[:, None]
-    if query_format == "heads_tokens":
-        return shift[:, :, None]
-    if query_format == "fused_flat":
-        whole = shift.new_zeros(requests, 1, width)
-        whole[..., : heads * head_dim] = shift.reshape(requests, 1, heads * head_dim)
-        return whole
-    interleaved = shift.new_zeros(requests, 1, heads, 3, head_dim)
-    interleaved[:, :, :, 0] = shift[:, None]
-    return interleaved.reshape(requests, 1, width)
-
-
-def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: int) -> Tensor:
-    """Read the queries out of a module's output.
-
-    Returns:
-        `(batch, query_heads, tokens, head_dim)`, before RoPE.
-    """
-    if query_format == "heads_tokens":
-        return output
-    if query_format == "tokens_heads":
-        return output.transpose(1, 2)
-    batch, tokens = output.shape[:2]
-    if query_format == "fused_interleaved":
-        return output.view(batch, tokens, heads, 3, head_dim)[:, :, :, 0].transpose(1, 2)
-    return output[..., : heads * head_dim].reshape(batch, tokens, heads, head_dim).transpose(1, 2)
 
 
 _ROWS_AT_ONCE = 128  # of `row_blocks`
@@ -156,22 +107,26 @@ def _widened_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | N
         return head_weights(call, heads, rows)
     wanted = tuple(heads)
     if wanted not in call.shared:
-        group_size = call.query.shape[1] // call.key.shape[1]
-        # Several key heads of several sequences do not lie next to each other: one product over them copies them first. In half precision
-        # keys are copied anyway, but not so many at a time.
-        most = math.inf if call.key.dtype == torch.float32 else _KEYS_AT_ONCE
-        keys_of_a_head = call.key[:, 0].numel()
-        joins = call.key.shape[0] == 1 or call.key.dtype != torch.float32
-        groups: list[list[int]] = []
-        for key_head in sorted({head // group_size for head in wanted}):
-            own = range(key_head * group_size, (key_head + 1) * group_size)
-            so_far = len(groups[-1]) // group_size + 1 if groups else 1
-            if joins and groups and groups[-1][-1] + 1 == own.start and so_far * keys_of_a_head <= most:
-                groups[-1].extend(own)
-            else:
-                groups.append(list(own))
-        call.shared[wanted] = [(group, _group_weights(call, group, None)) for group in groups]
+        call.shared[wanted] = [(group, _group_weights(call, group, None)) for group in _neighbours(call, wanted)]
     return call.shared[wanted]
+
+
+def _neighbours(call: AttentionCall, heads: Sequence[int]) -> list[list[int]]:
+    """All query heads of the key heads that some heads use, in runs of neighbouring key heads whose keys can be had at once."""
+    group_size = call.query.shape[1] // call.key.shape[1]
+    most = 1
+    if call.key.dtype != torch.float32:  # keys are copied anyway, but not all of them at a time
+        most = max(_KEYS_AT_ONCE // call.key[:, 0].numel(), 1)
+    elif call.key.shape[0] == 1:  # of several sequences they do not lie next to each other, and one product would copy them first
+        most = call.key.shape[1]
+    runs: list[list[int]] = []
+    for key_head in sorted({head // group_size for head in heads}):
+        own = range(key_head * group_size, (key_head + 1) * group_size)
+        if runs and runs[-1][-1] + 1 == own.start and len(runs[-1]) < most * group_size:
+            runs[-1].extend(own)
+        else:
+            runs.append(list(own))
+    return runs
 
 
 def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -> Tensor:
@@ -219,19 +174,25 @@ def taken(tensor: Tensor, rows: Tensor | None, heads: Sequence[int], *, heads_at
     Returns:
         In the order of axes given; a view where the heads are neighbours and all rows are wanted.
     """
-    is_run = list(heads) == list(range(heads[0], heads[0] + len(heads)))
-    found = tensor.narrow(heads_at, heads[0], len(heads)) if is_run else tensor.index_select(heads_at, torch.tensor(heads, device=tensor.device))
+    if _are_neighbours(heads):
+        found = tensor.narrow(heads_at, heads[0], len(heads))
+    else:
+        found = tensor.index_select(heads_at, torch.tensor(heads, device=tensor.device))
     return found if rows is None else found.index_select(3 - heads_at, rows)
 
 
 def put_back(output: Tensor, rows: Tensor | None, heads: Sequence[int], new: Tensor) -> None:
     """Write `new` `(batch, len(heads), rows, value_dim)` into `output` `(batch, tokens, query_heads, value_dim)`."""
     new = new.transpose(1, 2)
-    if rows is None and list(heads) == list(range(heads[0], heads[0] + len(heads))):
+    if rows is None and _are_neighbours(heads):
         output.narrow(2, heads[0], len(heads)).copy_(new)
         return
     rows = torch.arange(output.shape[1], device=output.device) if rows is None else rows
     output[:, rows[:, None], torch.tensor(heads, device=output.device)[None, :]] = new.to(output.dtype)
+
+
+def _are_neighbours(heads: Sequence[int]) -> bool:
+    return list(heads) == list(range(heads[0], heads[0] + len(heads)))
 
 
 def visible_keys(call: AttentionCall, rows: Tensor | None, tokens: int, keys: int) -> Tensor | None:

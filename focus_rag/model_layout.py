@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from focus_rag.attention_math import QueryFormat
 from focus_rag.errors import UnsupportedModelError
+from focus_rag.query_layouts import QueryFormat
 
 Site = Literal["post_rope", "normed", "projection"]
 """Where a query shift enters: after RoPE (the paper's), before RoPE and after any query norm, or at the query

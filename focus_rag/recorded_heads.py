@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import QueryFormat, as_heads
 from focus_rag.errors import InvalidInputError
 from focus_rag.head_inputs import ExampleStore, HeadInputs
 from focus_rag.head_scoring import Head
 from focus_rag.model_layout import ModelLayout, Site
+from focus_rag.query_layouts import QueryFormat, as_heads
 from focus_rag.recording import LayerRecord, QueryKeyRecorder, Rotation, RotationKind
 from focus_rag.teacher_forcing import TeacherForced, run_decoder
 from focus_rag.turning import Turning

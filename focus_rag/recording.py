@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import AttentionCall, as_heads, visible_keys
+from focus_rag.attention_math import AttentionCall, visible_keys
 from focus_rag.attention_tap import HOOKS_LOCK, AttentionTap
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.measuring import heads_by_layer, tapped_layers
 from focus_rag.model_layout import LayerLayout, ModelLayout, Site
+from focus_rag.query_layouts import as_heads
 
 RotationKind = Literal["whole", "first part", "none"]
 _TOLERANCE = 0.03  # of the query's own size: a wrong rotation is off by its whole size, bfloat16 by less than 0.01

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import AttentionCall, QueryFormat, as_heads, laid_out, rows_of
+from focus_rag.attention_math import AttentionCall, rows_of
 from focus_rag.attention_tap import HOOKS_LOCK, AttentionTap, undisturbed
 from focus_rag.errors import AttachError, InvalidInputError, UnsupportedModelError
 from focus_rag.model_layout import LayerLayout, ModelLayout, QueryModule, Site
 from focus_rag.probing import run_one_token
 from focus_rag.profile import FocusProfile
+from focus_rag.query_layouts import QueryFormat, as_heads, laid_out
 from focus_rag.turning import Turning
 
 Alpha = float | Sequence[float] | Tensor

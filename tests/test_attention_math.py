@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from focus_rag.attention_math import (
     AttentionCall,
     aligned_membership,
-    as_heads,
     head_exponents,
     head_weights,
-    laid_out,
     last_position,
     rows_alone,
     rows_of,
@@ -22,6 +20,7 @@ from focus_rag.attention_math import (
     split_softmax,
     split_softmax_output,
 )
+from focus_rag.query_layouts import as_heads, laid_out
 
 FORMATS = ("flat", "tokens_heads", "heads_tokens", "fused_flat", "fused_interleaved")
 

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from focus_rag import model_layout
-from focus_rag.attention_math import as_heads
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.model_layout import ModelLayout
+from focus_rag.query_layouts import as_heads
 from focus_rag.steering import check_query_site, focus
 from tests.tiny_models import COMMON, tiny_model, tiny_profile
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "head_inputs", "probing", "weights_digest", "whole_files"),
-    ("passages", "attention_math", "published_files", "turns"),
+    ("passages", "attention_math", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "locating", "model_layout", "shared_words"),
     ("score_split",),
     ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
