@@ -82,6 +82,7 @@ class Request:
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
         noise: Expected share of irrelevant passages, where known; it wins over the scores.
+        in_order: Whether the passages stand best first, where that is known though no scores say it.
         settings: Generation settings, or None for the generator's own.
     """
 
@@ -95,6 +96,7 @@ class Request:
     higher_is_better: bool | None = None
     score_kind: ScoreKind | None = None
     noise: float | None = None
+    in_order: bool | None = None
     settings: GenerationSettings | None = None
 
     def __post_init__(self) -> None:

@@ -200,6 +200,7 @@ class FocusSettings(BaseModel):
             messages=None if isinstance(what, str) else what,
             passages=found.passages,
             query=options.get("query") or found.query,
+            in_order=found.in_order,
             settings=settings,
             **signal,
         )

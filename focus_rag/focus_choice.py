@@ -68,7 +68,7 @@ def choose_focus(
         shown=shown,
     )
     # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
-    signal = replace(retrieved, n_passages=len(shown))
+    signal = replace(retrieved, n_passages=len(shown), in_order=retrieved.in_order if request.in_order is None else request.in_order)
     choice = _alpha(alpha, signal, profile)
     leaning = _split(split, alpha, profile)
     if leaning is None:

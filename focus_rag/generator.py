@@ -192,12 +192,16 @@ class FocusGenerator:
             name=name,
         )
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Sixteen hexadecimal digits that tell this model and profile from others, whatever they are called."""
         profile = self.profile
         directions = b"" if profile is None else profile.directions.float().cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(weights_digest(self.model).encode() + directions).hexdigest()[:16]
+        return hashlib.sha256(self._weights.encode() + directions).hexdigest()[:16]
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self.model)
 
     @property
     def context_window(self) -> int:

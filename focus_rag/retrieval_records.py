@@ -23,6 +23,7 @@ class CapturedPassages:
             comes twice.
         how: Retrieved by an ancestor of the call (`lineage`), recently by anybody (`registry`), or not found (`none`).
         higher_is_better: Orientation of the scores, from their order when they were retrieved; None if that does not tell.
+        in_order: False where their scores stand in no order, best first or last; None where that is not known.
         query: What they were retrieved for, several queries one after the other; None where nobody knows.
         retrieved: How many different texts the lineage had retrieved before this call, found in the prompt or not.
         note: Why there are no passages, or why they have no scores; empty otherwise.
@@ -32,6 +33,7 @@ class CapturedPassages:
     how: Literal["lineage", "registry", "none"] = "none"
     higher_is_better: bool | None = None
     query: str | None = None
+    in_order: Literal[False] | None = None
     retrieved: int = 0
     note: str = ""
 
@@ -40,7 +42,7 @@ class CapturedPassages:
         if self.higher_is_better is not None or len({passage.score for passage in self.passages} - {None}) < 2:
             return self
         bare = tuple(replace(passage, score=None) for passage in self.passages)
-        return replace(self, passages=bare, note="the order of the scores does not tell which way up they are")
+        return replace(self, passages=bare, in_order=False, note="the order of the scores does not tell which way up they are")
 
 
 class StoredText:
@@ -176,7 +178,7 @@ def captured(
     way = None if doubt or not ways else ways.pop()
     # Whose question it is must not be guessed either: in doubt there is none.
     query = None if doubt else " ".join(queries) or None
-    return CapturedPassages(passages, how if passages else "none", way, query, retrieved, doubt)
+    return CapturedPassages(passages, how if passages else "none", way, query, None, retrieved, doubt)
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:

@@ -146,6 +146,7 @@ def test_a_profile_that_relies_on_the_retrievers_order_leaves_reordered_passages
     for scores, reorder, alpha in (
         (falling, join, 0.5), (rising, join, 0.5), (falling, ends_first, 0.0), (rising, ends_first, 0.0),
         (None, join, 0.5), (None, ends_first, 0.5),  # nothing tells
+        ([0.3, 0.45, 0.2, 0.9, 0.4, 0.7], join, 0.0),  # no order of any retriever, whichever end is the better one
     ):  # fmt: skip
         report = report_of(chain(llm, documents(scores), reorder).invoke(QUESTION))
         assert report["alpha"] == alpha
