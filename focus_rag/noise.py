@@ -148,7 +148,7 @@ def worst_first(
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
     """Indices of the passages in the order in which to give them up: without a score first, then from the
-    worst score up; from the last one where nothing tells which end of the scores is the better one.
+    worst score up. Where nothing tells which end of the scores is the better one, the higher counts as better, which most are.
 
     Among equals the later one goes first.
 
@@ -157,8 +157,7 @@ def worst_first(
     """
     _check_kind(score_kind)
     known = [passage.score for passage in passages if passage.score is not None]
-    rises = _orientation(known, higher_is_better, score_kind)
-    sign = 0.0 if rises is None else 1.0 if rises else -1.0
+    sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
 
     def worth(index: int) -> tuple[float, int]:
         score = passages[index].score

@@ -104,11 +104,12 @@ def fit_split(
     if not _is_told_apart(questions, reaches, words := False) and not _is_told_apart(questions, reaches, words := True):
         return None, tried
     first, *others = reaches
+    # Among fewer passages than were measured nothing is known, and nothing is done.
+    starts = sorted({max(one.cell.count, 2) for one in cells})
 
     def measure(reach: float, tau: float) -> None:
         split = ScoreSplit(reach=reach, tau=tau, words=words)
         columns = tuple(grades(split, one.cell) for one in cells)
-        starts = sorted({2, *(one.cell.count for one in cells if one.cell.count > 2)})
         tried.append(max((_from(fewest, split, cells, columns) for fewest in starts), key=_worth))
         progress(len(tried), len(taus) + len(others))
 

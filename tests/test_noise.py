@@ -233,9 +233,9 @@ def test_bad_given_noise_is_refused(noise):
         signal_of([Passage("a")], noise=noise)
 
 
-def test_where_nothing_tells_the_better_end_the_last_passages_are_given_up_first():
+def test_where_nothing_tells_the_better_end_higher_is_better_in_giving_passages_up():
     shuffled = [Passage(f"{i}", score) for i, score in enumerate([3.0, 0.0, 4.0, 1.0, None, 2.0])]
-    assert worst_first(shuffled) == [4, 5, 3, 2, 1, 0]
+    assert worst_first(shuffled) == [4, 1, 3, 5, 0, 2]
     assert worst_first(shuffled, higher_is_better=False) == [4, 2, 0, 5, 3, 1]
     assert worst_first(shuffled, score_kind="cosine") == [4, 1, 3, 5, 0, 2]
 

@@ -46,7 +46,7 @@ def fitted(cells, quality):
 def test_the_exponent_is_chosen_first_and_the_reach_at_that_exponent():
     best, tried = fitted([cell(0.3, 0.4)], lambda split, _: 0.5 + 0.2 * (split.tau == 0.03) + 0.2 * (split.reach == 0.15))
     assert [(one.split.reach, one.split.tau) for one in tried] == [(0.3, 0.1), (0.3, 0.03), (0.15, 0.03), (0.0, 0.03)]
-    assert best is not None and best.split == ScoreSplit(reach=0.15, tau=0.03)
+    assert best is not None and best.split == ScoreSplit(reach=0.15, tau=0.03, fewest=3)
     assert best.gain.mean == pytest.approx(0.5) and best.gain.low > 0.3
     (told,) = best.to_dict([cell(0.3, 0.4)])["cells"]
     assert (told["passages"], told["directions"]["mean"], told["split"]["mean"]) == (3, 0.4, 0.9)
@@ -81,7 +81,7 @@ def test_without_scores_passages_are_split_by_the_words_they_share():
     asked = tuple(Example(f"Which mill, {number}?", ("mill",), passages, frozenset({0})) for number in range(60))
     cells = [Unsplit(SweepCell(3, 1.0, asked), right(0.3), right(0.4))]
     best, tried = fitted(cells, lambda split, _: 0.9 if split.words else 0.0)
-    assert best is not None and best.split == ScoreSplit(reach=0.3, tau=0.1, words=True) and len(tried) == 4
+    assert best is not None and best.split == ScoreSplit(reach=0.3, tau=0.1, words=True, fewest=3) and len(tried) == 4
 
 
 @pytest.mark.parametrize(("quality", "worth"), [(0.9, True), (0.45, False), (0.1, False)])
@@ -106,7 +106,7 @@ def test_a_split_that_misleads_among_few_acts_from_more_on():
     assert best.gain.mean == pytest.approx((0.0 + 0.5 + 0.5) / 3)
     shown = best.to_dict(cells)
     assert shown["fewest"] == 8 and shown["cells"][0]["split"]["mean"] == 0.4  # as measured, among any number
-    assert fitted(cells, lambda *_: 0.9)[0].split.fewest == 2
+    assert fitted(cells, lambda *_: 0.9)[0].split.fewest == 3  # nothing is known of fewer
 
 
 def test_of_equals_the_mildest_is_taken():
