@@ -18,7 +18,7 @@ from focus_rag.noise import signal_of
 from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, by_words, fit_split
+from focus_rag.split_fitting import Unsplit, by_words, finds_gold, fit_split
 from focus_rag.steering import focus
 
 
@@ -53,7 +53,7 @@ class _StrengthFit:
         fitted = fit_policy(sweeps)
         profile = profile.replace(policy=fitted.policy)
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
-        order = self._order(profile, *next(one for one in present if (one[0].count, one[0].noise) == (self.fit.counts[-1], 1.0)))
+        order = self._order(profile, *next(one for one in present if self._is_headline(one[0])))
         harm = order_warning(order, self.fit.settings.order_margin)
         if harm is not None:
             fitted = fit_policy(sweeps, needs_order=True)
@@ -74,6 +74,10 @@ class _StrengthFit:
             "warnings": warnings if harm is None else [*warnings, harm],
         }
         return profile, figures
+
+    def _is_headline(self, cell: SweepCell) -> bool:
+        """Whether it is the largest cell as retrieved."""
+        return (cell.count, cell.noise, cell.gold_missing) == (self.fit.counts[-1], 1.0, False)
 
     def _swept(self, profile: FocusProfile, cell: SweepCell, alpha: float) -> list[float]:
         return self.fit.work.step(  # type: ignore[no-any-return]
@@ -106,6 +110,8 @@ class _StrengthFit:
         if best is None:
             return None, figures
         split = best.split
+        largest = next(one.cell for one in unsplit if self._is_headline(one.cell))
+        figures["finds_gold"] = finds_gold(split, largest.questions).to_dict()
         if not split.words:
             figures["shuffled_scores"] = self.fit.work.step("split-shuffled", partial(self._unreliable, profile, split, unsplit))
             unscored = self._unsplit(profile, [cell.without_scores() for cell in cells], sweeps)
@@ -127,7 +133,7 @@ class _StrengthFit:
 
     def _unreliable(self, profile: FocusProfile, split: ScoreSplit, unsplit: Sequence[Unsplit]) -> dict[str, Any]:
         """The largest cell as retrieved, once more with its scores dealt out anew."""
-        one = next(each for each in unsplit if (each.cell.count, each.cell.noise, each.cell.gold_missing) == (self.fit.counts[-1], 1.0, False))
+        one = next(each for each in unsplit if self._is_headline(each.cell))
         dealt = [each.with_shuffled_scores(self.fit.settings.seed) for each in one.cell.questions]
         found = self.fit.answers.grades(profile.replace(split=split), dealt, "auto", split="auto")
         gain = [after - before for before, after in zip(one.bare, found, strict=True)]

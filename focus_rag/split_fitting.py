@@ -134,6 +134,17 @@ def by_words(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> Spl
     return _from(split.fewest, split, cells, tuple(grades(split, one.cell) for one in cells))
 
 
+def finds_gold(split: ScoreSplit, questions: Sequence[Example]) -> Estimate:
+    """Share of the questions for which a gold passage is among those that a split favours: what makes or breaks it on another retrieval."""
+
+    def favoured(one: Example) -> tuple[int, ...]:
+        places = range(len(one.passages))
+        found = split.favoured(one.passages, places, score_kind=one.score_kind)
+        return found or split.favoured_by_words(one.question, one.passages, places, score_kind=one.score_kind)
+
+    return Estimate.of([float(not one.gold.isdisjoint(favoured(one))) for one in questions])
+
+
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
     """A split that leaves smaller cells to the directions; its gain there is none."""
     in_use = tuple(column if one.cell.count >= fewest else one.directions for one, column in zip(cells, columns, strict=True))

@@ -41,7 +41,7 @@ class FocusLLM(FocusSettings, CustomLLM):
     that holds none (condensing a question) or that serves the retrieval (reranking) is not focused. How an answer came about stands
     in `additional_kwargs["focus_rag"]` of the response, and in the reports of `collect_reports`.
 
-    Calls take `passages` (which then replace the captured ones), `alpha`, `split`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens`
+    Calls take `passages` (which then replace the captured ones), `query` (what those were retrieved for), `alpha`, `split`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens`
     (or `max_tokens`), `temperature`, `top_p`, `top_k`, `seed` and `stop`. Asynchronous methods never block the event loop.
     Fields are those of `focus_rag.FocusSettings` and these:
 
