@@ -8,7 +8,7 @@ from focus_rag.examples import Example
 from focus_rag.fit_sweep import SweepCell
 from focus_rag.passages import Passage
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, by_words, fit_split
+from focus_rag.split_fitting import Unsplit, by_words, finds_gold, fit_split
 
 REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
 
@@ -97,6 +97,19 @@ def test_a_split_by_scores_is_tried_by_words_where_it_acts(quality, worth):
     assert set(asked) == {ScoreSplit(reach=0.15, fewest=8, words=True)} and trial.split == asked[0]
     assert trial.is_worth_it is worth and trial.gain.mean == pytest.approx((quality - 0.4) / 2)
     assert trial.loses == (("8-1",) if quality == 0.1 else ())
+
+
+def test_how_often_the_favoured_passages_hold_the_gold_one():
+    def asked(*scores, gold, question="Which?"):
+        passages = tuple(Passage(text, score=score) for text, score in zip(("a mill", "a bakery", "a tower"), scores, strict=True))
+        return Example(question, ("x",), passages, frozenset({gold}))
+
+    scored = [asked(0.9, 0.85, 0.1, gold=0), asked(0.9, 0.85, 0.1, gold=1), asked(0.9, 0.2, 0.1, gold=2)]
+    assert finds_gold(ScoreSplit(reach=0.0), scored).mean == pytest.approx(1 / 3)
+    assert finds_gold(ScoreSplit(reach=0.3), scored).mean == pytest.approx(2 / 3)
+    unscored = [asked(None, None, None, gold=1, question="Which bakery?"), asked(None, None, None, gold=1, question="Which mill?")]
+    assert finds_gold(ScoreSplit(reach=0.0, words=True), unscored).mean == 0.5
+    assert finds_gold(ScoreSplit(reach=0.0), unscored).mean == 0.0
 
 
 def test_a_split_that_misleads_among_few_acts_from_more_on():
