@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import llama_index.core
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -71,6 +71,18 @@ class FocusLLM(FocusSettings, CustomLLM):
     def passages_of(cls, values: Sequence[Any]) -> tuple[Passage, ...]:
         """Passages from nodes with or without scores and all that `focus_rag.as_passages` takes."""
         return as_passages(values, from_node)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """A model from the settings that `to_dict` wrote, which do not hold the loaded generator: `from_dict(data, generator=...)`.
+
+        Raises:
+            InvalidInputError: Neither a generator nor a model to load is given.
+        """
+        given = {**data, **kwargs}
+        if given.get("generator") is None and given.get("model") is None:
+            raise InvalidInputError("A dump of FocusLLM does not hold its model: pass generator=..., or model=... and focus_profile=... to load it.")
+        return super().from_dict(data, **kwargs)
 
     @classmethod
     def class_name(cls) -> str:

@@ -445,3 +445,11 @@ async def test_abandoned_streams_set_the_model_free(real: FocusLLM) -> None:
     await anext(astream)
     await astream.aclose()
     assert real.complete("three").raw["finish_reason"] in ("length", "stop")
+
+
+def test_a_dump_is_read_back_with_its_generator_and_never_as_another_model(real: FocusLLM) -> None:
+    dumped = FocusLLM(real.generator, alpha=0.2, max_new_tokens=7).to_dict()
+    with pytest.raises(InvalidInputError, match="does not hold its model"):
+        FocusLLM.from_dict(dumped)
+    again = FocusLLM.from_dict(dumped, generator=real.generator)
+    assert (again.alpha, again.max_new_tokens, again.generator) == (0.2, 7, real.generator)
