@@ -16,6 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+
 def rows_of(per_request: Tensor, batch: int) -> Tensor | None:
     """Spread a tensor with one row per request over the rows of a forward pass.
 

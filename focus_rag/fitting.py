@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 import focus_rag
-from focus_rag.errors import PromptTooLongError
 from focus_rag.examples import Example, ExampleSet, split_examples
 from focus_rag.fit_alpha_and_split import fit_alpha_and_split
 from focus_rag.fit_context import FitContext, Progress
@@ -21,9 +20,8 @@ from focus_rag.fit_directions import fit_directions
 from focus_rag.fit_report import write_report
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_steps import FitSteps, fit_digest
-from focus_rag.model_layout import window_of
+from focus_rag.generator import FocusGenerator
 from focus_rag.profile import Fingerprint, FocusProfile
-from focus_rag.prompting import PromptBuilder
 
 _SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"
 
@@ -123,17 +121,10 @@ def fit_profile(
 
 def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> ExampleSet:
     """The examples without those whose question does not fit the model's window by itself."""
-    builder = PromptBuilder(tokenizer)
-    room = window_of(model, min(tokenizer.model_max_length, 4096)) - settings.max_new_tokens
-
-    def fits(example: Example) -> bool:
-        try:
-            builder.from_question(example.question, example.passages[:1], max_tokens=room, drop_order=(0,))
-        except PromptTooLongError:
-            return False
-        return True
-
-    return _left_out(given, [one for one in given.examples if not fits(one)], "the question alone does not fit the model's window")
+    bare = FocusGenerator(model, tokenizer)
+    room = bare.context_window - settings.max_new_tokens
+    too_long = [one for one in given.examples if not bare.prompts.has_room_for(one.question, max_tokens=room)]
+    return _left_out(given, too_long, "the question alone does not fit the model's window")
 
 
 def _not_trained_on(given: ExampleSet, profile: FocusProfile) -> ExampleSet:

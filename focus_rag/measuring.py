@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from focus_rag.attention_math import (
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import InvalidInputError
-from focus_rag.model_layout import ModelLayout
+from focus_rag.model_layout import ModelLayout, rolling_sizes
 
 Spans = Sequence[Sequence[tuple[int, int]]]
 
@@ -39,21 +38,6 @@ def tapped_layers(model: nn.Module, layers: Iterable[int]) -> dict[nn.Module, in
     """
     wanted = set(layers)
     return {layer.attention: layer.index for layer in ModelLayout.of(model).layers if layer.index in wanted}
-
-
-def rolling_sizes(model: nn.Module) -> dict[int, int]:
-    """Layers whose cache lets old positions go, and how many it keeps; read from the configuration, as transformers makes its caches.
-
-    Not every model hands such a window to its attention function: some have it in the mask alone.
-    """
-    config: Any = model.config
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    window, chunk = (getattr(text_config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    by_default = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
-    layers = range(int(text_config.num_hidden_layers))
-    kinds = getattr(text_config, "layer_types", None) or [by_default for _ in layers]
-    sizes = {layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None for layer, kind in zip(layers, kinds, strict=False)}
-    return {layer: int(size) for layer, size in sizes.items() if size}
 
 
 class KeyCounter:

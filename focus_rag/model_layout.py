@@ -180,6 +180,23 @@ def window_of(model: nn.Module, default: int = 4096) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or default)
 
 
+def rolling_sizes(model: nn.Module) -> dict[int, int]:
+    """Layers whose cache lets old positions go, and how many it keeps; read from the configuration, as transformers makes its caches.
+
+    Not every model hands such a window to its attention function: some have it in the mask alone.
+
+    Raises:
+        UnsupportedModelError: The model has no configuration.
+    """
+    config = _text_config(model)
+    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    by_default = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+    layers = range(int(config.num_hidden_layers))
+    kinds = getattr(config, "layer_types", None) or [by_default for _ in layers]
+    sizes = {layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None for layer, kind in zip(layers, kinds, strict=False)}
+    return {layer: int(size) for layer, size in sizes.items() if size}
+
+
 def _refuse_by_name(family: str, config: Any) -> None:
     if family in _NO_ATTENTION or not hasattr(config, "num_attention_heads"):
         raise UnsupportedModelError(f"{family!r} has no attention heads, so there are no queries to shift. {_SUPPORTED}")

@@ -157,6 +157,14 @@ class PromptBuilder:
                 kept.discard(index)
                 excess -= _LABEL_TOKENS + ((span[1] - span[0]) if span else 0)
 
+    def has_room_for(self, question: str, *, max_tokens: int) -> bool:
+        """Whether a question fits by itself: passages can be left out of a prompt, the question cannot."""
+        try:
+            self.from_question(question, (), max_tokens=max_tokens, drop_order=())
+        except PromptTooLongError:
+            return False
+        return True
+
     def from_messages(
         self, messages: Sequence[Message], passages: Sequence[Passage], *, max_tokens: int
     ) -> BuiltPrompt:

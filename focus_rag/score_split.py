@@ -94,9 +94,10 @@ class ScoreSplit(BaseModel):
             higher_is_better: As for `favoured`.
             score_kind: As for `favoured`.
         """
+        if not self.words or not question:
+            return ()
         known = {passage.score for passage in passages} - {None}
-        is_told = len(known) > 1 and orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None
-        if not self.words or not question or is_told:
+        if len(known) > 1 and orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None:
             return ()
         scores = shared_word_scores(question, passages)
         scored = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]

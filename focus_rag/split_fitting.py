@@ -101,7 +101,8 @@ def fit_split(
     """
     tried: list[SplitTrial] = []
     questions = [one for cell in cells for one in cell.cell.questions]
-    if not _is_told_apart(questions, reaches, words := False) and not _is_told_apart(questions, reaches, words := True):
+    words = not _is_told_apart(questions, reaches, words=False)
+    if words and not _is_told_apart(questions, reaches, words=True):
         return None, tried
     first, *others = reaches
     # Among fewer passages than were measured nothing is known, and nothing is done.
@@ -136,13 +137,14 @@ def by_words(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> Spl
 
 def finds_gold(split: ScoreSplit, questions: Sequence[Example]) -> Estimate:
     """Share of the questions for which a gold passage is among those that a split favours: what makes or breaks it on another retrieval."""
+    return Estimate.of([float(not one.gold.isdisjoint(_favoured(split, one))) for one in questions])
 
-    def favoured(one: Example) -> tuple[int, ...]:
-        places = range(len(one.passages))
-        found = split.favoured(one.passages, places, score_kind=one.score_kind)
-        return found or split.favoured_by_words(one.question, one.passages, places, score_kind=one.score_kind)
 
-    return Estimate.of([float(not one.gold.isdisjoint(favoured(one))) for one in questions])
+def _favoured(split: ScoreSplit, example: Example) -> tuple[int, ...]:
+    """Passages of a question that a split favours, by scores or, where it goes by words, by those."""
+    places = range(len(example.passages))
+    found = split.favoured(example.passages, places, score_kind=example.score_kind)
+    return found or split.favoured_by_words(example.question, example.passages, places, score_kind=example.score_kind)
 
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
@@ -169,16 +171,10 @@ def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], c
     return pooled([([each.key for each in one.cell.questions], _differences(new, old)) for one, new, old in rows if not one.cell.gold_missing])
 
 
-def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float], words: bool) -> bool:
-    """Whether a split of any reach would favour any passage of any question, by scores or by words."""
-
-    def favours(split: ScoreSplit, one: Example) -> bool:
-        places = range(len(one.passages))
-        if words:
-            return bool(split.favoured_by_words(one.question, one.passages, places, score_kind=one.score_kind))
-        return bool(split.favoured(one.passages, places, score_kind=one.score_kind))
-
-    return any(favours(ScoreSplit(reach=reach, words=words), one) for one in questions for reach in reaches)
+def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float], *, words: bool) -> bool:
+    """Whether a split of any reach would favour any passage of any question."""
+    splits = [ScoreSplit(reach=reach, words=words) for reach in reaches]
+    return any(_favoured(split, one) for one in questions for split in splits)
 
 
 def _worth(trial: SplitTrial) -> tuple[bool, float]:

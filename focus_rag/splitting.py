@@ -19,8 +19,8 @@ from focus_rag.attention_math import (
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
-from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, rolling_sizes, tapped_layers
-from focus_rag.model_layout import ModelLayout
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.model_layout import ModelLayout, rolling_sizes
 
 
 class SplitSoftmaxTap(AttentionTap):
@@ -40,9 +40,8 @@ class SplitSoftmaxTap(AttentionTap):
         super().__init__(tapped_layers(model, self._grouped))
         self._member: Tensor = span_membership(spans, prompt_length, torch.device("cpu")).amax(dim=-1, keepdim=True)
         # One of each per request: rows of a batch have their spans in different places.
-        taus = torch.tensor([tau] * len(spans) if isinstance(tau, (int, float)) else list(tau))
-        query_heads = ModelLayout.of(model).query_heads
-        self._exponents = {layer: head_exponents(own, query_heads, taus) for layer, own in self._grouped.items()}
+        self._taus = torch.tensor([tau] * len(spans) if isinstance(tau, (int, float)) else list(tau))
+        self._exponents: dict[int, Tensor] = {}
         if first_row is None:
             first_row = [max((end for _, end in of_request), default=prompt_length) for of_request in spans]
         first_rows = [first_row] * len(spans) if isinstance(first_row, int) else list(first_row)
@@ -61,8 +60,9 @@ class SplitSoftmaxTap(AttentionTap):
             return output
         if self._member.device != output.device:
             self._member, self._first_rows = self._member.to(output.device), self._first_rows.to(output.device)
-        if self._exponents[layer].device != output.device:
-            self._exponents[layer] = self._exponents[layer].to(output.device)
+        if layer not in self._exponents:
+            with torch.inference_mode(False):  # a later pass through this tap may want gradients
+                self._exponents[layer] = head_exponents(self._grouped[layer], call.query.shape[1], self._taus).to(output.device)
         member, exponents, first_rows = (rows_of(one, batch) for one in (self._member, self._exponents[layer], self._first_rows))
         if member is None or exponents is None or first_rows is None:
             raise AttachError(

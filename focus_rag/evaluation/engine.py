@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.attention_math import split_softmax
-from focus_rag.errors import InvalidInputError, PromptTooLongError
+from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import Case
 from focus_rag.focus_choice import FocusChoice, choose_focus
 from focus_rag.generator import FocusGenerator
@@ -103,7 +103,7 @@ class Engine:
         self.tokenizer: Any = generator.tokenizer
         self.profile = generator.profile
         self.settings = GenerationSettings(max_new_tokens=max_new_tokens)
-        self._window = generator.context_window
+        self._room = generator.context_window - max_new_tokens
         self._prompts = _Prompts(self.tokenizer, generator.prompts.layout)
         self._generators: dict[int, FocusGenerator] = {}
 
@@ -130,18 +130,13 @@ class Engine:
         return Batch(tuple(cases), prompts, max(len(prompt.input_ids) for prompt in prompts))
 
     def _prompt(self, case: Case) -> BuiltPrompt:
-        room = self._window - self.settings.max_new_tokens
         return self._prompts.from_question(
-            case.example.question, case.example.passages, max_tokens=room, drop_order=case.example.best_first()[::-1]
+            case.example.question, case.example.passages, max_tokens=self._room, drop_order=case.example.best_first()[::-1]
         )
 
     def fits(self, case: Case) -> bool:
-        """Whether the question by itself fits the window: passages can be left out of a prompt, the question cannot."""
-        try:
-            self._prompt(case.with_passages([]))
-        except PromptTooLongError:
-            return False
-        return True
+        """Whether the question by itself fits the window."""
+        return self._prompts.has_room_for(case.example.question, max_tokens=self._room)
 
     def dropped(self, case: Case) -> tuple[int, ...]:
         """Indices of the passages that the prompt has no room for."""

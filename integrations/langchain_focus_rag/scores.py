@@ -9,8 +9,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from focus_rag import InvalidInputError
-from focus_rag.passages import usable_score
+from focus_rag import InvalidInputError, Passage
 from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY, SCORE_KEY
 
 
@@ -83,31 +82,34 @@ def _search_options(options: dict[str, Any], found: int) -> dict[str, Any]:
 
 
 def _scored(pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
-    higher = _orientation(pairs)
-    return [_with_score(document, score, higher) for document, score in pairs]
+    scores = _usable(pairs)
+    higher = _orientation(scores)
+    return [_with_score(document, score, higher) for (document, _), score in zip(pairs, scores, strict=True)]
 
 
 def _rescored(documents: Sequence[Document], pairs: Sequence[tuple[Document, Any]]) -> list[Document]:
-    higher = _orientation(pairs)
-    scores = {document.page_content: score for document, score in pairs}
-    return [
-        _with_score(document, scores[document.page_content], higher) if document.page_content in scores else document
-        for document in documents
-    ]
+    usable = _usable(pairs)
+    higher = _orientation(usable)
+    scores = {document.page_content: score for (document, _), score in zip(pairs, usable, strict=True)}
+    return [_with_score(document, scores.get(document.page_content), higher) for document in documents]
 
 
-def _with_score(document: Document, score: Any, higher_is_better: bool | None) -> Document:
-    usable = usable_score(score)
-    if usable is None:
+def _usable(pairs: Sequence[tuple[Document, Any]]) -> list[float | None]:
+    """The scores that a store gave, as a passage takes them: None where it left one out."""
+    return [Passage("", score).score for _, score in pairs]
+
+
+def _with_score(document: Document, score: float | None, higher_is_better: bool | None) -> Document:
+    if score is None:
         return document
     known = {} if higher_is_better is None else {HIGHER_IS_BETTER_KEY: higher_is_better}
     # A copy: stores that keep documents in memory hand out their own.
-    return document.model_copy(update={"metadata": {**document.metadata, SCORE_KEY: usable, **known}})
+    return document.model_copy(update={"metadata": {**document.metadata, SCORE_KEY: score, **known}})
 
 
-def _orientation(pairs: Sequence[tuple[Document, Any]]) -> bool | None:
+def _orientation(scores: Sequence[float | None]) -> bool | None:
     """Of scores as a store returns them, the nearest first."""
-    scores = [usable for _, score in pairs if (usable := usable_score(score)) is not None]
-    if len(scores) < 2 or scores[0] == scores[-1]:
+    known = [score for score in scores if score is not None]
+    if len(known) < 2 or known[0] == known[-1]:
         return None
-    return scores[0] > scores[-1]
+    return known[0] > known[-1]

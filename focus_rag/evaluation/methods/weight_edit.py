@@ -20,7 +20,8 @@ from focus_rag.attention_math import (
 )
 from focus_rag.attention_tap import AttentionTap
 from focus_rag.errors import AttachError
-from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, rolling_sizes, tapped_layers
+from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.model_layout import rolling_sizes
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """From weights `(batch, heads, rows, keys)` and an indicator `(batch, 1, 1, keys)` to new weights."""
