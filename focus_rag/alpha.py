@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.passages import RetrievalSignal
 
 
@@ -140,11 +140,7 @@ def load_policy(mapping: Mapping[str, Any]) -> FixedAlpha | RetrievalAlpha | Fit
     try:
         return _POLICIES.validate_python(dict(mapping))
     except (ValidationError, TypeError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            what = f"{'.'.join(str(part) for part in first['loc']) or 'policy'}: {first['msg']}"
-        else:
-            what = str(error)
+        what = first_problem(error.errors()) if isinstance(error, ValidationError) else str(error)
         raise InvalidInputError(
             f"Not an alpha policy ({what}). "
             "Expected a mapping with kind 'fixed', 'retrieval' or 'fitted' and its fields."

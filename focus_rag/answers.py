@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from focus_rag.alpha import AlphaPolicy
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
 from focus_rag.score_split import SplitSetting
@@ -61,10 +61,7 @@ class GenerationSettings(BaseModel):
         try:
             return GenerationSettings(**{**self.model_dump(), **given})
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise InvalidInputError(
-                f"Generation setting {'.'.join(map(str, first['loc']))!r}: {first['msg']}."
-            ) from error
+            raise InvalidInputError(f"Generation setting {first_problem(error.errors())}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class FocusRagError(Exception):
     """Base of all errors raised by focus_rag."""
@@ -37,3 +40,14 @@ class DocumentError(FocusRagError, ValueError):
 
 class MissingDependencyError(FocusRagError, ImportError):
     """An optional package is needed and not installed; the message names the extra that brings it."""
+
+
+def first_problem(found: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic found wrong first, in one line: where, and what.
+
+    Args:
+        found: `ValidationError.errors()`.
+    """
+    where = ".".join(str(part) for part in found[0]["loc"])
+    what = str(found[0]["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -253,17 +253,27 @@ class FocusGenerator:
         """Like `generate`, piece by piece."""
         return self.run_stream(self._text_request(messages_or_prompt, passages, options))
 
-    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+    @overload
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[False] = False) -> list[Answer]: ...
+
+    @overload
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True]) -> list[Answer | InvalidInputError]: ...
+
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> Sequence[Answer | InvalidInputError]:
         """Serve many requests in left-padded batches, each row with its own alpha.
 
+        Args:
+            requests: What is asked.
+            return_errors: Whether a request that cannot be used gets its error in the place of an answer, while the others are served.
+
         Raises:
-            InvalidInputError: One of them cannot be used; nothing is generated then.
+            InvalidInputError: One of them cannot be used; nothing is generated then, unless errors are returned.
         """
-        return self._answer_all(requests)
+        return self._answer_all(requests, return_errors=return_errors)
 
     def run(self, request: Request) -> Answer:
         """Serve one request."""
-        return self._answer_all([request])[0]
+        return self.answer_batch([request])[0]
 
     def run_stream(self, request: Request) -> AnswerStream:
         """Serve one request piece by piece; input errors are raised here, before the stream begins."""
@@ -280,13 +290,18 @@ class FocusGenerator:
         """`generate` without blocking the event loop."""
         return await self.arun(self._text_request(messages_or_prompt, passages, options))
 
-    async def aanswer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+    @overload
+    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: Literal[False] = False) -> list[Answer]: ...
+
+    @overload
+    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True]) -> list[Answer | InvalidInputError]: ...
+
+    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> Sequence[Answer | InvalidInputError]:
         """`answer_batch` without blocking the event loop; cancelling the task stops the model within a token."""
         cancelled, context = threading.Event(), contextvars.copy_context()
+        work = partial(self._answer_all, requests, cancelled.is_set, return_errors=return_errors)
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, context.run, self._answer_all, requests, cancelled.is_set
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._executor, context.run, work)
         except asyncio.CancelledError:
             cancelled.set()
             raise
@@ -312,14 +327,23 @@ class FocusGenerator:
         )
 
     def _answer_all(
-        self, requests: Sequence[Request], is_cancelled: Callable[[], bool] = lambda: False
-    ) -> list[Answer]:
+        self, requests: Sequence[Request], is_cancelled: Callable[[], bool] = lambda: False, *, return_errors: bool = False
+    ) -> list[Answer | InvalidInputError]:
         """Prepare all requests, then serve them in batches."""
-        prepared = [self._prepare(request) for request in requests]
-        answers: list[Answer] = []
-        for start in range(0, len(prepared), self.max_batch):
-            answers += self._run(prepared[start : start + self.max_batch], is_cancelled=is_cancelled)
-        return answers
+        outcomes: dict[int, Answer | InvalidInputError] = {}
+        prepared: dict[int, PreparedRequest] = {}
+        for place, request in enumerate(requests):
+            try:
+                prepared[place] = self._prepare(request)
+            except InvalidInputError as error:
+                if not return_errors:
+                    raise
+                outcomes[place] = error
+        places = list(prepared)
+        for start in range(0, len(places), self.max_batch):
+            part = places[start : start + self.max_batch]
+            outcomes.update(zip(part, self._run([prepared[place] for place in part], is_cancelled=is_cancelled), strict=True))
+        return [outcomes[place] for place in range(len(requests))]
 
     def _request(self, options: Mapping[str, Any], **what: Any) -> Request:
         own = {name: value for name, value in options.items() if name in _REQUEST_OPTIONS}

@@ -5,6 +5,7 @@ The only module that knows architectures by name.
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import dataclass
@@ -155,6 +156,12 @@ _FAMILIES: dict[str, _Rule] = {
 }
 _SUPPORTED = "Families with a tested layout: " + ", ".join(sorted(_FAMILIES)) + "; others are checked when attached."
 
+_QUERY_BIAS_FLAGS = ("attention_bias", "qkv_bias", "use_qkv_bias")
+"""Settings that give the query projection a bias, and other projections of the attention with it."""
+_WITHOUT_QUERY_BIAS = frozenset({"phi3", "mixtral", "ministral", "llama4_text"})
+"""Families of the table that have neither the bias nor the setting, or no place for it before RoPE."""
+_WITH_QUERY_BIAS = "Families that can: " + ", ".join(sorted(set(_FAMILIES) - _WITHOUT_QUERY_BIAS)) + "."
+
 _LATENT_ATTENTION = ("kv_a_proj_with_mqa", "kv_b_proj", "kv_a_layernorm")
 _OWN_ATTENTION = frozenset({"bloom", "falcon", "gptj", "mpt", "codegen", "gpt_neo", "xglm", "ctrl", "xlnet"})
 _NO_ATTENTION = frozenset({"rwkv", "mamba", "mamba2", "falcon_mamba", "xlstm"})
@@ -195,6 +202,44 @@ def rolling_sizes(model: nn.Module) -> dict[int, int]:
     kinds = getattr(config, "layer_types", None) or [by_default for _ in layers]
     sizes = {layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None for layer, kind in zip(layers, kinds, strict=False)}
     return {layer: int(size) for layer, size in sizes.items() if size}
+
+
+def config_with_query_bias(model: nn.Module) -> Any:
+    """A copy of a model's configuration from which transformers builds it with a bias on every query projection.
+
+    It is that of another family for Mistral alone, which has no such bias: without a sliding window it computes what Llama does.
+
+    Raises:
+        UnsupportedModelError: The family has no bias on its query projections and no setting for one, or the model is no supported one.
+    """
+    layout = ModelLayout.of(model)
+    config: Any = copy.deepcopy(model.config)
+    if all(layer.projection is not None and getattr(layer.projection.module, "bias", None) is not None for layer in layout.layers):
+        return config
+    text_config = config.get_text_config()
+    if layout.family == "mistral" and text_config is config:  # not the language model of a multimodal one
+        return _as_llama(config)
+    flag = next((name for name in _QUERY_BIAS_FLAGS if getattr(text_config, name, None) is False), None)
+    if flag is None:
+        raise UnsupportedModelError(
+            f"This model of {layout.family!r} has no bias on its query projections and no setting for one, so no direction can be baked into it. {_WITH_QUERY_BIAS}"
+        )
+    setattr(text_config, flag, True)
+    return config
+
+
+def _as_llama(mistral: Any) -> Any:
+    """The configuration of the Llama model that computes what a Mistral model without a window does, with biases in its attention."""
+    from transformers import LlamaConfig
+
+    if mistral.sliding_window is not None:
+        raise UnsupportedModelError(
+            f"This model of 'mistral' has a sliding window of {mistral.sliding_window} tokens. Mistral has no bias on its query projections, and "
+            f"Llama, as which it is exported without a window, has none, so no direction can be baked into it. {_WITH_QUERY_BIAS}"
+        )
+    own = {"model_type", "architectures", "sliding_window", "layer_types"}
+    shared = {name: value for name, value in mistral.to_dict().items() if name not in own}
+    return LlamaConfig(**shared, attention_bias=True)
 
 
 def _refuse_by_name(family: str, config: Any) -> None:

@@ -18,7 +18,7 @@ from tiny_tokenizer import tiny_tokenizer
 from focus_rag.alpha_fitting import pooled
 from focus_rag.alpha_sweep import Estimate
 from focus_rag.cli import main
-from focus_rag.errors import ProfileError
+from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.examples import Example
 from focus_rag.fit_settings import FitSettings
 from focus_rag.fit_sweep import cells_of
@@ -141,6 +141,23 @@ def test_quick_stays_on_the_grid_that_was_asked_for() -> None:
 
 
 def test_training_options_are_refused_where_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in (["--shuffle"], ["--polish", "3"]):
+    for option in (["--shuffle"], ["--polish", "3"], ["--site", "projection"]):
         assert main(["fit", "--examples", "x.jsonl", "--out", str(tmp_path), "--directions-of", "y", *option]) == 2
         assert "leave them out with --directions-of" in capsys.readouterr().err
+
+
+def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[FitSettings] = []
+
+    def fit_profile(model: Any, tokenizer: Any, given: Any, out: Any, settings: FitSettings, **_: Any) -> Any:
+        asked.append(settings)
+        raise InvalidInputError("enough")
+
+    monkeypatch.setattr("focus_rag.fitting.fit_profile", fit_profile)
+    rows = [{"question": f"q{i}", "answers": ["red"], "passages": [{"text": f"red {i}", "is_gold": True}, {"text": "b", "is_gold": False}]} for i in range(30)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ["fit", "--examples", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "p"), "--site"]
+    assert main([*common, "projection", "--quick"]) == 2
+    assert asked[0].sites == ("projection",)
+    assert main([*common, "elsewhere"]) == 2
+    assert "--site is one of post_rope, normed, projection; got 'elsewhere'" in capsys.readouterr().err

@@ -153,7 +153,7 @@ def test_stop_strings_cut_alike_everywhere(generator):
     assert "".join(generator.stream(QUESTION, PASSAGES, stop=stop)) == expected
     assert generator.answer(QUESTION, PASSAGES, stop=["never in there"]).text == whole
     assert generator.answer(QUESTION, PASSAGES, stop="").text == generator.answer(QUESTION, PASSAGES, stop=[""]).text == whole
-    with pytest.raises(InvalidInputError, match="'stop'"):
+    with pytest.raises(InvalidInputError, match="setting stop:"):
         generator.answer(QUESTION, PASSAGES, stop=5)
 
 

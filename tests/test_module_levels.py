@@ -31,10 +31,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("fit_answers",),
     ("fit_context",),
     ("fit_directions", "fit_alpha_and_split"),
-    ("fitting",),
+    ("fitting", "export"),
 )
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""
-ON_TOP = ("evaluation", "embedded.", "cli")
+ON_TOP = ("evaluation", "embedded.", "serving", "cli")
 """Packages and recipes that may use any module above and are used by none of them."""
 DEFERRED = {("answers", "focus_rag.answer_report")}
 """Calls upwards that are wanted: `Answer.to_html` hands itself to the page writer, imported when it is called."""
@@ -127,6 +127,13 @@ def test_every_public_name_is_there_and_importing_patches_nothing():
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[] True"
+
+
+def test_serving_loads_no_training_code():
+    program = "import sys, focus_rag.serving.app; print(sorted(name for name in sys.modules if name.startswith('focus_rag.')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {name.removeprefix("focus_rag.") for name in ast.literal_eval(done.stdout)}
+    assert {name for name in loaded if name in LEVEL_OF and LEVEL_OF[name] > LEVEL_OF["generator"]} == set()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: name_of(file) or "focus_rag")

@@ -28,7 +28,9 @@ COMMANDS: Final = {
     "eval": "focus_rag.cli.eval",
     "bench": "focus_rag.cli.bench",
     "import": "focus_rag.cli.import_profile",
+    "export": "focus_rag.cli.export",
     "inspect": "focus_rag.cli.inspect_profile",
+    "serve": "focus_rag.cli.serve",
 }
 
 

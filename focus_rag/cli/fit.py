@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -41,6 +41,10 @@ def command(
         bool,
         typer.Option("--shuffle", help="Train on passages in random order, so that no position is learned."),
     ] = False,
+    site: Annotated[
+        str | None,
+        typer.Option("--site", help="Where directions enter: post_rope (default, as published), normed, or projection, which is what `focus-rag export` can bake."),
+    ] = None,
     answerable_among: Annotated[
         int | None,
         typer.Option("--answerable-among", help="Choose by questions that the model answers from their gold passages alone, out of so many; for models that answer few.", min=1),
@@ -58,18 +62,23 @@ def command(
     """
     from focus_rag.errors import InvalidInputError
     from focus_rag.fit_settings import FitSettings
+    from focus_rag.model_layout import Site
     from focus_rag.polishing import PolishSettings
 
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
-    if directions_of is not None and (polish or shuffle):
-        raise InvalidInputError("--polish and --shuffle are for directions that are trained here; leave them out with --directions-of.")
+    if directions_of is not None and (polish or shuffle or site):
+        raise InvalidInputError("--polish, --shuffle and --site are for directions that are trained here; leave them out with --directions-of.")
     settings = FitSettings(
         seed=seed,
         polish=PolishSettings(steps=polish),
         training_order="shuffled" if shuffle else "as given",
         answerable_among=answerable_among,
     )
+    if site is not None:
+        if site not in get_args(Site):
+            raise InvalidInputError(f"--site is one of {', '.join(get_args(Site))}; got {site!r}.")
+        settings = settings.model_copy(update={"sites": (site,)})
     settings = settings.quick() if quick else settings
     given = _examples(examples, from_documents, seed, score_kind)
     for reason, count in given.skipped.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,8 +76,14 @@ def parse_split(text: str) -> SplitSetting:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
 
 
-def load_generator(model: str | None, profile: str | None, device: str | None = None) -> FocusGenerator:
+def load_generator(model: str | None, profile: str | None, device: str | None = None, **settings: Any) -> FocusGenerator:
     """Load model and profile with a sign of life on stderr.
+
+    Args:
+        model: As for `FocusGenerator.from_pretrained`.
+        profile: As for `FocusGenerator.from_pretrained`.
+        device: See `move_model`.
+        **settings: More of its arguments.
 
     Raises:
         FocusRagError: Either cannot be loaded, or they do not match.
@@ -87,7 +93,7 @@ def load_generator(model: str | None, profile: str | None, device: str | None = 
         from focus_rag.generator import FocusGenerator
 
         quiet_libraries()
-        generator = FocusGenerator.from_pretrained(model, profile=profile)
+        generator = FocusGenerator.from_pretrained(model, profile=profile, **settings)
         move_model(generator, device)
         return generator
 

@@ -1,4 +1,4 @@
-"""Examples for fitting and evaluation: a generated corpus, a BM25 retriever over it, and questions with what it returns.
+"""Examples for fitting and evaluation: a generated corpus, a retriever over it, and questions with what it returns.
 
 `python -m focus_rag.embedded.retrieval --split dev --questions 320 --passages 20 --rich 0 --out FILE.jsonl` writes some.
 """
@@ -10,14 +10,16 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
 from focus_rag.embedded.rows import NOT_STATED
+from focus_rag.embedders import TfidfEmbedder
 from focus_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -72,17 +74,41 @@ class BM25:
         return total
 
 
+class Embedding:
+    """Cosines of texts embedded by latent semantic analysis: words that go together count for each other, single words for less.
+
+    Args:
+        texts: The corpus.
+        dimensions: Of the embedding; few against the words of the corpus, or it is a search for words again.
+    """
+
+    def __init__(self, texts: list[str], dimensions: int = 128) -> None:
+        self._embedder = TfidfEmbedder(dimensions)
+        self._embedder.fit(texts)
+        self._vectors = self._embedder.embed(texts)
+
+    def scores(self, query: str) -> np.ndarray:
+        """One score for each text of the corpus; higher is better."""
+        import numpy as np
+
+        return np.asarray(self._vectors @ self._embedder.embed([query])[0])
+
+
+Retriever = Literal["bm25", "embedding"]
+_RETRIEVERS: dict[Retriever, Callable[[list[str]], BM25 | Embedding]] = {"bm25": BM25, "embedding": Embedding}
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Entities, the passages about them, and for each question the passage that answers it."""
 
     passages: tuple[world.WorldPassage, ...]
     askable: tuple[tuple[world.Entity, str, int], ...]
-    retriever: BM25
+    retriever: BM25 | Embedding
 
 
 @lru_cache(maxsize=4)
-def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 250) -> Corpus:
+def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 250, retriever: Retriever = "bm25") -> Corpus:
     """A corpus of entity families.
 
     A family is one entity, entities of similar name, and all passages about them: every fact stands in one
@@ -93,6 +119,7 @@ def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 
         telling: How richly passages are told.
         seed: Another seed gives another corpus.
         families: Number of families; each brings some 25 passages.
+        retriever: What searches it.
     """
     rng = random.Random(f"corpus {split} {seed}")
     passages: list[world.WorldPassage] = []
@@ -114,7 +141,7 @@ def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 
             for key in entity.facts:
                 if world.attribute_of(split, entity, key).past and rng.random() < 0.5:
                     passages.append(world.outdated_only(rng, split, entity, key, telling))
-    return Corpus(tuple(passages), tuple(askable), BM25([passage.content for passage in passages]))
+    return Corpus(tuple(passages), tuple(askable), _RETRIEVERS[retriever]([passage.content for passage in passages]))
 
 
 def evaluation_examples(
@@ -127,12 +154,13 @@ def evaluation_examples(
     rich: float = 1.0,
     with_gold: bool = True,
     shuffled: bool = False,
+    retriever: Retriever = "bm25",
 ) -> list[dict[str, Any]]:
     """Questions with passages from a real retriever over a generated corpus.
 
-    The gold passage stands among `n_passages - 1` others: a share `noise` of them are the passages that BM25 ranks
+    The gold passage stands among `n_passages - 1` others: a share `noise` of them are the passages that the retriever ranks
     highest for the question (they are about the same or a similar entity), the rest are drawn from what it ranks
-    low. Every passage keeps its BM25 score; they come in retrieval order, the best score first.
+    low. Every passage keeps its score; they come in retrieval order, the best score first.
 
     Args:
         split: "train", "dev" or "test"; names, sentence forms and corpora of the splits are disjoint.
@@ -143,6 +171,7 @@ def evaluation_examples(
         rich: Share of facts told and asked in one of the many sentence forms, not plainly.
         with_gold: False puts one more distractor in the place of the gold passage; the answer is then "not stated".
         shuffled: True puts the passages in random order instead.
+        retriever: What finds them.
 
     Returns:
         Dicts with `id`, `question`, `answers` and `passages`; a passage has `text`, `title`, `score` and `is_gold`.
@@ -158,7 +187,7 @@ def evaluation_examples(
         )
     rng = random.Random(f"examples {split} {n_passages} {noise} {seed} {with_gold}")
     telling = world.Telling(rich=rich)
-    source = corpus(split, telling)
+    source = corpus(split, telling, retriever=retriever)
     questions = random.Random(f"questions {split} {seed}")
     examples = []
     for number in range(n):
@@ -207,10 +236,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--noise", type=float, default=1.0, help="share of hard distractors")
     parser.add_argument("--rich", type=float, default=0.0, help="share of facts and questions not put plainly")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--retriever", choices=tuple(_RETRIEVERS), default="bm25")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        examples = evaluation_examples(given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich)
+        examples = evaluation_examples(given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich, retriever=given.retriever)
     except InvalidInputError as error:
         parser.error(str(error))
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)

@@ -42,36 +42,22 @@ class GatheredBatch:
             return self._waiting if self._missing == 0 else []
 
     def serve(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
-        """Answer a complete batch; if it is refused as a whole, row by row, so that each row gets its own error."""
+        """Answer a complete batch; a row that is refused gets its own error."""
         try:
-            answers: list[Answer] = self.generator.answer_batch([request for request, _ in batch])
-        except FocusRagError:
-            for request, future in batch:
-                try:
-                    future.set_result(self.generator.run(request))
-                except BaseException as error:
-                    future.set_exception(error)
+            outcomes = self.generator.answer_batch([request for request, _ in batch], return_errors=True)
         except BaseException as error:
             _fail(batch, error)
             raise
-        else:
-            _finish(batch, answers)
+        _finish(batch, outcomes)
 
     async def aserve(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
         """`serve` without blocking the event loop."""
         try:
-            answers: list[Answer] = await self.generator.aanswer_batch([request for request, _ in batch])
-        except FocusRagError:
-            for request, future in batch:
-                try:
-                    future.set_result((await self.generator.aanswer_batch([request]))[0])
-                except BaseException as error:
-                    future.set_exception(error)
+            outcomes = await self.generator.aanswer_batch([request for request, _ in batch], return_errors=True)
         except BaseException as error:
             _fail(batch, error)
             raise
-        else:
-            _finish(batch, answers)
+        _finish(batch, outcomes)
 
 
 class Row:
@@ -130,9 +116,12 @@ class Row:
 _CURRENT: ContextVar[Row | None] = ContextVar("focus_rag_batch_row", default=None)
 
 
-def _finish(batch: Sequence[tuple[Request, Future[Answer]]], answers: Sequence[Answer]) -> None:
-    for (_, future), answer in zip(batch, answers, strict=True):
-        future.set_result(answer)
+def _finish(batch: Sequence[tuple[Request, Future[Answer]]], outcomes: Sequence[Answer | FocusRagError]) -> None:
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, FocusRagError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 def _fail(batch: Sequence[tuple[Request, Future[Answer]]], error: BaseException) -> None:

@@ -21,6 +21,7 @@ class RecordingGenerator:
     def __init__(self, *, text: str = "The mill was built in 1842.") -> None:
         self.text = text
         self.model_name = "recording"
+        self.max_batch = 4
         self.identity = "recording"
         self.split = "auto"
         self.context_window = 32768
@@ -37,7 +38,7 @@ class RecordingGenerator:
     def count_tokens(self, text: str) -> int:
         return len(text.encode())
 
-    def answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> list[Answer]:
         with self._lock:
             self.batches.append(len(requests))
         return [self.run(request) for request in requests]
@@ -63,8 +64,8 @@ class RecordingGenerator:
     def run_stream(self, request: Request) -> _Stream:
         return _Stream(self.run(request))
 
-    async def aanswer_batch(self, requests: Sequence[Request]) -> list[Answer]:
-        return await asyncio.to_thread(self.answer_batch, requests)
+    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> list[Answer]:
+        return await asyncio.to_thread(self.answer_batch, requests, return_errors=return_errors)
 
     async def arun_stream(self, request: Request) -> _AsyncStream:
         return _AsyncStream(await asyncio.to_thread(self.run, request))

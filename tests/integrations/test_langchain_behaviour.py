@@ -336,7 +336,7 @@ def test_a_batch_of_no_size_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cached_row_keeps_its_answer_when_the_others_fail(kind: str) -> None:
     class Broken(RecordingGenerator):
-        def answer_batch(self, requests: Any) -> Any:
+        def answer_batch(self, requests: Any, **_: Any) -> Any:
             raise MemoryError
 
     working, _ = model_of(kind, cache=(cache := InMemoryCache()))
@@ -378,7 +378,7 @@ def test_errors_of_a_row_stay_with_it(kind: str, tiny: FocusGenerator) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unexpected_error_reaches_every_row(kind: str) -> None:
     class Broken(RecordingGenerator):
-        def answer_batch(self, requests: Any) -> Any:
+        def answer_batch(self, requests: Any, **_: Any) -> Any:
             raise RuntimeError("out of memory")
 
     model, _ = model_of(kind, Broken())

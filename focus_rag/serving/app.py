@@ -1,0 +1,199 @@
+"""The web application: routes, errors, and what happens to a request whose client leaves or whose time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from focus_rag import __version__
+from focus_rag.answers import Request as GeneratorRequest
+from focus_rag.errors import InvalidInputError, PromptTooLongError, first_problem
+from focus_rag.generator import FocusGenerator
+from focus_rag.serving.bodies import AnswerBody, ChatBody, CompletionBody, GenerationBody
+from focus_rag.serving.body_limit import BodyLimit
+from focus_rag.serving.replies import Reply, ReplyKind, error_body
+from focus_rag.serving.settings import ServerSettings
+from focus_rag.serving.waiting_line import LineFullError, WaitingLine
+
+logger = logging.getLogger("focus_rag")
+
+Result = TypeVar("Result")
+
+
+def create_app(generator: FocusGenerator, settings: ServerSettings | None = None) -> FastAPI:
+    """The application that serves a generator, for uvicorn or any other ASGI server.
+
+    Routes: `POST /v1/chat/completions` and `/v1/completions` as in the OpenAI API, `POST /v1/answers` for a question and its passages,
+    `GET /v1/models` and `/health`. Every body takes `passages` and how hard to focus, see `GenerationBody`.
+
+    Requests that come while the model is busy go together into its next batch, each with its own alpha; a stream has the model to itself. Whoever leaves
+    stops being answered within a token.
+
+    Args:
+        generator: A loaded generator; one application at a time belongs to it.
+        settings: Who may use it, and limits.
+    """
+    settings = settings or ServerSettings()
+    service = _Service(generator, settings)
+    # No pages of documentation: they would load scripts from elsewhere.
+    app = FastAPI(title="focus_rag", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, most=settings.most_bytes)
+    if settings.is_local:
+        # A page from elsewhere whose name was made to point to this machine is sent away.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", settings.host], www_redirect=False)
+    known = [Depends(_keeper_of(settings))]
+
+    @app.post("/v1/chat/completions", dependencies=known)
+    async def chat(body: ChatBody, http: Request) -> Response:
+        return await service.reply(body, body.request(generator.settings, settings), "chat", http)
+
+    @app.post("/v1/completions", dependencies=known)
+    async def completions(body: CompletionBody, http: Request) -> Response:
+        return await service.reply(body, body.request(generator.settings, settings), "text", http)
+
+    @app.post("/v1/answers", dependencies=known)
+    async def answers(body: AnswerBody, http: Request) -> Response:
+        return await service.reply(body, body.request(generator.settings, settings), "chat", http)
+
+    @app.get("/v1/models", dependencies=known)
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": service.name, "object": "model", "created": 0, "owned_by": "focus_rag"}]}
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "requests": service.line.length}
+
+    app.add_exception_handler(Exception, _error_reply)
+    for kind in (InvalidInputError, LineFullError, TimeoutError, RequestValidationError, AnyHTTPException):
+        app.add_exception_handler(kind, _error_reply)
+    return app
+
+
+class _Service:
+    """Answers a request whole or in pieces, within the time it has and as long as somebody waits for it."""
+
+    def __init__(self, generator: FocusGenerator, settings: ServerSettings) -> None:
+        self._generator = generator
+        self._seconds = settings.seconds
+        self.name = settings.name or generator.model_name
+        self.line = WaitingLine(generator, settings.most_requests)
+
+    async def reply(self, body: GenerationBody, request: GeneratorRequest, kind: ReplyKind, http: Request) -> Response:
+        if body.model not in (None, self.name):
+            raise HTTPException(404, f"The model {body.model!r} is not here; this server has {self.name!r}.")
+        reply = Reply(kind, self.name)
+        if not body.stream:
+            async with asyncio.timeout(self._seconds):
+                return JSONResponse(reply.whole(await _while_somebody_waits(http, self.line.answer(request))))
+        events = self._events(reply, request, usage=body.stream_options is not None and body.stream_options.include_usage)
+        # What is wrong with the request is told by the status, before the stream begins.
+        first = await _while_somebody_waits(http, anext(events))
+        return StreamingResponse(_lines(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def _events(self, reply: Reply, request: GeneratorRequest, *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._seconds
+        with self.line.place():
+            async with await self._generator.arun_stream(request) as stream:
+                opening, pieces = reply.opening(), aiter(stream)
+                # Each wait by itself: whoever reads the events may be another task each time.
+                while (piece := await asyncio.wait_for(anext(pieces, None), until - clock())) is not None:
+                    for event in opening:
+                        yield event
+                    yield reply.piece(piece)
+                for event in (*opening, *reply.ending(stream.answer, usage=usage)):
+                    yield event
+
+
+async def _while_somebody_waits(http: Request, work: Awaitable[Result]) -> Result:
+    """The result of some work, which is stopped when the client leaves."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(http))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(499, "The client has left.")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _left(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
+    """Server-sent events; what goes wrong after the first is an event itself."""
+    async with aclosing(events):
+        yield _line(first)
+        try:
+            async for event in events:
+                yield _line(event)
+        except Exception as error:
+            _, body = _status_and_body(error)
+            logger.warning("A stream ended early.", exc_info=error)
+            yield _line(body)
+            return
+    yield "data: [DONE]\n\n"
+
+
+def _line(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _keeper_of(settings: ServerSettings) -> Callable[..., Awaitable[None]]:
+    key = settings.api_key
+
+    async def keeper(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        if key is None:
+            return
+        said = "" if given is None else given.credentials
+        if not hmac.compare_digest(said.encode(), key.get_secret_value().encode()):
+            raise HTTPException(401, "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"})
+
+    return keeper
+
+
+_BEARER = HTTPBearer(auto_error=False)
+
+
+async def _error_reply(_: Request, error: Exception) -> Response:
+    status, body = _status_and_body(error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(error, LineFullError):
+        headers["Retry-After"] = "1"
+    return JSONResponse(body, status, headers)
+
+
+def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
+    match error:
+        case RequestValidationError():
+            found = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body"
+            is_object = found[0]["type"] not in ("model_attributes_type", "json_invalid", "missing") or found[0]["loc"]
+            said = first_problem(found) if is_object else "The body is no JSON object: send one, with `Content-Type: application/json`."
+            return 400, error_body(said, "invalid_request_error")
+        case PromptTooLongError():
+            return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
+        case InvalidInputError():
+            return 400, error_body(str(error), "invalid_request_error")
+        case LineFullError():
+            return 503, error_body(str(error), "server_error", "overloaded")
+        case TimeoutError():
+            return 504, error_body("The time that a request may take is up: ask for less, or later.", "server_error", "timeout")
+        case AnyHTTPException(status_code=status):
+            kind = "server_error" if status >= 500 else "authentication_error" if status == 401 else "invalid_request_error"
+            return status, error_body(str(error.detail), kind, "model_not_found" if status == 404 else None)
+    return 500, error_body("Something went wrong here; the server's log says what.", "server_error")
