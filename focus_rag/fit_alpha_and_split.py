@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final, get_args
 
 import torch
 
@@ -17,9 +17,12 @@ from focus_rag.head_scoring import PARTS, example_masses
 from focus_rag.noise import signal_of
 from focus_rag.passage_order import order_figures, order_warning
 from focus_rag.profile import FocusProfile
-from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, by_words, finds_gold, fit_split
+from focus_rag.score_split import ScoreSplit, Signal
+from focus_rag.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split
 from focus_rag.steering import focus
+
+_BY: Final[Mapping[Signal, str]] = {"scores": "", "words": "-words", "both": "-both"}
+"""How the names of stored steps tell splits apart."""
 
 
 def fit_alpha_and_split(fit: FitContext, profile: FocusProfile) -> tuple[FocusProfile, dict[str, Any]]:
@@ -100,7 +103,7 @@ class _StrengthFit:
     def _split(
         self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]
     ) -> tuple[ScoreSplit | None, dict[str, Any]]:
-        """Whether to lean on the best scored passages, with what was measured, and what the choice does where scores say nothing."""
+        """Whether to lean on the best passages, with what was measured, and what the choice does where scores say nothing."""
         settings, grades = self.fit.settings, partial(self._leaning, profile)
         unsplit = self._unsplit(profile, cells, sweeps)
         best, tried = fit_split(
@@ -111,13 +114,14 @@ class _StrengthFit:
             return None, figures
         split = best.split
         largest = next(one.cell for one in unsplit if self._is_headline(one.cell))
-        figures["finds_gold"] = finds_gold(split, largest.questions).to_dict()
-        if not split.words:
-            figures["shuffled_scores"] = self.fit.work.step("split-shuffled", partial(self._unreliable, profile, split, unsplit))
+        figures["finds_gold"] = {by: finds_gold(split.model_copy(update={"by": by}), largest.questions).to_dict() for by in get_args(Signal)}
+        if split.by != "words":
+            shuffled = partial(self._unreliable, profile, split, unsplit)
+            figures["shuffled_scores"] = self.fit.work.step(f"split-shuffled{_BY[split.by]}", shuffled)
             unscored = self._unsplit(profile, [cell.without_scores() for cell in cells], sweeps)
-            words = by_words(split, unscored, grades)
-            figures["without_scores"] = words.to_dict(unscored)
-            split = words.split if words.is_worth_it else split
+            alone = by_words_alone(split, unscored, grades)
+            figures["without_scores"] = alone.to_dict(unscored)
+            split = alone.split if alone.is_worth_it else split
         return split, {**figures, "chosen": split.model_dump()}
 
     def _unsplit(self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]) -> list[Unsplit]:
@@ -127,7 +131,7 @@ class _StrengthFit:
 
     def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
         return self.fit.work.step(  # type: ignore[no-any-return]
-            f"split-{cell.name}-{split.reach:g}-{split.tau:g}{'-words' if split.words else ''}",
+            f"split-{cell.name}-{split.reach:g}-{split.tau:g}{_BY[split.by if cell.has_scores else 'words']}",
             lambda: self.fit.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
         )
 

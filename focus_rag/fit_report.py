@@ -226,13 +226,16 @@ def _in_words(figures: dict[str, Any]) -> str:
     )
 
 
+_BY = {"scores": "score", "words": "the words they share with the question", "both": "score and by the words they share with the question, one as much as the other"}
+
+
 def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
     """What leaning on the best scored passages brings."""
     if not figures["tried"]:
-        return ["Not fitted: no split was to be tried, or the scores of these questions tell no passages apart."]
+        return ["Not fitted: no split was to be tried, or neither scores nor shared words ever favour a gold passage of these questions."]
     cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
     found = [
-        "Contextual heads give the best scored passages the mass p ** tau, p being what they had: those within `reach` of the range of scores below the best. `gain` is over the "
+        f"Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
         "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
         "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
         _table(
@@ -255,19 +258,20 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     ]
     if chosen is None:
         return [*found, "No gain over the directions could be told from chance, so the profile leans on nothing."]
+    by = {signal: _share(share) for signal, share in figures["finds_gold"].items()}
     found.append(
-        f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for {_share(figures['finds_gold'])} of the "
-        "questions: on a retrieval where it is much less often, fit anew."
+        f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for {by[chosen.by]} of the questions (by "
+        f"scores {by['scores']}, by shared words {by['words']}, by both {by['both']}): on a retrieval where it is much less often, fit anew."
     )
     if "shuffled_scores" not in figures:
-        return [*found, "The scores of these questions tell no passages apart: passages were chosen by the words they share with the question."]
+        return found
     control, words = figures["shuffled_scores"], figures["without_scores"]
     return [
         *found,
         f"Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
         f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
         f"Without any scores, on the passages that share most words with the question instead, it gains {_share(words['gain'])} over the directions"
-        + ("" if chosen.words else ", which is not enough to do that")
+        + ("" if chosen.without_scores else ", which is not enough to do that")
         + (f"; worse than bare: {', '.join(words['loses'])}" if words["loses"] else "")
         + ":",
         _table(cells, [[_share(one["split"]) for one in words["cells"]]]),

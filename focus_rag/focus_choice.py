@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
 
 from focus_rag.alpha import AlphaChoice, FixedAlpha
 from focus_rag.answers import AlphaSetting, Request
@@ -73,19 +72,19 @@ def choose_focus(
     leaning = _split(split, alpha, profile)
     if leaning is None:
         return FocusChoice(signal, choice.alpha, choice.reason)
-    known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
-    favoured, best, most = leaning.favoured(request.passages, shown, **known), "the best scored passage", "best scored passages"
-    if not favoured:
-        question = request.query if request.question is None else request.question
-        favoured = leaning.favoured_by_words(question, request.passages, shown, **known)
-        best, most = "the passage that shares most words with the question", "passages that share most words with the question"
-    if not favoured:
+    found = leaning.favoured(
+        request.passages,
+        shown,
+        request.query if request.question is None else request.question,
+        higher_is_better=request.higher_is_better,
+        score_kind=request.score_kind,
+    )
+    if not found.passages:
         return FocusChoice(signal, choice.alpha, choice.reason)
-    which = best if len(favoured) == 1 else f"the {len(favoured)} {most}"
-    leans = f"split softmax on {which}, tau {leaning.tau:g}"
+    leans = f"split softmax on {found.in_words}, tau {leaning.tau:g}"
     if alpha == "auto":
-        return FocusChoice(signal, 0.0, f"{leans}, instead of focus directions", favoured, leaning.tau)
-    return FocusChoice(signal, choice.alpha, f"{choice.reason}; {leans}", favoured, leaning.tau)
+        return FocusChoice(signal, 0.0, f"{leans}, instead of focus directions", found.passages, leaning.tau)
+    return FocusChoice(signal, choice.alpha, f"{choice.reason}; {leans}", found.passages, leaning.tau)
 
 
 def _alpha(setting: AlphaSetting, signal: RetrievalSignal, profile: FocusProfile | None) -> AlphaChoice:

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.noise import EQUAL, ScoreKind, orientation, worst_first
+from focus_rag.noise import EQUAL, ScoreKind, orientation
 from focus_rag.passages import Passage
 from focus_rag.shared_words import shared_word_scores
+
+Signal = Literal["scores", "words", "both"]
+"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or one as much as the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Favoured:
+    """Passages that a split favours.
+
+    Attributes:
+        passages: Their indices, the best first; none where nothing tells passages apart.
+        by: What told them apart.
+    """
+
+    passages: tuple[int, ...] = ()
+    by: Signal = "scores"
+
+    @property
+    def in_words(self) -> str:
+        """For people."""
+        one, many = _IN_WORDS[self.by]
+        return f"the {one}" if len(self.passages) == 1 else f"the {len(self.passages)} {many}"
+
+
+_IN_WORDS = {
+    "scores": ("best scored passage", "best scored passages"),
+    "words": ("passage that shares most words with the question", "passages that share most words with the question"),
+    "both": ("passage best by score and shared words", "passages best by score and shared words"),
+}
 
 
 class ScoreSplit(BaseModel):
@@ -25,8 +55,10 @@ class ScoreSplit(BaseModel):
             alone. Shares of a retrieval's own range need no scale: scores that stand out favour few passages, close ones more.
         tau: Exponent; the smaller, the more mass. 1 changes nothing, 0.1 is the published one for relevant passages.
         fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled to.
-        words: Whether passages whose scores tell nothing (there are none, all are equal, or it is not known which end of them is the better one)
-            are scored by the words they share with the question instead, see `shared_words`.
+        by: What the best passages are told by. `both` adds up how far a passage lies below the best one by score and by shared words (see
+            `shared_words`), each in shares of its own range: a retriever that embeds is blind to rare words and names, which these are not.
+        without_scores: Whether shared words stand in where scores tell nothing: there are none, all are equal, or it is not known which end of them is
+            the better one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,74 +66,70 @@ class ScoreSplit(BaseModel):
     reach: float = Field(default=0.3, ge=0.0, lt=1.0)
     tau: float = Field(default=0.1, gt=0.0, le=1.0)
     fewest: int = Field(default=2, ge=2)
-    words: bool = False
+    by: Signal = "scores"
+    without_scores: bool = False
 
     @property
     def in_words(self) -> str:
         """For people."""
-        by_words = ", by shared words where there are no scores" if self.words else ""
-        return f"reach {self.reach:g}, tau {self.tau:g}, from {self.fewest} passages on{by_words}"
+        by = {"scores": "", "words": ", by shared words", "both": ", by scores and shared words"}[self.by]
+        alone = ", by shared words where there are no scores" if self.without_scores and self.by != "words" else ""
+        return f"reach {self.reach:g}, tau {self.tau:g}, from {self.fewest} passages on{by}{alone}"
 
     def favoured(
         self,
         passages: Sequence[Passage],
         shown: Sequence[int],
+        question: str | None = None,
         *,
         higher_is_better: bool | None = None,
         score_kind: ScoreKind | None = None,
-    ) -> tuple[int, ...]:
-        """Indices of the best scored passages in the prompt, the best first.
+    ) -> Favoured:
+        """The best passages in the prompt.
 
         Args:
-            passages: What was retrieved, in retrieval order; its best and worst score span the range.
+            passages: What was retrieved, in retrieval order; the best and the worst of it span the range.
             shown: Indices of those that stand in the prompt.
+            question: What they were retrieved for; None where that is not known, and words do not count then.
             higher_is_better: Orientation of the scores, where known.
             score_kind: What the scores are, where known.
 
         Returns:
-            None of them where too few are shown, where scores do not tell them apart, or where nothing tells which end of them is the better one: neither
-            the arguments nor, where passages stand in some other order, their order.
+            None of them where too few are shown, or where nothing tells them apart. Scores do not where nothing tells which end of them is the better
+            one: neither the arguments nor, where passages stand in some other order, their order.
         """
         in_prompt = set(shown)
+        if self.tau == 1.0 or len(in_prompt) < self.fewest:
+            return Favoured()
+        by_score = None if self.by == "words" else self._behind_in_score(passages, higher_is_better, score_kind)
+        by_words = None
+        if question and (self.by != "scores" if by_score is not None else self.without_scores or self.by == "words"):
+            by_words = _behind(shared_word_scores(question, passages))
+        if by_score is None or by_words is None:
+            return Favoured(self._near(by_words, in_prompt), "words") if by_score is None else Favoured(self._near(by_score, in_prompt), "scores")
+        # A passage without a score counts as the worst scored one.
+        both = [min(one, 1.0) + other for one, other in zip(by_score, by_words, strict=True)]
+        return Favoured(self._near(_behind([-one for one in both]), in_prompt), "both")
+
+    @staticmethod
+    def _behind_in_score(passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None) -> list[float] | None:
         rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
-        order = [] if rises is None else worst_first(passages, higher_is_better=rises)
-        scores = {index: score for index in reversed(order) if (score := passages[index].score) is not None}
-        if not scores or len(in_prompt) < self.fewest:
-            return ()
-        halves = [score / 2 for score in scores.values()]  # the range of all floats would be infinite
-        spread = halves[0] - halves[-1]
-        if self.tau == 1.0 or abs(spread) <= EQUAL * max(map(abs, halves)):
-            return ()
-        near = [index for index, half in zip(scores, halves, strict=True) if (halves[0] - half) / spread <= self.reach]
-        found = tuple(index for index in near if index in in_prompt)
-        return found if len(found) < len(in_prompt) else ()
+        return None if rises is None else _behind([one.score if one.score is None or rises else -one.score for one in passages])
 
-    def favoured_by_words(
-        self,
-        question: str | None,
-        passages: Sequence[Passage],
-        shown: Sequence[int],
-        *,
-        higher_is_better: bool | None = None,
-        score_kind: ScoreKind | None = None,
-    ) -> tuple[int, ...]:
-        """Indices of the passages in the prompt that share most with the question, where scores tell nothing and this split goes by words then.
+    def _near(self, behind: Sequence[float] | None, in_prompt: set[int]) -> tuple[int, ...]:
+        """Those within reach of the best one, unless that is all that stand in the prompt."""
+        near = [] if behind is None else [index for index in in_prompt if behind[index] <= self.reach]
+        return tuple(sorted(near, key=lambda index: (behind[index], index))) if behind is not None and len(near) < len(in_prompt) else ()
 
-        Args:
-            question: What the passages were retrieved for; None where that is not known.
-            passages: As for `favoured`.
-            shown: As for `favoured`.
-            higher_is_better: As for `favoured`.
-            score_kind: As for `favoured`.
-        """
-        if not self.words or not question:
-            return ()
-        known = {passage.score for passage in passages} - {None}
-        if len(known) > 1 and orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind) is not None:
-            return ()
-        scores = shared_word_scores(question, passages)
-        scored = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]
-        return self.favoured(scored, shown, higher_is_better=True)
+
+def _behind(scores: Sequence[float | None]) -> list[float] | None:
+    """How far each score lies below the best one, in shares of the range; infinitely far where there is none. None where all are equal, but for rounding."""
+    halves = [None if score is None else score / 2 for score in scores]  # the range of all floats would be infinite
+    known = [half for half in halves if half is not None]
+    best, worst = max(known, default=0.0), min(known, default=0.0)
+    if best - worst <= EQUAL * max(map(abs, (best, worst))):
+        return None
+    return [math.inf if half is None else (best - half) / (best - worst) for half in halves]
 
 
 SplitSetting = ScoreSplit | Literal["auto", "off"]

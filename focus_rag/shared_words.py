@@ -1,8 +1,8 @@
-"""Scores for passages that come without any: how much of the question stands in each, by its words.
+"""How much of the question stands in each passage, by its words: for passages that come without scores, and beside scores that are blind to words.
 
 LangChain's retrievers, for one, hand on no scores. The question and the passages are there all the same, and BM25 of the one among the others,
-which asks no index and no model, finds the relevant passage nearly as often as the score of a search over everything
-(`docs/fit-notes.md`).
+which asks no index and no model, finds the relevant passage nearly as often as the score of a search by words over everything, and more often
+than that of a poor embedding (`docs/fit-notes.md`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, among how many, and whether to go by
-shared words where there are no scores.
+"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, among how many, and whether the words
+that passages share with the question count too.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
 noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those that are not told
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from focus_rag.alpha_fitting import pooled
 from focus_rag.alpha_sweep import Estimate
 from focus_rag.examples import Example
 from focus_rag.fit_sweep import SweepCell
-from focus_rag.score_split import ScoreSplit
+from focus_rag.score_split import ScoreSplit, Signal
 
 Grades = Callable[[ScoreSplit, SweepCell], Sequence[float]]
 
@@ -86,7 +86,7 @@ def fit_split(
     grades: Grades,
     progress: Callable[[int, int], None],
 ) -> tuple[SplitTrial | None, list[SplitTrial]]:
-    """Choose a split: the exponent at the first reach, then the reach at that exponent; for each from how many passages on.
+    """Choose a split: what it goes by, the exponent at the first reach, then the reach at that exponent; for each from how many passages on.
 
     Args:
         cells: What the sweep of alpha was measured on.
@@ -96,20 +96,19 @@ def fit_split(
         progress: Called with splits done and splits in all.
 
     Returns:
-        The best split, None where none is worth it, and everything that was tried. Questions whose scores tell no passages apart are split by
-        the words they share with them; where those do not either, nothing is tried.
+        The best split, None where none is worth it, and everything that was tried. Where neither scores nor words tell passages apart nothing is.
     """
     tried: list[SplitTrial] = []
-    questions = [one for cell in cells for one in cell.cell.questions]
-    words = not _is_told_apart(questions, reaches, words=False)
-    if words and not _is_told_apart(questions, reaches, words=True):
+    largest = max((one.cell for one in cells if not one.cell.gold_missing), key=lambda cell: (cell.count, cell.noise), default=None)
+    by = None if largest is None or not reaches else _signal(largest.questions, reaches[0])
+    if by is None:
         return None, tried
     first, *others = reaches
     # Among fewer passages than were measured nothing is known, and nothing is done.
     starts = sorted({max(one.cell.count, 2) for one in cells})
 
     def measure(reach: float, tau: float) -> None:
-        split = ScoreSplit(reach=reach, tau=tau, words=words)
+        split = ScoreSplit(reach=reach, tau=tau, by=by)
         columns = tuple(grades(split, one.cell) for one in cells)
         tried.append(max((_from(fewest, split, cells, columns) for fewest in starts), key=_worth))
         progress(len(tried), len(taus) + len(others))
@@ -123,16 +122,22 @@ def fit_split(
     return (chosen if chosen.is_worth_it else None), tried
 
 
-def by_words(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> SplitTrial:
-    """A split that was chosen by scores, where there are none: its passages are those that share most words with the question.
+def by_words_alone(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> SplitTrial:
+    """A split that was chosen with scores, where there are none: its passages are those that share most words with the question.
 
     Args:
         split: The split.
         cells: Questions without scores.
         grades: Grades of a cell's questions under a split.
     """
-    split = split.model_copy(update={"words": True})
+    split = split.model_copy(update={"without_scores": True})
     return _from(split.fewest, split, cells, tuple(grades(split, one.cell) for one in cells))
+
+
+def gold_shares(by: Signal, reach: float, questions: Sequence[Example]) -> list[float]:
+    """Which share of the passages that a split favours is gold, of each question; none of none."""
+    favoured = [_favoured(ScoreSplit(reach=reach, by=by), one) for one in questions]
+    return [len(one.gold.intersection(found)) / max(len(found), 1) for one, found in zip(questions, favoured, strict=True)]
 
 
 def finds_gold(split: ScoreSplit, questions: Sequence[Example]) -> Estimate:
@@ -141,10 +146,7 @@ def finds_gold(split: ScoreSplit, questions: Sequence[Example]) -> Estimate:
 
 
 def _favoured(split: ScoreSplit, example: Example) -> tuple[int, ...]:
-    """Passages of a question that a split favours, by scores or, where it goes by words, by those."""
-    places = range(len(example.passages))
-    found = split.favoured(example.passages, places, score_kind=example.score_kind)
-    return found or split.favoured_by_words(example.question, example.passages, places, score_kind=example.score_kind)
+    return split.favoured(example.passages, range(len(example.passages)), example.question, score_kind=example.score_kind).passages
 
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
@@ -171,10 +173,15 @@ def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], c
     return pooled([([each.key for each in one.cell.questions], _differences(new, old)) for one, new, old in rows if not one.cell.gold_missing])
 
 
-def _is_told_apart(questions: Sequence[Example], reaches: Sequence[float], *, words: bool) -> bool:
-    """Whether a split of any reach would favour any passage of any question."""
-    splits = [ScoreSplit(reach=reach, words=words) for reach in reaches]
-    return any(_favoured(split, one) for one in questions for split in splits)
+def _signal(questions: Sequence[Example], reach: float) -> Signal | None:
+    """Scores and words together, unless one of them alone tells the gold passages for certain better, or words add nothing; None if nothing tells any."""
+    shares = {by: gold_shares(by, reach, questions) for by in get_args(Signal)}
+    best = max(shares, key=lambda by: sum(shares[by]))
+    if not any(shares[best]):
+        return None
+    if Estimate.of(_differences(shares[best], shares["both"])).low > 0:
+        return best
+    return "scores" if shares["both"] == shares["scores"] else "both"
 
 
 def _worth(trial: SplitTrial) -> tuple[bool, float]:

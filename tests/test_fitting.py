@@ -56,6 +56,11 @@ def small_examples(count: int = 12) -> list[Example]:
     return examples
 
 
+def wordless_examples(count: int) -> list[Example]:
+    """The same, asked in words that no passage has."""
+    return [replace(one, question=f"Which of them, number {number + 1000}?", score_kind="cosine") for number, one in enumerate(small_examples(count))]
+
+
 def same(first: FocusProfile, second: FocusProfile) -> bool:
     return torch.equal(first.directions, second.directions) and first._manifest == second._manifest
 
@@ -193,7 +198,7 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
 
 def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question needs the one exponent on the best scored passage alone, and its scores as they are."""
-    scores = {tuple(passage.score for passage in one.passages) for one in small_examples(40)}
+    scores = {tuple(passage.score for passage in one.passages) for one in wordless_examples(40)}
 
     def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
         split = generator.profile.split if generator.profile is not None and options.get("split") == "auto" else None
@@ -202,12 +207,12 @@ def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions
 
     monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
     settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.03, 0.1), "noises": (1.0,)})
-    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
+    profile = fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), tmp_path, settings)
     assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
     figures = profile.report["split"]
-    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2, "words": False} and figures["tried"][-1]["gain"]["mean"] == 1.0
+    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2, "by": "scores", "without_scores": False} and figures["tried"][-1]["gain"]["mean"] == 1.0
     assert figures["shuffled_scores"]["split"]["mean"] < 0.5
-    assert figures["finds_gold"]["n"] == 16
+    assert {by: found["n"] for by, found in figures["finds_gold"].items()} == {"scores": 16, "words": 16, "both": 16}
     assert "Chosen: reach 0, tau 0.03, from 2 passages on." in (tmp_path / "report.md").read_text()
 
 
@@ -224,10 +229,10 @@ def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp
 
         monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
         settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.1,)})
-        return fit_profile(small_model(), tiny_tokenizer(), small_examples(40), out, settings)
+        return fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), out, settings)
 
     by_words, by_scores = fitted(tmp_path / "a", 1.0), fitted(tmp_path / "b", 0.0)
-    assert by_words.split == ScoreSplit(reach=0.3, tau=0.1, words=True) and by_scores.split == ScoreSplit(reach=0.3, tau=0.1)
+    assert by_words.split == ScoreSplit(reach=0.3, tau=0.1, without_scores=True) and by_scores.split == ScoreSplit(reach=0.3, tau=0.1)
     assert by_words.report["split"]["without_scores"]["gain"]["mean"] == 1.0
     assert "by shared words where there are no scores." in (tmp_path / "a" / "report.md").read_text()
     assert "which is not enough to do that" in (tmp_path / "b" / "report.md").read_text()
@@ -235,18 +240,18 @@ def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp
 
 def test_questions_without_scores_are_split_by_words_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none = fit_profile(small_model(), tiny_tokenizer(), unscored(), tmp_path / "none", SETTINGS)
-    assert none.split is None and all(row["words"] for row in none.report["split"]["tried"])
+    assert none.split is None and all(row["by"] == "words" for row in none.report["split"]["tried"])
     asked: set[str] = set()
 
     def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
         asked.update(one.question for one in examples)
-        return [float(options.get("split") == "auto" and generator.profile.split.words) for _ in examples]
+        return [float(options.get("split") == "auto" and generator.profile.split.by == "words") for _ in examples]
 
     monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
     settings = SETTINGS.model_copy(update={"dev_questions": 16})
     profile = fit_profile(small_model(), tiny_tokenizer(), unscored(40), tmp_path / "some", settings)
-    assert profile.split is not None and profile.split.words and "without_scores" not in profile.report["split"]
-    assert "passages were chosen by the words they share" in (tmp_path / "some" / "report.md").read_text()
+    assert profile.split is not None and profile.split.by == "words" and "without_scores" not in profile.report["split"]
+    assert "by the words they share with the question. `gain`" in (tmp_path / "some" / "report.md").read_text()
 
 
 def test_passages_that_nothing_tells_apart_get_no_split(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from focus_rag import (
     split_softmax,
 )
 from focus_rag.answer_report import trace_answer
+from focus_rag.score_split import Favoured
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -69,12 +70,12 @@ def scored(*scores: float | None) -> list[Passage]:
     ],
 )
 def test_the_best_scored_passages_that_are_shown(scores, shown, options, best):
-    assert ScoreSplit(reach=0.3).favoured(scored(*scores), list(shown), **options) == best
+    assert ScoreSplit(reach=0.3).favoured(scored(*scores), list(shown), **options).passages == best
 
 
 @pytest.mark.parametrize(("fewest", "shown", "best"), [(2, 2, (0,)), (3, 2, ()), (4, 4, (0, 1)), (5, 4, ())])
 def test_among_too_few_passages_none_is_favoured(fewest, shown, best):
-    assert ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)) == best
+    assert ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)).passages == best
 
 
 MILLS = ("A mill stood there.", "The Ashford mill was built in 1803.", "The bakery was built in 1841.", "Ashford lies on a river.")
@@ -93,13 +94,44 @@ MILLS = ("A mill stood there.", "The Ashford mill was built in 1803.", "The bake
 )
 def test_words_are_asked_where_scores_tell_nothing(scores, options, best):
     passages = [Passage(text, score=score) for text, score in zip(MILLS, scores, strict=True)]
-    split, question = ScoreSplit(reach=0.3, words=True), "When was the Ashford mill built?"
-    assert split.favoured_by_words(question, passages, range(4), **options) == best
-    assert ScoreSplit(reach=0.3).favoured_by_words(question, passages, range(4), **options) == ()
+    split, question = ScoreSplit(reach=0.3, without_scores=True), "When was the Ashford mill built?"
+    by_scores = ScoreSplit(reach=0.3).favoured(passages, range(4), question, **options)
+    assert split.favoured(passages, range(4), question, **options) == (Favoured(best, "words") if best else by_scores)
     for nothing in (None, "", "Who?"):
-        assert split.favoured_by_words(nothing, passages, range(4), **options) == ()
-    assert split.model_copy(update={"fewest": 5}).favoured_by_words(question, passages, range(4), **options) == ()
-    assert split.favoured_by_words(question, passages, (1,), **options) == ()  # nothing else is shown
+        assert split.favoured(passages, range(4), nothing, **options).passages == by_scores.passages
+    assert split.model_copy(update={"fewest": 5}).favoured(passages, range(4), question, **options) == Favoured()
+    assert split.favoured(passages, (1,), question, **options).passages == ()  # nothing else is shown
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "best"),
+    [
+        ((0.9, 0.5, 0.7, 0.1), {"score_kind": "cosine"}, Favoured((1,), "both")),
+        ((0.9, 0.8, 0.5, 0.4), {}, Favoured((1,), "both")),
+        ((0.9, None, 0.5, 0.4), {}, Favoured((0, 1), "both")),  # without a score it counts as the worst scored one
+        ((0.4, 0.5, 0.8, 0.9), {"higher_is_better": False}, Favoured((1,), "both")),
+        ((None,) * 4, {}, Favoured((), "words")),
+        ((0.5, 0.9, 0.4, 0.8), {}, Favoured((), "words")),
+    ],
+)
+def test_words_count_as_much_as_scores(scores, options, best):
+    passages = [Passage(text, score=score) for text, score in zip(MILLS, scores, strict=True)]
+    split, question = ScoreSplit(reach=0.3, by="both"), "When was the Ashford mill built?"
+    assert split.favoured(passages, range(4), question, **options) == best
+    also_alone = split.model_copy(update={"without_scores": True}).favoured(passages, range(4), question, **options)
+    assert also_alone == (best if best.passages else Favoured((1,), "words"))
+    by_scores = ScoreSplit(reach=0.3).favoured(passages, range(4), **options)
+    for nothing in (None, "", "Who?"):
+        assert split.favoured(passages, range(4), nothing, **options).passages == by_scores.passages
+    alone = ScoreSplit(reach=0.3, by="words")
+    assert alone.favoured(passages, range(4), question, **options) == Favoured((1,), "words")
+    assert alone.favoured(passages, range(4), None, **options).passages == ()
+
+
+def test_a_passage_that_is_best_by_both_is_the_best_and_the_order_of_the_others_is_that_of_the_sum():
+    passages = [Passage(text, score=score) for text, score in zip(("mill mill mill", "mill and barn", "a barn"), (1.0, 0.9, 0.0), strict=True)]
+    assert ScoreSplit(reach=0.9, by="both").favoured(passages, range(3), "mill").passages == (0, 1)
+    assert ScoreSplit(reach=0.0, by="both").favoured(passages, range(3), "mill").passages == (0,)
 
 
 @given(
@@ -113,9 +145,9 @@ def test_scale_and_shift_of_scores_do_not_matter(scores, reach, scale, shift):
     gaps = {(max(scores) - one) / (max(scores) - min(scores)) for one in scores if max(scores) > min(scores)}
     if any(math.isclose(gap, reach) for gap in gaps):  # rounding decides there
         return
-    found = split.favoured(scored(*map(float, scores)), places, higher_is_better=True)
-    assert found == split.favoured(scored(*(float(scale * one + shift) for one in scores)), places, higher_is_better=True)
-    assert found == split.favoured(scored(*(-float(one) for one in scores)), places, higher_is_better=False)
+    found = split.favoured(scored(*map(float, scores)), places, higher_is_better=True).passages
+    assert found == split.favoured(scored(*(float(scale * one + shift) for one in scores)), places, higher_is_better=True).passages
+    assert found == split.favoured(scored(*(-float(one) for one in scores)), places, higher_is_better=False).passages
     if len(set(scores)) > 1:
         assert {i for i, one in enumerate(scores) if one == max(scores)} <= set(found) < set(places)
 
@@ -150,7 +182,7 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, rea
 @pytest.mark.parametrize("wanted", ["question", "messages", "prompt"])
 def test_a_generator_leans_by_words_on_what_it_knows_was_asked(parts, wanted):
     passages = [Passage(text) for text in MILLS]
-    question, split = "When was the Ashford mill built?", ScoreSplit(reach=0.3, tau=0.05, words=True)
+    question, split = "When was the Ashford mill built?", ScoreSplit(reach=0.3, tau=0.05, without_scores=True)
     generator = FocusGenerator(parts[0], parts[1], parts[2].replace(split=split), settings=SETTINGS)
     if wanted == "question":
         answer = generator.answer(question, passages)
@@ -164,8 +196,11 @@ def test_a_generator_leans_by_words_on_what_it_knows_was_asked(parts, wanted):
     assert (answer.alpha, answer.tau) == (0.0, 0.05)
     assert answer.reason.startswith("split softmax on the passage that shares most words with the question, tau 0.05")
     assert [use.passage.score for use in answer.passages] == [None] * 4  # such scores are nobody's to report
-    known = generator.answer(question, [Passage(text, score=score) for text, score in zip(MILLS, SCORES, strict=True)])
+    scored = [Passage(text, score=score) for text, score in zip(MILLS, SCORES, strict=True)]
+    known = generator.answer(question, scored)
     assert "best scored" in known.reason
+    both = generator.answer(question, scored, split=split.model_copy(update={"by": "both"}), alpha="auto")
+    assert both.reason.startswith("split softmax on the passage best by score and shared words, tau 0.05")
 
 
 def test_what_is_left_to_the_profile_is_split_or_steered_and_never_both(parts):

@@ -8,7 +8,7 @@ from focus_rag.examples import Example
 from focus_rag.fit_sweep import SweepCell
 from focus_rag.passages import Passage
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, by_words, finds_gold, fit_split
+from focus_rag.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split
 
 REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
 
@@ -71,17 +71,35 @@ def test_the_gain_is_that_of_cells_with_gold_alone():
     assert best is None
 
 
-def test_without_scores_nothing_is_tried():
+def test_where_nothing_favours_gold_nothing_is_tried():
     assert fitted([cell(0.3, 0.3, score=None)], lambda *_: 1.0) == (None, [])
     assert fit_split([cell(0.3, 0.3)], (), TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
+    assert fit_split([cell(0.3, 0.3, gold_missing=True)], REACHES, TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
 
 
-def test_without_scores_passages_are_split_by_the_words_they_share():
-    passages = (Passage("a mill"), Passage("other"), Passage("third"))
-    asked = tuple(Example(f"Which mill, {number}?", ("mill",), passages, frozenset({0})) for number in range(60))
-    cells = [Unsplit(SweepCell(3, 1.0, asked), right(0.3), right(0.4))]
-    best, tried = fitted(cells, lambda split, _: 0.9 if split.words else 0.0)
-    assert best is not None and best.split == ScoreSplit(reach=0.3, tau=0.1, words=True, fewest=3) and len(tried) == 4
+def asked_of(*scores: float | None, gold: int, words: int | None) -> tuple[Example, ...]:
+    """Questions with these scores, of which the words stand in one passage."""
+    return tuple(
+        Example(f"Which mill, {number}?", ("x",), tuple(Passage("a mill" if i == words else "other" + "s" * i, score=one) for i, one in enumerate(scores)), frozenset({gold}))
+        for number in range(60)
+    )
+
+
+@pytest.mark.parametrize(
+    ("questions", "by"),
+    [
+        (asked_of(None, None, None, gold=0, words=0), "words"),
+        (asked_of(0.9, 0.5, 0.1, gold=0, words=None), "scores"),  # words add nothing
+        (asked_of(0.9, 0.5, 0.1, gold=0, words=0), "scores"),  # the same passages either way
+        (asked_of(0.9, 0.5, 0.4, gold=1, words=1), "words"),  # scores mislead
+        (asked_of(0.9, 0.5, 0.4, gold=0, words=1), "scores"),  # words do
+        (asked_of(0.9, 0.8, 0.1, gold=0, words=0), "both"),  # by scores alone there are two
+    ],
+)
+def test_a_split_goes_by_what_favours_gold(questions, by):
+    cells = [Unsplit(SweepCell(3, 1.0, questions), right(0.3), right(0.4))]
+    best, tried = fitted(cells, lambda split, _: 0.9)
+    assert best is not None and {one.split.by for one in tried} == {by} and len(tried) == 4
 
 
 @pytest.mark.parametrize(("quality", "worth"), [(0.9, True), (0.45, False), (0.1, False)])
@@ -93,8 +111,8 @@ def test_a_split_by_scores_is_tried_by_words_where_it_acts(quality, worth):
         asked.append(split)
         return right(0.2 if one.gold_missing else 0.0 if one.count == 3 else quality)
 
-    trial = by_words(ScoreSplit(reach=0.15, fewest=8), cells, grades)
-    assert set(asked) == {ScoreSplit(reach=0.15, fewest=8, words=True)} and trial.split == asked[0]
+    trial = by_words_alone(ScoreSplit(reach=0.15, fewest=8), cells, grades)
+    assert set(asked) == {ScoreSplit(reach=0.15, fewest=8, without_scores=True)} and trial.split == asked[0]
     assert trial.is_worth_it is worth and trial.gain.mean == pytest.approx((quality - 0.4) / 2)
     assert trial.loses == (("8-1",) if quality == 0.1 else ())
 
@@ -108,7 +126,7 @@ def test_how_often_the_favoured_passages_hold_the_gold_one():
     assert finds_gold(ScoreSplit(reach=0.0), scored).mean == pytest.approx(1 / 3)
     assert finds_gold(ScoreSplit(reach=0.3), scored).mean == pytest.approx(2 / 3)
     unscored = [asked(None, None, None, gold=1, question="Which bakery?"), asked(None, None, None, gold=1, question="Which mill?")]
-    assert finds_gold(ScoreSplit(reach=0.0, words=True), unscored).mean == 0.5
+    assert finds_gold(ScoreSplit(reach=0.0, without_scores=True), unscored).mean == 0.5
     assert finds_gold(ScoreSplit(reach=0.0), unscored).mean == 0.0
 
 
@@ -131,3 +149,4 @@ def test_of_equals_the_mildest_is_taken():
     # One that gains nothing for certain is no equal, however mild.
     sure, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.42 + 0.05 * (split.tau == 0.03))
     assert sure is not None and sure.split.tau == 0.03
+
