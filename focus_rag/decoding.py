@@ -153,7 +153,7 @@ class RowText:
     def _safe_length(self) -> int:
         """How much of the text no later token can change."""
         settled = self._text.rstrip(_REPLACEMENT)
-        beginnings = (stop[:size] for stop in self._settings.stop for size in range(1, len(stop)))
+        beginnings = (stop[:size] for stop in self._settings.stop for size in range(1, min(len(stop), len(settled) + 1)))
         # Every stop string that may be under way counts, not only the one that began last.
         return len(settled) - max((len(begun) for begun in beginnings if settled.endswith(begun)), default=0)
 

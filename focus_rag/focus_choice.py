@@ -14,6 +14,9 @@ from focus_rag.passages import RetrievalSignal
 from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit, SplitSetting
 
+_MOST = 100.0
+"""Largest alpha, either way: beyond it logits overflow before anything is steered, and with them the other rows of a batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class FocusChoice:
@@ -104,6 +107,8 @@ def _alpha(setting: AlphaSetting, signal: RetrievalSignal, profile: FocusProfile
         choice = FixedAlpha(alpha=float(setting)).choose(signal)
     else:
         choice = setting.choose(signal)
+    if not abs(choice.alpha) <= _MOST:
+        raise InvalidInputError(f"alpha must lie between -{_MOST:g} and {_MOST:g}; got {choice.alpha!r}. 1 is a whole direction.")
     if choice.alpha and profile is None:
         raise InvalidInputError("alpha other than 0 needs a profile: pass profile=..., or fit one with `focus-rag fit`.")
     return choice

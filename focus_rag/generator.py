@@ -7,9 +7,9 @@ import contextvars
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -38,6 +38,7 @@ from focus_rag.weights_digest import weights_digest
 
 _REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
+_PATIENCE = 0.1  # seconds of waiting for the model, after which is asked whether anybody still wants it
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -333,6 +334,8 @@ class FocusGenerator:
         outcomes: dict[int, Answer | InvalidInputError] = {}
         prepared: dict[int, PreparedRequest] = {}
         for place, request in enumerate(requests):
+            if is_cancelled():
+                break
             try:
                 prepared[place] = self._prepare(request)
             except InvalidInputError as error:
@@ -343,7 +346,7 @@ class FocusGenerator:
         for start in range(0, len(places), self.max_batch):
             part = places[start : start + self.max_batch]
             outcomes.update(zip(part, self._run([prepared[place] for place in part], is_cancelled=is_cancelled), strict=True))
-        return [outcomes[place] for place in range(len(requests))]
+        return [outcomes[place] for place in range(len(requests)) if place in outcomes]  # all of them, unless cancelled
 
     def _request(self, options: Mapping[str, Any], **what: Any) -> Request:
         own = {name: value for name, value in options.items() if name in _REQUEST_OPTIONS}
@@ -395,7 +398,7 @@ class FocusGenerator:
         texts = [RowText(self.tokenizer, row.settings, ends, on_text) for row in rows]
         sampler = RowSampler([row.settings for row in rows])
         meter = None
-        with self._lock, torch.inference_mode(), ExitStack() as stack:
+        with self._turn(is_cancelled), torch.inference_mode(), ExitStack() as stack:
             if not is_cancelled():
                 if self.profile is not None:
                     alphas = [row.choice.alpha for row in rows]
@@ -420,6 +423,17 @@ class FocusGenerator:
             row.answer(text, steps, index)
             for index, (row, text) in enumerate(zip(rows, texts, strict=True))
         ]
+
+    @contextmanager
+    def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Have the model to oneself; who is cancelled no longer waits for it, and must not run it."""
+        while not (is_ours := self._lock.acquire(timeout=_PATIENCE)) and not is_cancelled():
+            pass
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._lock.release()
 
     def _passages_at(self, rows: Sequence[PreparedRequest]) -> list[int] | None:
         """Where each row's passages stand; a row without any is steered as it stands."""

@@ -237,7 +237,7 @@ def _as_llama(mistral: Any) -> Any:
             f"This model of 'mistral' has a sliding window of {mistral.sliding_window} tokens. Mistral has no bias on its query projections, and "
             f"Llama, as which it is exported without a window, has none, so no direction can be baked into it. {_WITH_QUERY_BIAS}"
         )
-    own = {"model_type", "architectures", "sliding_window", "layer_types"}
+    own = {"model_type", "architectures", "sliding_window", "layer_types", "attention_bias"}
     shared = {name: value for name, value in mistral.to_dict().items() if name not in own}
     return LlamaConfig(**shared, attention_bias=True)
 

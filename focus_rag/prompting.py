@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -206,12 +208,12 @@ class PromptBuilder:
             # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
             begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
             ids, offsets = self._tokens(text, add_special_tokens=not begins)
+            self._require_fit(ids, max_tokens)
             found = tuple(None if span is None else token_span(offsets, span) for span in spans)
             if not any(self._guard.count(ids[slice(*span)]) for span in found if span is not None):
                 break
         else:
             raise InvalidInputError(_STILL_SPECIAL.format("passage"))
-        self._require_fit(ids, max_tokens)
         return BuiltPrompt(text, tuple(ids), found)
 
     def _neutralised(
@@ -298,7 +300,7 @@ class PromptBuilder:
         encoded = self.tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
         )
-        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        return list(encoded["input_ids"]), in_order(encoded["offset_mapping"])
 
     def _require_fit(self, ids: Sequence[int], max_tokens: int) -> None:
         if len(ids) > max_tokens:
@@ -345,11 +347,28 @@ def _through_template(tokenizer: Any, messages: Sequence[Message], options: Mapp
 
 
 def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
-    """Tokens that overlap some characters; None where there are none."""
-    if span[0] >= span[1]:
-        return None
-    inside = [index for index, (start, end) in enumerate(offsets) if start < end and start < span[1] and end > span[0]]
-    return (inside[0], inside[-1] + 1) if inside else None
+    """Tokens that overlap some characters; None where there are none.
+
+    Args:
+        offsets: Characters `[start, end)` of each token, in the order of the text, see `in_order`.
+        span: Characters `[start, end)`.
+    """
+    first = bisect_right(offsets, span[0], key=itemgetter(1))
+    last = bisect_left(offsets, span[1], lo=first, key=itemgetter(0))
+    while first < last and offsets[first][0] == offsets[first][1]:  # a token of no characters overlaps none
+        first += 1
+    while first < last and offsets[last - 1][0] == offsets[last - 1][1]:
+        last -= 1
+    return (first, last) if first < last and span[0] < span[1] else None
+
+
+def in_order(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offsets as a tokenizer gives them, with tokens of no characters, special ones mostly, where they stand: they say (0, 0) anywhere."""
+    ordered, position = [], 0
+    for start, end in offsets:
+        ordered.append((start, end) if start < end else (position, position))
+        position = max(position, end)
+    return ordered
 
 
 class _SpecialTextGuard:

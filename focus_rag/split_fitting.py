@@ -175,8 +175,8 @@ def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], c
 
 def _signal(questions: Sequence[Example], reach: float) -> Signal | None:
     """Scores and words together, unless one of them alone tells the gold passages for certain better, or words add nothing; None if nothing tells any."""
-    shares = {by: gold_shares(by, reach, questions) for by in get_args(Signal)}
-    best = max(shares, key=lambda by: sum(shares[by]))
+    shares: dict[Signal, list[float]] = {by: gold_shares(by, reach, questions) for by in get_args(Signal)}
+    best: Signal = max(shares, key=lambda by: sum(shares[by]))
     if not any(shares[best]):
         return None
     if Estimate.of(_differences(shares[best], shares["both"])).low > 0:

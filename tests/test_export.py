@@ -121,7 +121,7 @@ def test_half_precision_stays_half_precision(dtype, tmp_path):
 def test_a_shift_below_rounding_is_refused(tmp_path):
     model_of().save_pretrained(tmp_path / "bare")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "bare", dtype=torch.bfloat16).eval()
-    with pytest.raises(UnsupportedModelError, match="no more than rounding"):
+    with pytest.raises(UnsupportedModelError, match="hardly more than rounding"):
         export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=1e-6)
     assert [one.name for one in tmp_path.iterdir()] == ["bare"]
 
@@ -427,3 +427,19 @@ def test_what_is_in_vain_is_said_before_the_model_is_loaded(saved, tmp_path, cap
     arguments = ["export", "--model", "nowhere", "--profile", str(saved / "post_rope"), "--alpha", "0.2", "--out", str(tmp_path / "baked")]
     assert main(arguments) == 2
     assert "after RoPE" in capsys.readouterr().err
+
+
+def test_what_a_configuration_holds_beside_its_family_does_no_harm(tmp_path):
+    model = model_of("mistral", sliding_window=None)
+    model.config.attention_bias = False  # a setting of other families that stands in some published files
+    model.generation_config = None
+    report = export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
+    assert report.architecture == "LlamaForCausalLM" and read_back(tmp_path / "baked", model).config.attention_bias
+
+
+def test_settings_that_transformers_does_not_write_are_told(tmp_path, monkeypatch):
+    model = model_of()
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(ValueError("top_p without sampling")))
+    with pytest.raises(InvalidInputError, match="refuses to write the checkpoint: top_p without sampling"):
+        export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
+    assert list(tmp_path.iterdir()) == []

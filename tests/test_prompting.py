@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.passages import Passage
-from focus_rag.prompting import PromptBuilder, PromptLayout
+from focus_rag.prompting import PromptBuilder, PromptLayout, in_order, token_span
 from tests.tiny_tokenizer import tiny_tokenizer
 
 PLENTY = 10_000
@@ -429,3 +429,24 @@ def test_a_raw_prompt_that_begins_with_the_beginning_token_gets_no_second_one():
         built = builder.from_text(prompt, [], max_tokens=PLENTY)
         assert list(built.input_ids).count(tokenizer.bos_token_id) == 1
         assert built.input_ids[0] == tokenizer.bos_token_id
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=12), st.integers(0, 20), st.integers(0, 20))
+def test_the_tokens_of_a_span_are_those_that_overlap_it(steps, first, length):
+    """Tokens that leave out characters, share one, or cover none and say (0, 0)."""
+    offsets, position = [], 0
+    for gap, size, shares in steps:
+        start = position if not shares or not offsets or offsets[-1] == (0, 0) else offsets[-1][0]
+        start += 0 if shares else gap
+        offsets.append((start, max(start + size, position)) if size else (0, 0))
+        position = max(position, offsets[-1][1])
+    span = first, first + length
+    overlapping = [index for index, (start, end) in enumerate(offsets) if start < end and start < span[1] and end > span[0]]
+    expected = (overlapping[0], overlapping[-1] + 1) if overlapping and length else None
+    assert token_span(in_order(offsets), span) == expected
+
+
+def test_a_prompt_that_cannot_fit_is_told_before_its_passages_are_looked_for(builder, monkeypatch):
+    monkeypatch.setattr("focus_rag.prompting.token_span", None)
+    with pytest.raises(PromptTooLongError):
+        builder.from_text("long " * 50 + "passage one of the prompt", [Passage("passage one of the prompt")], max_tokens=20)

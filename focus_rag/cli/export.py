@@ -33,7 +33,7 @@ def command(
     factor = parse_alpha(alpha)
     loaded = FocusProfile.load(profile)
     check_export(loaded, out, factor)
-    generator = load_generator(model, profile)
+    generator = load_generator(model, loaded)
     with progress() as bar:
         bar.add_task("exporting and checking", total=None)
         report = export_model(generator.model, generator.tokenizer, loaded, out, alpha=float(factor))

@@ -13,6 +13,7 @@ from focus_rag.noise import ScoreKind
 
 if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
+    from focus_rag.profile import FocusProfile
     from focus_rag.score_split import SplitSetting
 
 ModelOption = Annotated[
@@ -76,7 +77,7 @@ def parse_split(text: str) -> SplitSetting:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
 
 
-def load_generator(model: str | None, profile: str | None, device: str | None = None, **settings: Any) -> FocusGenerator:
+def load_generator(model: str | None, profile: str | FocusProfile | None, device: str | None = None, **settings: Any) -> FocusGenerator:
     """Load model and profile with a sign of life on stderr.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from focus_rag.prompting import PromptLayout, token_span
+from focus_rag.prompting import PromptLayout, in_order, token_span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -113,7 +113,8 @@ class Conversation:
 
 def _in_tokens(marks: Marks, offsets: list[Span], before: int) -> Marks | None:
     """Marks of a text as tokens of its row, in which `before` tokens stand ahead of the text; None if one of them has no token."""
-    found = [token_span(offsets, span) for span in (marks.passages, marks.gold, marks.told)]
+    ordered = in_order(offsets)
+    found = [token_span(ordered, span) for span in (marks.passages, marks.gold, marks.told)]
     spans = [(span[0] + before, span[1] + before) for span in found if span is not None]
     return Marks(*spans) if len(spans) == len(found) else None
 

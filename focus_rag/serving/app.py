@@ -6,16 +6,17 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Receive, Scope, Send
 
 from focus_rag import __version__
 from focus_rag.answers import Request as GeneratorRequest
@@ -50,8 +51,8 @@ def create_app(generator: FocusGenerator, settings: ServerSettings | None = None
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(title="focus_rag", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, most=settings.most_bytes)
-    if settings.is_local:
-        # A page from elsewhere whose name was made to point to this machine is sent away.
+    if settings.api_key is None:
+        # A page from elsewhere whose name was made to point to this machine is sent away; it has no key either.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", settings.host], www_redirect=False)
     known = [Depends(_keeper_of(settings))]
 
@@ -69,7 +70,11 @@ def create_app(generator: FocusGenerator, settings: ServerSettings | None = None
 
     @app.get("/v1/models", dependencies=known)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": service.name, "object": "model", "created": 0, "owned_by": "focus_rag"}]}
+        return {"object": "list", "data": [service.model(service.name)]}
+
+    @app.get("/v1/models/{name:path}", dependencies=known)
+    async def model(name: str) -> dict[str, Any]:
+        return service.model(name)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -81,6 +86,29 @@ def create_app(generator: FocusGenerator, settings: ServerSettings | None = None
     return app
 
 
+class _UnknownModelError(HTTPException):
+    """Another model was asked for."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(404, said)
+
+
+class _Events(StreamingResponse):
+    """Server-sent events whose source is closed whatever happens while they are sent."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache"})
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
 class _Service:
     """Answers a request whole or in pieces, within the time it has and as long as somebody waits for it."""
 
@@ -90,17 +118,23 @@ class _Service:
         self.name = settings.name or generator.model_name
         self.line = WaitingLine(generator, settings.most_requests)
 
+    def model(self, name: str) -> dict[str, Any]:
+        """What there is to know of the model, if that is its name."""
+        if name != self.name:
+            raise _UnknownModelError(f"The model {name!r} is not here; this server has {self.name!r}.")
+        return {"id": name, "object": "model", "created": 0, "owned_by": "focus_rag"}
+
     async def reply(self, body: GenerationBody, request: GeneratorRequest, kind: ReplyKind, http: Request) -> Response:
-        if body.model not in (None, self.name):
-            raise HTTPException(404, f"The model {body.model!r} is not here; this server has {self.name!r}.")
+        if body.model is not None:
+            self.model(body.model)
         reply = Reply(kind, self.name)
         if not body.stream:
             async with asyncio.timeout(self._seconds):
-                return JSONResponse(reply.whole(await _while_somebody_waits(http, self.line.answer(request))))
+                return _json(reply.whole(await _while_somebody_waits(http, self.line.answer(request))))
         events = self._events(reply, request, usage=body.stream_options is not None and body.stream_options.include_usage)
         # What is wrong with the request is told by the status, before the stream begins.
         first = await _while_somebody_waits(http, anext(events))
-        return StreamingResponse(_lines(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return _Events(_lines(first, events))
 
     async def _events(self, reply: Reply, request: GeneratorRequest, *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         clock = asyncio.get_running_loop().time
@@ -135,7 +169,7 @@ async def _left(http: Request) -> None:
         pass
 
 
-async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
+async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:
     """Server-sent events; what goes wrong after the first is an event itself."""
     async with aclosing(events):
         yield _line(first)
@@ -151,7 +185,12 @@ async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], N
 
 
 def _line(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(event)}\n\n"
+
+
+def _json(body: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """In ASCII: half a surrogate pair, which a client may send, cannot be encoded otherwise."""
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 def _keeper_of(settings: ServerSettings) -> Callable[..., Awaitable[None]]:
@@ -172,17 +211,17 @@ _BEARER = HTTPBearer(auto_error=False)
 
 async def _error_reply(_: Request, error: Exception) -> Response:
     status, body = _status_and_body(error)
-    headers = dict(getattr(error, "headers", None) or {})
+    headers = dict((error.headers if isinstance(error, AnyHTTPException) else None) or {})
     if isinstance(error, LineFullError):
         headers["Retry-After"] = "1"
-    return JSONResponse(body, status, headers)
+    return _json(body, status, headers)
 
 
 def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
     match error:
         case RequestValidationError():
             found = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body"
-            is_object = found[0]["type"] not in ("model_attributes_type", "json_invalid", "missing") or found[0]["loc"]
+            is_object = found[0]["type"] != "json_invalid" and (found[0]["loc"] or found[0]["type"] not in ("model_attributes_type", "missing"))
             said = first_problem(found) if is_object else "The body is no JSON object: send one, with `Content-Type: application/json`."
             return 400, error_body(said, "invalid_request_error")
         case PromptTooLongError():
@@ -195,5 +234,5 @@ def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
             return 504, error_body("The time that a request may take is up: ask for less, or later.", "server_error", "timeout")
         case AnyHTTPException(status_code=status):
             kind = "server_error" if status >= 500 else "authentication_error" if status == 401 else "invalid_request_error"
-            return status, error_body(str(error.detail), kind, "model_not_found" if status == 404 else None)
+            return status, error_body(str(error.detail), kind, "model_not_found" if isinstance(error, _UnknownModelError) else None)
     return 500, error_body("Something went wrong here; the server's log says what.", "server_error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -38,8 +38,29 @@ _NOT_HERE: Final[Mapping[str, tuple[Any, ...]]] = {
 """Fields of the API that this server does not have, and the values by which nothing is asked for."""
 
 
+_Stop = Annotated[str, Field(max_length=500)]
+
+
 class _Body(BaseModel):
+    """Nulls say nothing, unknown fields are refused by the first of them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        given = {name: value for name, value in body.items() if value is not None and name not in cls._ignored()}
+        # One is enough to be told: a body of many would take as many lines.
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        if unknown is not None:
+            raise ValueError(f"{unknown!r} is no field here")
+        return given
+
+    @classmethod
+    def _ignored(cls) -> Collection[str]:
+        return ()
 
 
 class PassageBody(_Body):
@@ -55,8 +76,12 @@ class MessageBody(_Body):
     """A message of a conversation; its text may come in parts."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+
+    @classmethod
+    def _ignored(cls) -> Collection[str]:
+        return ("annotations",)  # a list that clients send back as it came
 
     @property
     def plain(self) -> dict[str, str]:
@@ -95,8 +120,8 @@ class GenerationBody(_Body):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     top_k: int | None = Field(default=None, ge=0)
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    passages: list[PassageBody] = Field(default_factory=list)
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
+    passages: list[PassageBody] = Field(default_factory=list, fail_fast=True)
     alpha: Annotated[float, Strict()] | Literal["auto"] | None = None
     split: ScoreSplit | Literal["auto", "off"] | None = None
     score_kind: ScoreKind | None = None
@@ -105,13 +130,16 @@ class GenerationBody(_Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_asks_for_nothing(cls, body: Any) -> Any:
-        if not isinstance(body, Mapping):
-            return body
-        asked = [name for name, nothing in _NOT_HERE.items() if body.get(name) is not None and body[name] not in nothing]
+    def _nothing_that_is_not_here(cls, body: Any) -> Any:
+        known = body if isinstance(body, Mapping) else {}
+        asked = [name for name, nothing in _NOT_HERE.items() if known.get(name) is not None and known[name] not in nothing]
         if asked:
             raise ValueError(f"{', '.join(sorted(asked))}: not to be had here")
-        return {name: value for name, value in body.items() if name not in _WITHOUT_EFFECT and name not in _NOT_HERE}
+        return body
+
+    @classmethod
+    def _ignored(cls) -> Collection[str]:
+        return _WITHOUT_EFFECT | _NOT_HERE.keys()
 
     def _request(self, default: GenerationSettings, limits: ServerSettings, **what: Any) -> Request:
         """The request to the generator.
@@ -139,7 +167,7 @@ class GenerationBody(_Body):
 class ChatBody(GenerationBody):
     """`POST /v1/chat/completions`: a conversation in which the passages stand already."""
 
-    messages: list[MessageBody] = Field(min_length=1)
+    messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
     query: str | None = None
 
     def request(self, default: GenerationSettings, limits: ServerSettings) -> Request:

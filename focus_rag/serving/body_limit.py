@@ -27,7 +27,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")
-        if length.isdigit() and int(length) > self._most:
+        if length.isascii() and length.isdigit() and int(length) > self._most:
             await self._refuse(send)
             return
         seen, refused = 0, False

@@ -43,21 +43,36 @@ class GatheredBatch:
 
     def serve(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
         """Answer a complete batch; a row that is refused gets its own error."""
+        batch = _still_wanted(batch)
         try:
-            outcomes = self.generator.answer_batch([request for request, _ in batch], return_errors=True)
+            outcomes = self.generator.answer_batch([request for request, _ in batch], return_errors=True) if batch else []
         except BaseException as error:
             _fail(batch, error)
             raise
         _finish(batch, outcomes)
 
     async def aserve(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
-        """`serve` without blocking the event loop."""
+        """`serve` without blocking the event loop. A row that is cancelled leaves the others their answers; after the last one the model is stopped."""
+        batch = _still_wanted(batch)
+        if not batch:
+            return
+        answering, loop = asyncio.ensure_future(self._answers(batch)), asyncio.get_running_loop()
+
+        def stop_if_nobody_waits(_: Future[Answer]) -> None:
+            if all(future.done() for _, future in batch):
+                loop.call_soon_threadsafe(answering.cancel)
+
+        for _, future in batch:
+            future.add_done_callback(stop_if_nobody_waits)
+        await asyncio.shield(answering)
+
+    async def _answers(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
         try:
             outcomes = await self.generator.aanswer_batch([request for request, _ in batch], return_errors=True)
-        except BaseException as error:
+        except BaseException as error:  # each row raises it
             _fail(batch, error)
-            raise
-        _finish(batch, outcomes)
+        else:
+            _finish(batch, outcomes)
 
 
 class Row:
@@ -83,8 +98,12 @@ class Row:
     async def aanswer(self, request: Request) -> Answer:
         """`answer` without blocking the event loop."""
         future: Future[Answer] = Future()
-        if batch := self._arrive((request, future)):
-            await self._batch.aserve(batch)
+        try:
+            if batch := self._arrive((request, future)):
+                await self._batch.aserve(batch)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
         return await asyncio.wrap_future(future)
 
     def _arrive(self, asked: tuple[Request, Future[Answer]] | None) -> list[tuple[Request, Future[Answer]]]:
@@ -116,8 +135,14 @@ class Row:
 _CURRENT: ContextVar[Row | None] = ContextVar("focus_rag_batch_row", default=None)
 
 
+def _still_wanted(batch: Sequence[tuple[Request, Future[Answer]]]) -> list[tuple[Request, Future[Answer]]]:
+    return [(request, future) for request, future in batch if not future.done()]
+
+
 def _finish(batch: Sequence[tuple[Request, Future[Answer]]], outcomes: Sequence[Answer | FocusRagError]) -> None:
     for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if not future.set_running_or_notify_cancel():  # the row was cancelled on the way
+            continue
         if isinstance(outcome, FocusRagError):
             future.set_exception(outcome)
         else:

@@ -25,6 +25,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
+from langchain_focus_rag.batching import GatheredBatch, Row
 from langchain_focus_rag.messages import chat_template_messages
 
 from focus_rag import (
@@ -797,3 +798,77 @@ def test_prompts_reach_the_generator_unchanged() -> None:
     found = documents()
     chain(model, found).invoke(QUESTION)
     assert prompt_of(generator.requests[-1]) == f"Context:\n{join(found)}\n\nQuestion: {QUESTION}"
+
+
+class HeldGenerator:
+    """Answers when it is let go, and tells what it was asked and whether it was stopped."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.asked, self.is_stopped = asyncio.Event(), asyncio.Event(), [], False
+
+    async def aanswer_batch(self, requests: Any, *, return_errors: bool = False) -> Any:
+        self.asked.append(list(requests))
+        self.begun.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.is_stopped = True
+            raise
+        return [f"answer to {request}" for request in requests]
+
+
+async def rows_of(generator: Any, cancelled: tuple[int, ...]) -> list[Any]:
+    """What becomes of three rows of a batch, some of which are cancelled while it is answered; the last one serves it."""
+    batch = GatheredBatch(generator, 3)
+
+    async def row(number: int) -> Any:
+        async with Row(batch) as one:
+            return await one.aanswer(number)
+
+    tasks = [asyncio.create_task(row(number)) for number in range(3)]
+    await generator.begun.wait()
+    for number in cancelled:
+        tasks[number].cancel()
+    await asyncio.sleep(0.01)
+    generator.go.set()
+    async with asyncio.timeout(10):
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+def test_a_cancelled_row_leaves_the_others_their_answers(cancelled: int) -> None:
+    async def run() -> list[Any]:
+        return await rows_of(HeldGenerator(), (cancelled,))
+
+    outcomes = asyncio.run(run())
+    assert isinstance(outcomes[cancelled], asyncio.CancelledError)
+    assert [one for number, one in enumerate(outcomes) if number != cancelled] == [f"answer to {number}" for number in range(3) if number != cancelled]
+
+
+def test_the_model_is_stopped_when_no_row_waits_any_more() -> None:
+    async def run() -> tuple[list[Any], bool]:
+        generator = HeldGenerator()
+        return await rows_of(generator, (0, 1, 2)), generator.is_stopped
+
+    outcomes, is_stopped = asyncio.run(run())
+    assert is_stopped and all(isinstance(one, asyncio.CancelledError) for one in outcomes)
+
+
+def test_a_batch_of_which_no_row_waits_is_not_begun() -> None:
+    async def run() -> list[Any]:
+        generator = HeldGenerator()
+        batch = GatheredBatch(generator, 2)
+
+        async def asking() -> Any:
+            async with Row(batch) as one:
+                return await one.aanswer(0)
+
+        first = asyncio.create_task(asking())
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        async with Row(batch):  # ends without asking, and would have served the other
+            pass
+        return generator.asked
+
+    assert asyncio.run(run()) == []
