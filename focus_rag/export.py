@@ -81,7 +81,7 @@ def export_model(model: Any, tokenizer: Any, profile: FocusProfile, folder: str 
     """Write a checkpoint that answers as the model does under `focus(model, profile, alpha)`, everywhere and always.
 
     The checkpoint is checked on a probe: in memory against the steered model, and once more as it is read back from the disk. The folder
-    appears when it is complete. The model is left as it was; its weights are not copied in memory, but reading back loads them once more.
+    appears when it is complete; a process that is killed on the way leaves a hidden `.exporting-` folder beside it. The model is left as it was; its weights are not copied in memory, but reading back loads them once more.
 
     Beside the usual files, `focus_export.json` holds what was baked, and for the probe's token ids the likeliest next tokens with their
     logits. Compare them in the engine that is to serve the checkpoint: some loaders (older ones of vLLM) silently drop a bias that they
