@@ -7,7 +7,6 @@ import hmac
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -94,18 +93,19 @@ class _UnknownModelError(HTTPException):
 
 
 class _Events(StreamingResponse):
-    """Server-sent events whose source is closed whatever happens while they are sent."""
+    """Server-sent events, the first of which is there already; their source is closed whatever happens while they are sent."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-cache"})
-        self._events = events
+    def __init__(self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> None:
+        self._lines, self._events = _lines(first, events), events
+        super().__init__(self._lines, headers={"Cache-Control": "no-cache"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self._lines.aclose()
             await self._events.aclose()
 
 
@@ -134,7 +134,7 @@ class _Service:
         events = self._events(reply, request, usage=body.stream_options is not None and body.stream_options.include_usage)
         # What is wrong with the request is told by the status, before the stream begins.
         first = await _while_somebody_waits(http, anext(events))
-        return _Events(_lines(first, events))
+        return _Events(first, events)
 
     async def _events(self, reply: Reply, request: GeneratorRequest, *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         clock = asyncio.get_running_loop().time
@@ -170,17 +170,16 @@ async def _left(http: Request) -> None:
 
 
 async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:
-    """Server-sent events; what goes wrong after the first is an event itself."""
-    async with aclosing(events):
-        yield _line(first)
-        try:
-            async for event in events:
-                yield _line(event)
-        except Exception as error:
-            _, body = _status_and_body(error)
-            logger.warning("A stream ended early.", exc_info=error)
-            yield _line(body)
-            return
+    """Events as text; what goes wrong after the first is an event itself."""
+    yield _line(first)
+    try:
+        async for event in events:
+            yield _line(event)
+    except Exception as error:
+        _, body = _status_and_body(error)
+        logger.warning("A stream ended early.", exc_info=error)
+        yield _line(body)
+        return
     yield "data: [DONE]\n\n"
 
 
