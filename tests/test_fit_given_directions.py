@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fitting import SETTINGS, same, small_examples, small_model
+from test_fitting import SETTINGS, same, small_examples, small_model, wordless_examples
 from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
@@ -42,7 +42,7 @@ def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(tmp_path: Path
     given, phases = published(), set()
     settings = SETTINGS.model_copy(update={"split_taus": (0.03,), "dev_questions": 16})
     profile = fit_profile(
-        small_model(), tiny_tokenizer(), small_examples(20), tmp_path, settings, directions_of=given, progress=lambda name, *_: phases.add(name)
+        small_model(), tiny_tokenizer(), wordless_examples(20), tmp_path, settings, directions_of=given, progress=lambda name, *_: phases.add(name)
     )
     assert phases == {"measuring activation", "fitting alpha", "fitting the split"}
     assert torch.equal(profile.directions, given.directions) and torch.equal(profile.key_directions, given.key_directions)

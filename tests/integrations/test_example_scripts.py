@@ -31,7 +31,7 @@ def test_only_the_line_of_the_model_changes_and_more_is_right(name: str) -> None
 @pytest.mark.parametrize("name", ["langchain_faiss", "llama_index_faiss"])
 def test_a_vector_store_of_faiss_hands_on_its_distances(name: str) -> None:
     text = printed(name)
-    assert "split softmax on the best scored passage" in text and "distance 0." in text
+    assert "split softmax on the passage best by score and shared words" in text and "distance 0." in text
 
 
 def test_every_example_is_run_here() -> None:
