@@ -1,4 +1,4 @@
-"""Split softmax on what the retriever scored best: the paper's oracle with scores in the place of the gold flags."""
+"""Split softmax on the best passages of a retrieval: the paper's oracle with scores and shared words in the place of the gold flags."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ _IN_WORDS = {
 
 
 class ScoreSplit(BaseModel):
-    """How far the contextual heads lean on the best scored passages; the others stay in the prompt and in sight.
+    """How far the contextual heads lean on the best passages of a retrieval; the others stay in the prompt and in sight.
 
     Whatever mass p a contextual head gives to those passages together becomes p ** tau (split softmax, Zhu et al., arXiv 2503.23306,
-    who give it to the relevant passages), in the rows after the last passage. It trusts the retriever: where the best scores are not those of the
-    relevant passages, it misleads.
+    who give it to the relevant passages), in the rows after the last passage. It trusts what it goes by: where the best passages by that are not
+    the relevant ones, it misleads.
 
     Attributes:
         reach: Share of the distance from the best score to the worst within which a passage counts as one of the best; 0 favours the best one
@@ -102,11 +102,12 @@ class ScoreSplit(BaseModel):
         if self.tau == 1.0 or len(in_prompt) < self.fewest:
             return Favoured()
         by_score = None if self.by == "words" else self._behind_in_score(passages, higher_is_better, score_kind)
-        by_words = None
-        if question and (self.by != "scores" if by_score is not None else self.without_scores or self.by == "words"):
-            by_words = _behind(shared_word_scores(question, passages))
-        if by_score is None or by_words is None:
-            return Favoured(self._near(by_words, in_prompt), "words") if by_score is None else Favoured(self._near(by_score, in_prompt), "scores")
+        words_count = self.by == "words" or (self.without_scores if by_score is None else self.by == "both")
+        by_words = _behind(shared_word_scores(question, passages)) if question and words_count else None
+        if by_words is None:
+            return Favoured(self._near(by_score, in_prompt), "scores")
+        if by_score is None:
+            return Favoured(self._near(by_words, in_prompt), "words")
         # A passage without a score counts as the worst scored one.
         both = [min(one, 1.0) + other for one, other in zip(by_score, by_words, strict=True)]
         return Favoured(self._near(_behind([-one for one in both]), in_prompt), "both")
@@ -118,8 +119,10 @@ class ScoreSplit(BaseModel):
 
     def _near(self, behind: Sequence[float] | None, in_prompt: set[int]) -> tuple[int, ...]:
         """Those within reach of the best one, unless that is all that stand in the prompt."""
-        near = [] if behind is None else [index for index in in_prompt if behind[index] <= self.reach]
-        return tuple(sorted(near, key=lambda index: (behind[index], index))) if behind is not None and len(near) < len(in_prompt) else ()
+        if behind is None:
+            return ()
+        near = sorted((index for index in in_prompt if behind[index] <= self.reach), key=lambda index: (behind[index], index))
+        return tuple(near) if len(near) < len(in_prompt) else ()
 
 
 def _behind(scores: Sequence[float | None]) -> list[float] | None:

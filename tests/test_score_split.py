@@ -110,8 +110,8 @@ def test_words_are_asked_where_scores_tell_nothing(scores, options, best):
         ((0.9, 0.8, 0.5, 0.4), {}, Favoured((1,), "both")),
         ((0.9, None, 0.5, 0.4), {}, Favoured((0, 1), "both")),  # without a score it counts as the worst scored one
         ((0.4, 0.5, 0.8, 0.9), {"higher_is_better": False}, Favoured((1,), "both")),
-        ((None,) * 4, {}, Favoured((), "words")),
-        ((0.5, 0.9, 0.4, 0.8), {}, Favoured((), "words")),
+        ((None,) * 4, {}, Favoured()),
+        ((0.5, 0.9, 0.4, 0.8), {}, Favoured()),
     ],
 )
 def test_words_count_as_much_as_scores(scores, options, best):
