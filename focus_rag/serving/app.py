@@ -121,7 +121,7 @@ class _Service:
     def model(self, name: str) -> dict[str, Any]:
         """What there is to know of the model, if that is its name."""
         if name != self.name:
-            raise _UnknownModelError(f"The model {name!r} is not here; this server has {self.name!r}.")
+            raise _UnknownModelError(f"The model {name[:80]!r} is not here; this server has {self.name!r}.")
         return {"id": name, "object": "model", "created": 0, "owned_by": "focus_rag"}
 
     async def reply(self, body: GenerationBody, request: GeneratorRequest, kind: ReplyKind, http: Request) -> Response:

@@ -37,7 +37,6 @@ _NOT_HERE: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """Fields of the API that this server does not have, and the values by which nothing is asked for."""
 
-
 _Stop = Annotated[str, Field(max_length=500)]
 
 
@@ -55,7 +54,7 @@ class _Body(BaseModel):
         # One is enough to be told: a body of many would take as many lines.
         unknown = next((name for name in given if name not in cls.model_fields), None)
         if unknown is not None:
-            raise ValueError(f"{unknown!r} is no field here")
+            raise ValueError(f"{unknown[:80]!r} is no field here")
         return given
 
     @classmethod
