@@ -113,10 +113,10 @@ class _StrengthFit:
         if best is None:
             return None, figures
         split = best.split
-        largest = next(one.cell for one in unsplit if self._is_headline(one.cell))
-        figures["finds_gold"] = {by: finds_gold(split.model_copy(update={"by": by}), largest.questions).to_dict() for by in get_args(Signal)}
+        headline = next(one for one in unsplit if self._is_headline(one.cell))
+        figures["finds_gold"] = {by: finds_gold(split.model_copy(update={"by": by}), headline.cell.questions).to_dict() for by in get_args(Signal)}
         if split.by != "words":
-            shuffled = partial(self._unreliable, profile, split, unsplit)
+            shuffled = partial(self._unreliable, profile, split, headline)
             figures["shuffled_scores"] = self.fit.work.step(f"split-shuffled{_BY[split.by]}", shuffled)
             unscored = self._unsplit(profile, [cell.without_scores() for cell in cells], sweeps)
             alone = by_words_alone(split, unscored, grades)
@@ -135,9 +135,8 @@ class _StrengthFit:
             lambda: self.fit.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
         )
 
-    def _unreliable(self, profile: FocusProfile, split: ScoreSplit, unsplit: Sequence[Unsplit]) -> dict[str, Any]:
-        """The largest cell as retrieved, once more with its scores dealt out anew."""
-        one = next(each for each in unsplit if self._is_headline(each.cell))
+    def _unreliable(self, profile: FocusProfile, split: ScoreSplit, one: Unsplit) -> dict[str, Any]:
+        """A cell once more with its scores dealt out anew."""
         dealt = [each.with_shuffled_scores(self.fit.settings.seed) for each in one.cell.questions]
         found = self.fit.answers.grades(profile.replace(split=split), dealt, "auto", split="auto")
         gain = [after - before for before, after in zip(one.bare, found, strict=True)]

@@ -230,7 +230,7 @@ _BY = {"scores": "score", "words": "the words they share with the question", "bo
 
 
 def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
-    """What leaning on the best scored passages brings."""
+    """What leaning on the best passages brings."""
     if not figures["tried"]:
         return ["Not fitted: no split was to be tried, or neither scores nor shared words ever favour a gold passage of these questions."]
     cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]

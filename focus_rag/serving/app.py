@@ -24,7 +24,7 @@ from focus_rag.generator import FocusGenerator
 from focus_rag.serving.bodies import AnswerBody, ChatBody, CompletionBody, GenerationBody
 from focus_rag.serving.body_limit import BodyLimit
 from focus_rag.serving.replies import Reply, ReplyKind, error_body
-from focus_rag.serving.settings import ServerSettings
+from focus_rag.serving.settings import ServerSettings, ServiceSettings
 from focus_rag.serving.waiting_line import LineFullError, WaitingLine
 
 logger = logging.getLogger("focus_rag")
@@ -32,7 +32,7 @@ logger = logging.getLogger("focus_rag")
 Result = TypeVar("Result")
 
 
-def create_app(generator: FocusGenerator, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(generator: FocusGenerator, settings: ServiceSettings | None = None) -> FastAPI:
     """The application that serves a generator, for uvicorn or any other ASGI server.
 
     Routes: `POST /v1/chat/completions` and `/v1/completions` as in the OpenAI API, `POST /v1/answers` for a question and its passages,
@@ -52,7 +52,7 @@ def create_app(generator: FocusGenerator, settings: ServerSettings | None = None
     app.add_middleware(BodyLimit, most=settings.most_bytes)
     if settings.api_key is None:
         # A page from elsewhere whose name was made to point to this machine is sent away; it has no key either.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1", settings.host], www_redirect=False)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False)
     known = [Depends(_keeper_of(settings))]
 
     @app.post("/v1/chat/completions", dependencies=known)
@@ -112,7 +112,7 @@ class _Events(StreamingResponse):
 class _Service:
     """Answers a request whole or in pieces, within the time it has and as long as somebody waits for it."""
 
-    def __init__(self, generator: FocusGenerator, settings: ServerSettings) -> None:
+    def __init__(self, generator: FocusGenerator, settings: ServiceSettings) -> None:
         self._generator = generator
         self._seconds = settings.seconds
         self.name = settings.name or generator.model_name
@@ -192,7 +192,7 @@ def _json(body: dict[str, Any], status: int = 200, headers: Mapping[str, str] | 
     return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
-def _keeper_of(settings: ServerSettings) -> Callable[..., Awaitable[None]]:
+def _keeper_of(settings: ServiceSettings) -> Callable[..., Awaitable[None]]:
     key = settings.api_key
 
     async def keeper(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
@@ -220,8 +220,11 @@ def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
     match error:
         case RequestValidationError():
             found = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body"
-            is_object = found[0]["type"] != "json_invalid" and (found[0]["loc"] or found[0]["type"] not in ("model_attributes_type", "missing"))
-            said = first_problem(found) if is_object else "The body is no JSON object: send one, with `Content-Type: application/json`."
+            where, what = found[0]["loc"], found[0]["type"]
+            if what == "json_invalid" or (not where and what in ("model_attributes_type", "missing")):
+                said = "The body is no JSON object: send one, with `Content-Type: application/json`."
+            else:
+                said = first_problem(found)
             return 400, error_body(said, "invalid_request_error")
         case PromptTooLongError():
             return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")

@@ -12,7 +12,7 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
 from focus_rag.score_split import ScoreSplit
-from focus_rag.serving.settings import ServerSettings
+from focus_rag.serving.settings import ServiceSettings
 
 _WITHOUT_EFFECT: Final = frozenset(
     {"metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
@@ -140,7 +140,7 @@ class GenerationBody(_Body):
     def _ignored(cls) -> Collection[str]:
         return _WITHOUT_EFFECT | _NOT_HERE.keys()
 
-    def _request(self, default: GenerationSettings, limits: ServerSettings, **what: Any) -> Request:
+    def _request(self, default: GenerationSettings, limits: ServiceSettings, **what: Any) -> Request:
         """The request to the generator.
 
         Args:
@@ -169,7 +169,7 @@ class ChatBody(GenerationBody):
     messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
     query: str | None = None
 
-    def request(self, default: GenerationSettings, limits: ServerSettings) -> Request:
+    def request(self, default: GenerationSettings, limits: ServiceSettings) -> Request:
         """As `_request`."""
         return self._request(default, limits, messages=[message.plain for message in self.messages], query=self.query)
 
@@ -180,7 +180,7 @@ class CompletionBody(GenerationBody):
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
     query: str | None = None
 
-    def request(self, default: GenerationSettings, limits: ServerSettings) -> Request:
+    def request(self, default: GenerationSettings, limits: ServiceSettings) -> Request:
         """As `_request`."""
         prompt = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
         return self._request(default, limits, prompt=prompt, query=self.query)
@@ -191,6 +191,6 @@ class AnswerBody(GenerationBody):
 
     question: str
 
-    def request(self, default: GenerationSettings, limits: ServerSettings) -> Request:
+    def request(self, default: GenerationSettings, limits: ServiceSettings) -> Request:
         """As `_request`."""
         return self._request(default, limits, question=self.question)

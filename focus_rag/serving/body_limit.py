@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from focus_rag.serving.replies import error_body
@@ -21,6 +20,8 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
         self._most = most
+        said = f"The body is larger than this server takes ({most} bytes)."
+        self._refuse = JSONResponse(error_body(said, "invalid_request_error"), 413, {"connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,7 +29,7 @@ class BodyLimit:
             return
         length = Headers(scope=scope).get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._most:
-            await self._refuse(send)
+            await self._refuse(scope, receive, send)
             return
         seen, refused = 0, False
 
@@ -38,7 +39,7 @@ class BodyLimit:
             seen += len(message.get("body", b""))
             if seen > self._most and not refused:
                 refused = True
-                await self._refuse(send)
+                await self._refuse(scope, receive, send)
             # The application sees a client that has left: it neither reads on nor answers.
             return {"type": "http.disconnect"} if refused else message
 
@@ -47,9 +48,3 @@ class BodyLimit:
                 await send(message)
 
         await self.app(scope, counted, unless_refused)
-
-    async def _refuse(self, send: Send) -> None:
-        body = json.dumps(error_body(f"The body is larger than this server takes ({self._most} bytes).", "invalid_request_error")).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": body})

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 from ray import serve
 
 from focus_rag.errors import InvalidInputError, first_problem
-from focus_rag.serving.settings import ServerSettings
+from focus_rag.serving.settings import ServiceSettings
 
 
-class RaySettings(BaseModel):
-    """What `build` takes.
+class RaySettings(ServiceSettings):
+    """What `build` takes, beside what every service has; limits are those of one replica.
 
     Attributes:
         model: Hub id or folder; None for the model that comes with the package. Every machine that runs a replica has to find it.
@@ -27,21 +27,13 @@ class RaySettings(BaseModel):
         replicas: How many models are held at the same time.
         gpus: GPUs of a replica; 0 for the CPU.
         cpus: Processors of a replica.
-        api_key: As in `ServerSettings`.
-        name: As in `ServerSettings`.
-        most_requests: Of one replica, as in `ServerSettings`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str | None = None
     profile: str | None = None
     replicas: int = Field(default=1, ge=1)
     gpus: float = Field(default=0.0, ge=0.0)
     cpus: float = Field(default=1.0, ge=0.0)
-    api_key: SecretStr | None = None
-    name: str | None = None
-    most_requests: int = Field(default=64, ge=1)
 
 
 def build(arguments: Mapping[str, Any]) -> serve.Application:
@@ -63,7 +55,7 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
         from focus_rag.serving.app import create_app
 
         generator = FocusGenerator.from_pretrained(settings.model, settings.profile, device_map="cuda" if settings.gpus else None)
-        return create_app(generator, ServerSettings(api_key=settings.api_key, name=settings.name, most_requests=settings.most_requests))
+        return create_app(generator, settings)
 
     deployment = serve.deployment(
         name="focus_rag",

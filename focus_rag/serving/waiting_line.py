@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from focus_rag.answers import Answer, Request
 from focus_rag.errors import FocusRagError
 from focus_rag.generator import FocusGenerator
+
+_Batch = list[tuple[Request, asyncio.Future[Answer]]]
 
 
 class LineFullError(FocusRagError, RuntimeError):
@@ -69,15 +71,16 @@ class WaitingLine:
 
     async def _serve(self) -> None:
         while self._waiting:
-            batch: list[tuple[Request, asyncio.Future[Answer]]] = []
+            batch: _Batch = []
             while self._waiting and len(batch) < self._generator.max_batch:
                 request, future = self._waiting.popleft()
                 if not future.done():
                     batch.append((request, future))
             if batch:
-                await self._answer_batch([request for request, _ in batch], [future for _, future in batch])
+                await self._answer_batch(batch)
 
-    async def _answer_batch(self, requests: Sequence[Request], futures: Sequence[asyncio.Future[Answer]]) -> None:
+    async def _answer_batch(self, batch: _Batch) -> None:
+        requests, futures = zip(*batch, strict=True)
         answering = asyncio.ensure_future(self._generator.aanswer_batch(requests, return_errors=True))
 
         def stop_if_nobody_waits(_: asyncio.Future[Answer]) -> None:
