@@ -21,12 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from scoring import HEADS, LAYERS, WIDTH, build, build_example
 
-from focus_rag.attention_math import AttentionCall, span_mass
-from focus_rag.attention_tap import AttentionTap
-from focus_rag.direction_training import head_losses
-from focus_rag.measuring import tapped_layers
-from focus_rag.recorded_heads import Recording, padded_batch
-from focus_rag.teacher_forcing import TeacherForced
+from focus_rag.attention.formulas import AttentionCall, span_mass
+from focus_rag.attention.measuring import tapped_layers
+from focus_rag.attention.tap import AttentionTap
+from focus_rag.fitting.direction_training import head_losses
+from focus_rag.fitting.recorded_heads import Recording, padded_batch
+from focus_rag.fitting.teacher_forcing import TeacherForced
 
 
 class FullBackpropagation(AttentionTap):

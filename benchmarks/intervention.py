@@ -30,10 +30,10 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from focus_rag.measuring import SpanMeter
+from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.splitting import split_softmax
+from focus_rag.attention.steering import focus
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
-from focus_rag.splitting import split_softmax
-from focus_rag.steering import focus
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """What transformers calls the cache of a forward pass."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.direction_choices import NEW_TOKENS, questions
 from benchmarks.intervention import written
-from focus_rag.alpha_sweep import Estimate, measure_quality
 from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
+from focus_rag.fitting.alpha_sweep import Estimate, measure_quality
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import PromptLayout

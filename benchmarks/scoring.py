@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from focus_rag.head_scoring import example_masses
-from focus_rag.teacher_forcing import TeacherForced
+from focus_rag.fitting.head_scoring import example_masses
+from focus_rag.fitting.teacher_forcing import TeacherForced
 
 LAYERS, WIDTH, HEADS, VOCABULARY = 12, 512, 8, 8192
 

@@ -24,7 +24,7 @@ from benchmarks.capturing import write_result
 from focus_rag import FocusGenerator
 from focus_rag.cli.demo import read_questions
 from focus_rag.embedded import demo_folder
-from focus_rag.retrieval import PassageIndex
+from focus_rag.search.passage_index import PassageIndex
 from focus_rag.serving.app import create_app
 
 CLIENTS = (1, 4, 8, 16)

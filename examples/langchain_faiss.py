@@ -22,7 +22,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_focus_rag import ChatFocus, keep_scores
 
 from focus_rag.embedded.demo_documents import write_demo
-from focus_rag.embedders import TfidfEmbedder
+from focus_rag.search.embedders import TfidfEmbedder
 
 PROMPT = ChatPromptTemplate.from_template(
     "Answer the question from the passages. If they do not hold the answer, say: not stated.\n"

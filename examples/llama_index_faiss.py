@@ -24,7 +24,7 @@ from llama_index_focus_rag import FocusLLM, collect_reports
 from pydantic import PrivateAttr
 
 from focus_rag.embedded.demo_documents import write_demo
-from focus_rag.embedders import TfidfEmbedder
+from focus_rag.search.embedders import TfidfEmbedder
 
 PROMPT = PromptTemplate(
     "Answer the question from the passages. If they do not hold the answer, say: not stated.\n"

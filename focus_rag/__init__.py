@@ -15,34 +15,34 @@ _HOMES = {
     "Answer": "focus_rag.answers",
     "AnswerStream": "focus_rag.streams",
     "AsyncAnswerStream": "focus_rag.streams",
-    "CapturedPassages": "focus_rag.passage_registry",
+    "CapturedPassages": "focus_rag.adapters.passage_registry",
     "FittedAlpha": "focus_rag.alpha",
     "FixedAlpha": "focus_rag.alpha",
-    "FocusCall": "focus_rag.calls",
+    "FocusCall": "focus_rag.adapters.calls",
     "FocusGenerator": "focus_rag.generator",
-    "FocusHandle": "focus_rag.steering",
+    "FocusHandle": "focus_rag.attention.steering",
     "FocusProfile": "focus_rag.profile",
     "FocusRagError": "focus_rag.errors",
-    "FocusSettings": "focus_rag.calls",
+    "FocusSettings": "focus_rag.adapters.calls",
     "GenerationSettings": "focus_rag.answers",
     "InvalidInputError": "focus_rag.errors",
     "ModelLayout": "focus_rag.model_layout",
     "Passage": "focus_rag.passages",
-    "PassageRegistry": "focus_rag.passage_registry",
+    "PassageRegistry": "focus_rag.adapters.passage_registry",
     "PassageUse": "focus_rag.answers",
     "PromptLayout": "focus_rag.prompting",
     "Request": "focus_rag.answers",
     "RetrievalAlpha": "focus_rag.alpha",
     "RetrievalSignal": "focus_rag.passages",
-    "RetrievedText": "focus_rag.passage_registry",
+    "RetrievedText": "focus_rag.adapters.passage_registry",
     "ScoreSplit": "focus_rag.score_split",
-    "SpanMeter": "focus_rag.measuring",
+    "SpanMeter": "focus_rag.attention.measuring",
     "as_passages": "focus_rag.passages",
     "chat_turns": "focus_rag.turns",
     "estimate_noise": "focus_rag.noise",
-    "focus": "focus_rag.steering",
+    "focus": "focus_rag.attention.steering",
     "locate_passages": "focus_rag.locating",
-    "split_softmax": "focus_rag.splitting",
+    "split_softmax": "focus_rag.attention.splitting",
 }
 
 __all__ = [
@@ -81,22 +81,22 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from focus_rag.adapters.calls import FocusCall, FocusSettings
+    from focus_rag.adapters.passage_registry import CapturedPassages, PassageRegistry, RetrievedText
     from focus_rag.alpha import AlphaPolicy, FittedAlpha, FixedAlpha, RetrievalAlpha
     from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request
-    from focus_rag.calls import FocusCall, FocusSettings
+    from focus_rag.attention.measuring import SpanMeter
+    from focus_rag.attention.splitting import split_softmax
+    from focus_rag.attention.steering import FocusHandle, focus
     from focus_rag.errors import FocusRagError, InvalidInputError
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
-    from focus_rag.measuring import SpanMeter
     from focus_rag.model_layout import ModelLayout
     from focus_rag.noise import estimate_noise
-    from focus_rag.passage_registry import CapturedPassages, PassageRegistry, RetrievedText
     from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
     from focus_rag.prompting import PromptLayout
     from focus_rag.score_split import ScoreSplit
-    from focus_rag.splitting import split_softmax
-    from focus_rag.steering import FocusHandle, focus
     from focus_rag.streams import AnswerStream, AsyncAnswerStream
     from focus_rag.turns import chat_turns
 

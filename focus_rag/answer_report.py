@@ -73,7 +73,7 @@ def trace_answer(
         passages: What was retrieved.
         **options: As for `FocusGenerator.answer`.
     """
-    from focus_rag.measuring import SpanMeter
+    from focus_rag.attention.measuring import SpanMeter
     from focus_rag.noise import worst_first
 
     answer = generator.answer(question, passages, **options)
@@ -95,10 +95,10 @@ def trace_answer(
     with ExitStack() as stack:
         import torch
 
-        from focus_rag import attention_math
+        from focus_rag.attention.formulas import split_weights
+        from focus_rag.attention.splitting import split_softmax
+        from focus_rag.attention.steering import focus
         from focus_rag.probing import input_device
-        from focus_rag.splitting import split_softmax
-        from focus_rag.steering import focus
 
         stack.enter_context(torch.inference_mode())
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
@@ -110,7 +110,7 @@ def trace_answer(
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     by_head = meter.steps[0][0]
     if favoured:  # the meter reads queries and keys, which split softmax leaves as they are
-        by_head = attention_math.split_softmax(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), answer.tau)
+        by_head = split_weights(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), answer.tau)
     mass = by_head.mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)
     shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()

@@ -18,10 +18,12 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
+from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.splitting import SplitSoftmaxTap
+from focus_rag.attention.steering import focus
 from focus_rag.decoding import RowSampler, RowStopping, RowText
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
-from focus_rag.measuring import SpanMeter
 from focus_rag.model_layout import window_of
 from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
@@ -30,8 +32,6 @@ from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
 from focus_rag.score_split import SplitSetting
-from focus_rag.splitting import SplitSoftmaxTap
-from focus_rag.steering import focus
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 from focus_rag.weights_digest import weights_digest

@@ -24,7 +24,7 @@ that rate and the sharpness were set by hand with these figures in view. On thei
 one relevant passage withheld from a quarter of them, the root mean square error is 0.104, 0.094, 0.084 (the count
 alone: 0.127, 0.110, 0.098), the rank correlation with the true noise 0.40, 0.52, 0.62 (0.35, 0.48, 0.60), the AUC for
 "the relevant passage is there" at equal counts 0.63, 0.69, 0.74; on cosines of the TF-IDF search in
-`focus_rag.retrieval` the AUC is lower, 0.56 to 0.66. Where several passages are relevant the estimate is worse than
+`focus_rag.search.passage_index` the AUC is lower, 0.56 to 0.66. Where several passages are relevant the estimate is worse than
 the count: HotpotQA 0.233 against 0.191 (50 questions), MuSiQue 0.137 against 0.116 (50), RAMDocs, where most are
 relevant, 0.591 against 0.527 (249). So hand over `noise=` or a `score_kind` with a known scale where there is one.
 """

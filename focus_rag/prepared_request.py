@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
-from focus_rag.attention_math import split_softmax
+from focus_rag.attention.formulas import split_weights
 from focus_rag.decoding import RowText
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.prompting import BuiltPrompt, TokenSpan
@@ -81,7 +81,7 @@ class PreparedRequest:
         by_head = torch.stack([step[:, 0, :located] for step in steps])
         if self.choice.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
             shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
-            by_head = split_softmax(by_head, torch.tensor([index in self.choice.favoured for index in shown]), self.choice.tau)
+            by_head = split_weights(by_head, torch.tensor([index in self.choice.favoured for index in shown]), self.choice.tau)
         mass = by_head.mean(dim=(0, 1))
         total = float(mass.sum())
         return [float(value) / total for value in mass] if total > 0 else []

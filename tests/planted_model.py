@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tiny_models import tiny_model
 
-from focus_rag.teacher_forcing import TeacherForced
+from focus_rag.fitting.teacher_forcing import TeacherForced
 
 PLANTED = [(1, 2), (0, 1), (2, 0)]
 """Planted heads, the strongest first."""

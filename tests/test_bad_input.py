@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from focus_rag.alpha import FittedAlpha, RetrievalAlpha, load_policy
 from focus_rag.cli import main
-from focus_rag.documents import SUFFIXES, Document, read_document, read_folder, split_document
 from focus_rag.errors import DocumentError, FocusRagError, InvalidInputError
 from focus_rag.noise import estimate_noise, signal_of
 from focus_rag.passages import Passage
-from focus_rag.retrieval import PassageIndex, RetrievalSettings
+from focus_rag.search.documents import SUFFIXES, Document, read_document, read_folder, split_document
+from focus_rag.search.passage_index import PassageIndex, RetrievalSettings
 
 anything = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20) | st.binary(max_size=8),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.test_passage_index import LetterModel
 
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
@@ -23,7 +24,6 @@ from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit
 from tests.published_folder import published_folder
 from tests.test_documents import tiny_pdf
-from tests.test_retrieval import LetterModel
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -190,7 +190,7 @@ def test_ask_reads_every_kind_and_writes_a_page(saved, docs, tmp_path, capsys):
 
 @pytest.mark.parametrize("there", ["nothing", "the package", "package and model"])
 def test_the_search_model_is_used_where_it_can_be_had(monkeypatch, there):
-    from focus_rag.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
+    from focus_rag.search.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None if there == "nothing" else object())
     load = LetterModel if there == "the package" else lambda _: object()  # the first has no such model

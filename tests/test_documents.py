@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_rag.documents import (
+from focus_rag.errors import DocumentError
+from focus_rag.search.documents import (
     Document,
     DocumentSettings,
     list_files,
@@ -14,7 +15,6 @@ from focus_rag.documents import (
     read_folder,
     split_document,
 )
-from focus_rag.errors import DocumentError
 
 
 def write(path, content):

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from focus_rag.attention.steering import focus
 from focus_rag.model_layout import ModelLayout
-from focus_rag.steering import focus
 from tests.tiny_models import FAMILIES, PECULIAR_FAMILIES, REFUSE_SDPA, VOCABULARY, tiny_model, tiny_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")

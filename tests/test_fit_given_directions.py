@@ -14,7 +14,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, ProfileMismatchError
-from focus_rag.fitting import fit_profile
+from focus_rag.fitting.fit import fit_profile
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
 from focus_rag.score_split import ScoreSplit
 
@@ -38,7 +38,7 @@ def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(tmp_path: Path
         split = generator.profile.split if generator.profile is not None and options.get("split") == "auto" else None
         return [float(split == ScoreSplit(reach=0.0, tau=0.03)) for _ in examples]
 
-    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
     given, phases = published(), set()
     settings = SETTINGS.model_copy(update={"split_taus": (0.03,), "dev_questions": 16})
     profile = fit_profile(
@@ -93,7 +93,7 @@ def test_dev_questions_are_those_that_the_model_answers_where_that_is_asked_for(
     def said(generator: Any, asked: list[Any], alpha: Any, **options: Any) -> list[str]:
         return [one.answers[0] if int(one.key, 16) % 4 == 0 else "unknown" for one in asked]
 
-    monkeypatch.setattr("focus_rag.fit_answers.answer_texts", said)
+    monkeypatch.setattr("focus_rag.fitting.answers.answer_texts", said)
     answerable = sum(int(one.key, 16) % 4 == 0 for one in examples)
     settings = SETTINGS.model_copy(update={"answerable_among": 40, "dev_questions": 40})
     profile = fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path / "a", settings, directions_of=published())
@@ -105,7 +105,7 @@ def test_dev_questions_are_those_that_the_model_answers_where_that_is_asked_for(
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("focus_rag.fit_settings.FitSettings.quick", lambda given: SETTINGS.model_copy(update={"answerable_among": given.answerable_among}))
+    monkeypatch.setattr("focus_rag.fitting.settings.FitSettings.quick", lambda given: SETTINGS.model_copy(update={"answerable_among": given.answerable_among}))
     model, tokenizer = small_model(), tiny_tokenizer()
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

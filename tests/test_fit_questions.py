@@ -15,14 +15,14 @@ from test_fit_given_directions import published
 from test_fitting import SETTINGS, same, small_examples, small_model
 from tiny_tokenizer import tiny_tokenizer
 
-from focus_rag.alpha_fitting import pooled
-from focus_rag.alpha_sweep import Estimate
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.examples import Example
-from focus_rag.fit_settings import FitSettings
-from focus_rag.fit_sweep import cells_of
-from focus_rag.fitting import fit_profile
+from focus_rag.fitting.alpha_fitting import pooled
+from focus_rag.fitting.alpha_sweep import Estimate
+from focus_rag.fitting.fit import fit_profile
+from focus_rag.fitting.settings import FitSettings
+from focus_rag.fitting.sweep_cells import cells_of
 from focus_rag.passages import Passage
 from focus_rag.profile import FocusProfile
 from focus_rag.weights_digest import weights_digest
@@ -78,7 +78,7 @@ def test_a_model_that_answers_few_is_fitted_on_those(tmp_path: Path, monkeypatch
     examples = small_examples(40)
     answered = {one.key for one in examples[:6]}
     monkeypatch.setattr(
-        "focus_rag.fit_answers.answer_texts", lambda _g, asked, _a, **_: [one.answers[0] if one.key in answered else "" for one in asked]
+        "focus_rag.fitting.answers.answer_texts", lambda _g, asked, _a, **_: [one.answers[0] if one.key in answered else "" for one in asked]
     )
     profile = fit(examples, tmp_path, answerable_among=40, min_answered=0.5)
     assert profile.provenance["examples"]["dev"] == 4
@@ -153,7 +153,7 @@ def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, caps
         asked.append(settings)
         raise InvalidInputError("enough")
 
-    monkeypatch.setattr("focus_rag.fitting.fit_profile", fit_profile)
+    monkeypatch.setattr("focus_rag.fitting.fit.fit_profile", fit_profile)
     rows = [{"question": f"q{i}", "answers": ["red"], "passages": [{"text": f"red {i}", "is_gold": True}, {"text": "b", "is_gold": False}]} for i in range(30)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = ["fit", "--examples", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "p"), "--site"]

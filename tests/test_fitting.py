@@ -18,18 +18,18 @@ from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
 from focus_rag.alpha import AlphaChoice
-from focus_rag.alpha_sweep import answer_texts
 from focus_rag.cli import main
-from focus_rag.cloze_examples import examples_from_documents
-from focus_rag.direction_training import TrainingSettings
 from focus_rag.errors import InvalidInputError, UnsupportedModelError
 from focus_rag.examples import Example, examples_from_rows
-from focus_rag.fit_settings import FitSettings
-from focus_rag.fit_steps import FitSteps
-from focus_rag.fitting import fit_profile
+from focus_rag.fitting.alpha_sweep import answer_texts
+from focus_rag.fitting.cloze_examples import examples_from_documents
+from focus_rag.fitting.direction_training import TrainingSettings
+from focus_rag.fitting.fit import fit_profile
+from focus_rag.fitting.polishing import PolishSettings
+from focus_rag.fitting.settings import FitSettings
+from focus_rag.fitting.steps import FitSteps
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
-from focus_rag.polishing import PolishSettings
 from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit
 
@@ -97,7 +97,7 @@ def test_a_profile_whose_directions_harm_in_another_order_relies_on_it(
     uninterrupted: tuple[Path, FocusProfile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not uninterrupted[1].policy.needs_order  # type: ignore[union-attr]
-    monkeypatch.setattr("focus_rag.fit_alpha_and_split.order_warning", lambda figures, margin: "harm when shuffled")
+    monkeypatch.setattr("focus_rag.fitting.alpha_and_split.order_warning", lambda figures, margin: "harm when shuffled")
     settings = SETTINGS.model_copy(update={"response": "gold", "polish": PolishSettings(steps=0)})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     assert profile.policy.needs_order  # type: ignore[union-attr]
@@ -129,7 +129,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_fitting import SETTINGS, small_examples, small_model
 from tiny_tokenizer import tiny_tokenizer
-from focus_rag.fitting import fit_profile
+from focus_rag.fitting.fit import fit_profile
 def progress(phase, done, total):
     if phase == {phase!r} and done >= max(total // 2, 1):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -183,7 +183,7 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
             found.append(1.0 if helped or len(one.passages) == 1 else 0.0 if factor else float(len(one.passages) == 2))
         return found
 
-    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
     profile = fit_profile(
         small_model(), tiny_tokenizer(), small_examples(40), tmp_path, SETTINGS.model_copy(update={"dev_questions": 16})
     )
@@ -205,7 +205,7 @@ def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions
         is_right = split == ScoreSplit(reach=0.0, tau=0.03)
         return [float(is_right and (len(one.passages) < 4 or tuple(passage.score for passage in one.passages) in scores)) for one in examples]
 
-    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
     settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.03, 0.1), "noises": (1.0,)})
     profile = fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), tmp_path, settings)
     assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
@@ -227,7 +227,7 @@ def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp
                 return [0.0 for _ in examples]
             return [1.0 if one.passages[0].score is not None else without for one in examples]
 
-        monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+        monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
         settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.1,)})
         return fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), out, settings)
 
@@ -247,7 +247,7 @@ def test_questions_without_scores_are_split_by_words_alone(tmp_path: Path, monke
         asked.update(one.question for one in examples)
         return [float(options.get("split") == "auto" and generator.profile.split.by == "words") for _ in examples]
 
-    monkeypatch.setattr("focus_rag.fit_answers.measure_quality", graded)
+    monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
     settings = SETTINGS.model_copy(update={"dev_questions": 16})
     profile = fit_profile(small_model(), tiny_tokenizer(), unscored(40), tmp_path / "some", settings)
     assert profile.split is not None and profile.split.by == "words" and "without_scores" not in profile.report["split"]
@@ -269,7 +269,7 @@ def test_the_models_own_answers_are_generated_once_for_all_steps(tmp_path: Path,
         answered.extend(f"{one.key} {len(one.passages)}" for one in examples)
         return real(generator, examples, alpha, **options)
 
-    monkeypatch.setattr("focus_rag.fit_answers.answer_texts", counted)
+    monkeypatch.setattr("focus_rag.fitting.answers.answer_texts", counted)
     settings = SETTINGS.model_copy(update={"response": "model"})
     fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     train = settings.train_examples
@@ -294,8 +294,8 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
 
         return [text(one) for one in examples]
 
-    for module in ("fit_answers", "alpha_sweep"):
-        monkeypatch.setattr(f"focus_rag.{module}.answer_texts", said)
+    for module in ("answers", "alpha_sweep"):
+        monkeypatch.setattr(f"focus_rag.fitting.{module}.answer_texts", said)
     settings = SETTINGS.model_copy(update={"dev_questions": 16, "grading": grading})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)
     assert profile.report["grading"] == (grading or "exact")
@@ -318,7 +318,7 @@ def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Pa
     def unknown(model: Any) -> None:
         raise UnsupportedModelError("no")
 
-    monkeypatch.setattr("focus_rag.fit_directions.Turning.of", unknown)
+    monkeypatch.setattr("focus_rag.fitting.directions.Turning.of", unknown)
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS)
     assert profile.passages_at is None and "tied to where passages begin" in (tmp_path / "report.md").read_text()
 

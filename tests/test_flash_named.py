@@ -10,9 +10,9 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from focus_rag.measuring import SpanMeter
-from focus_rag.splitting import split_softmax
-from focus_rag.steering import focus
+from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.splitting import split_softmax
+from focus_rag.attention.steering import focus
 from tests.test_measuring import HEADS, LENGTH, SPANS, batch
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_profile
 

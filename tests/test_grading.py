@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from focus_rag.grading import grade, grading_for
+from focus_rag.fitting.grading import grade, grading_for
 
 
 @pytest.mark.parametrize(

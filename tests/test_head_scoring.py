@@ -8,8 +8,8 @@ from planted_model import PLANTED, planted_examples, planted_model
 from tiny_models import tiny_model
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.head_scoring import PARTS, HeadScores, score_heads
-from focus_rag.teacher_forcing import TeacherForced
+from focus_rag.fitting.head_scoring import PARTS, HeadScores, score_heads
+from focus_rag.fitting.teacher_forcing import TeacherForced
 
 
 def eager_masses(model: torch.nn.Module, example: TeacherForced, sink_tokens: int) -> torch.Tensor:

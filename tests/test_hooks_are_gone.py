@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from focus_rag import FocusGenerator, GenerationSettings, Passage, attention_tap, steering
-from focus_rag.measuring import SpanMeter
-from focus_rag.splitting import split_softmax
-from focus_rag.steering import FocusHandle, focus
+from focus_rag import FocusGenerator, GenerationSettings, Passage
+from focus_rag.attention import steering
+from focus_rag.attention import tap as attention_tap
+from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.splitting import split_softmax
+from focus_rag.attention.steering import FocusHandle, focus
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from focus_rag.attention.measuring import KeyCounter, SpanMeter
+from focus_rag.attention.steering import focus
 from focus_rag.errors import InvalidInputError
-from focus_rag.measuring import KeyCounter, SpanMeter
-from focus_rag.steering import focus
 from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model, tiny_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
@@ -233,7 +233,7 @@ def test_no_forward_pass_gives_no_steps():
 
 
 def test_counting_positions_through_every_kind_of_cache():
-    from tests.test_attention_math import random_call
+    from tests.test_attention_formulas import random_call
 
     def run(calls, window=None, mask=None):
         counter = KeyCounter()

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from focus_rag import model_layout
+from focus_rag.attention.steering import check_query_site, focus
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.model_layout import ModelLayout
 from focus_rag.query_layouts import as_heads
-from focus_rag.steering import check_query_site, focus
 from tests.tiny_models import COMMON, tiny_model, tiny_profile
 
 IDS = torch.randint(3, 96, (1, 11), generator=torch.Generator().manual_seed(5))
@@ -161,7 +161,7 @@ def test_a_projection_without_a_readable_norm_fails_closed(monkeypatch):
         check_query_site(model, ModelLayout.of(model), "projection")
 
 
-@pytest.mark.filterwarnings("ignore::focus_rag.steering.FocusNotAppliedWarning")
+@pytest.mark.filterwarnings("ignore::focus_rag.attention.steering.FocusNotAppliedWarning")
 def test_the_check_runs_once_per_model_and_site():
     model = tiny_model("llama")
     runs = []
@@ -175,7 +175,7 @@ def test_the_check_runs_once_per_model_and_site():
     assert len(runs) == 1
 
 
-@pytest.mark.filterwarnings("ignore::focus_rag.steering.FocusNotAppliedWarning")
+@pytest.mark.filterwarnings("ignore::focus_rag.attention.steering.FocusNotAppliedWarning")
 def test_the_check_is_blind_to_other_interventions():
     """An outer focus after RoPE, or one over every thread with an alpha per row, does not make the check fail."""
     model = tiny_model("llama")

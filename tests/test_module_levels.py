@@ -14,28 +14,30 @@ import focus_rag
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "head_inputs", "probing", "weights_digest", "whole_files"),
-    ("passages", "attention_math", "query_layouts", "published_files", "turns"),
+    ("errors", "fitting.head_inputs", "probing", "weights_digest", "whole_files"),
+    ("passages", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "locating", "model_layout", "shared_words"),
     ("score_split",),
-    ("attention_tap", "prompting", "prompt_scan", "profile", "documents", "embedders", "examples", "answers"),
-    ("focus_choice", "calm_examples", "grading", "measuring", "retrieval", "retrieval_records", "decoding", "streams", "token_rows", "teacher_forcing", "embedded"),
-    ("splitting", "recording", "passage_registry", "cloze_examples", "head_scoring"),
-    ("turning", "prepared_request"),
-    ("steering",),
+    ("attention.tap", "prompting", "adapters.prompt_scan", "profile", "search.documents", "search.embedders", "examples", "answers"),
+    ("focus_choice", "fitting.calm_examples", "fitting.grading", "attention.measuring", "search.passage_index", "adapters.retrieval_records", "decoding", "streams", "token_rows", "fitting.teacher_forcing", "embedded"),
+    ("attention.splitting", "attention.recording", "adapters.passage_registry", "fitting.cloze_examples", "fitting.head_scoring"),
+    ("attention.turning", "prepared_request"),
+    ("attention.steering",),
     ("generator",),
-    ("recorded_heads", "alpha_sweep", "answer_report", "polishing", "calls"),
-    ("direction_training", "alpha_fitting", "oracle", "passage_order"),
-    ("fit_settings", "fit_choice", "fit_report", "fit_sweep"),
-    ("fit_steps", "split_fitting"),
-    ("fit_answers",),
-    ("fit_context",),
-    ("fit_directions", "fit_alpha_and_split"),
-    ("fitting", "export"),
+    ("fitting.recorded_heads", "fitting.alpha_sweep", "answer_report", "fitting.polishing", "adapters.calls"),
+    ("fitting.direction_training", "fitting.alpha_fitting", "fitting.oracle", "fitting.passage_order"),
+    ("fitting.settings", "fitting.variants", "fitting.report", "fitting.sweep_cells"),
+    ("fitting.steps", "fitting.split_fitting"),
+    ("fitting.answers",),
+    ("fitting.context",),
+    ("fitting.directions", "fitting.alpha_and_split"),
+    ("fitting.fit", "export"),
 )
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""
 ON_TOP = ("evaluation", "embedded.", "serving", "cli")
 """Packages and recipes that may use any module above and are used by none of them."""
+ROOMS: dict[str, set[str]] = {"attention": set(), "search": set(), "adapters": set(), "fitting": {"attention", "search"}}
+"""Packages within the levels, and which of each other they use. Their `__init__` only says what they are for."""
 DEFERRED = {("answers", "focus_rag.answer_report")}
 """Calls upwards that are wanted: `Answer.to_html` hands itself to the page writer, imported when it is called."""
 FORBIDDEN = {"langchain_core", "langchain", "llama_index", "integrations", "langchain_focus_rag", "llama_index_focus_rag", "examples", "tests", "benchmarks"}  # fmt: skip
@@ -83,7 +85,7 @@ def wrong_imports(name: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "file", [file for file in FILES if name_of(file) and not is_on_top(name_of(file))], ids=name_of
+    "file", [file for file in FILES if name_of(file) not in ("", *ROOMS) and not is_on_top(name_of(file))], ids=name_of
 )
 def test_a_module_imports_only_lower_levels(file):
     name = name_of(file)
@@ -91,12 +93,21 @@ def test_a_module_imports_only_lower_levels(file):
     assert wrong_imports(name, file.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_uses_only_the_rooms_it_may(room):
+    opening = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(opening) and len(opening.body) == 1
+    imported = set().union(*(imported_names(file.read_text(encoding="utf-8")) for file in (PACKAGE / room).glob("*.py")))
+    used = {name.split(".")[1] for name in imported if name.startswith("focus_rag.")}
+    assert used & set(ROOMS) <= ROOMS[room] | {room}
+
+
 def test_the_rule_catches_what_it_is_for():
-    assert wrong_imports("steering", "from focus_rag.generator import FocusGenerator") == ["focus_rag.generator"]
-    assert wrong_imports("steering", "def f():\n    from focus_rag import fitting") == ["focus_rag.fitting"]
-    assert wrong_imports("steering", "import focus_rag.cli.ask") == ["focus_rag.cli.ask"]
-    assert wrong_imports("steering", "from .profile import FocusProfile") != []
-    assert wrong_imports("steering", "from focus_rag.profile import FocusProfile") == []
+    assert wrong_imports("attention.steering", "from focus_rag.generator import FocusGenerator") == ["focus_rag.generator"]
+    assert wrong_imports("attention.steering", "def f():\n    from focus_rag import fitting") == ["focus_rag.fitting"]
+    assert wrong_imports("attention.steering", "import focus_rag.cli.ask") == ["focus_rag.cli.ask"]
+    assert wrong_imports("attention.steering", "from .profile import FocusProfile") != []
+    assert wrong_imports("attention.steering", "from focus_rag.profile import FocusProfile") == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: name_of(file) or "focus_rag")

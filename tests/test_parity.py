@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from focus_rag.attention.steering import focus
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
-from focus_rag.steering import focus
 
 FOLDER = Path(__file__).parent / "parity"
 FAMILIES = ("llama", "qwen2", "mistral")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from focus_rag.examples import Example
-from focus_rag.passage_order import Grades, order_figures, order_warning
+from focus_rag.fitting.passage_order import Grades, order_figures, order_warning
 from focus_rag.passages import Passage
 
 

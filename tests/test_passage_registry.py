@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from focus_rag.passage_registry import PassageRegistry, RetrievedText
-from focus_rag.retrieval_records import Hit, Origin, Retrieval, StoredText, from_registry
+from focus_rag.adapters.passage_registry import PassageRegistry, RetrievedText
+from focus_rag.adapters.retrieval_records import Hit, Origin, Retrieval, StoredText, from_registry
 
 
 def texts(n: int, seed: int = 0, words: int = 40) -> list[str]:

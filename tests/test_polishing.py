@@ -7,10 +7,10 @@ import torch
 from planted_model import planted_examples
 from tiny_models import tiny_model
 
+from focus_rag.attention.steering import focus
 from focus_rag.errors import InvalidInputError
-from focus_rag.polishing import PolishSettings, polish_directions, response_loss
+from focus_rag.fitting.polishing import PolishSettings, polish_directions, response_loss
 from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
-from focus_rag.steering import focus
 
 HEADS = [(0, 1), (2, 3)]
 SETTINGS = PolishSettings(steps=12, batch_examples=3, learning_rate=0.3)

@@ -20,10 +20,10 @@ from focus_rag import (
     Request,
     ScoreSplit,
     SpanMeter,
-    attention_math,
     split_softmax,
 )
 from focus_rag.answer_report import trace_answer
+from focus_rag.attention import formulas
 from focus_rag.score_split import Favoured
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -276,7 +276,7 @@ def test_attention_on_passages_is_that_under_the_split(parts):
     (weights,) = meter.steps
     in_span = torch.zeros(ids.shape[1], dtype=torch.bool)
     in_span[slice(*prompt.spans[0])] = True
-    after = attention_math.split_softmax(weights[0, :, 0], in_span, 0.2).mean(0)
+    after = formulas.split_weights(weights[0, :, 0], in_span, 0.2).mean(0)
     mass = torch.stack([after[slice(*span)].sum() for span in prompt.spans])
     assert [use.attention for use in answer.passages] == pytest.approx((mass / mass.sum()).tolist(), abs=1e-5)
     bare = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0).answer(QUESTION, PASSAGES)
@@ -298,11 +298,11 @@ def test_masses_on_spans_are_split_as_the_weights_in_them():
     weights = torch.randn(3, 4, 10, dtype=torch.float64).softmax(-1)
     is_favoured = torch.tensor([True, False, False, True])
     in_span = torch.cat([is_favoured.repeat_interleave(2), torch.tensor([False, False])])
-    split = attention_math.split_softmax(weights, in_span, 0.1)[..., :8].unflatten(-1, (4, 2)).sum(-1)
+    split = formulas.split_weights(weights, in_span, 0.1)[..., :8].unflatten(-1, (4, 2)).sum(-1)
     masses = weights[..., :8].unflatten(-1, (4, 2)).sum(-1)
-    assert torch.allclose(attention_math.split_softmax(masses, is_favoured, 0.1), split)
+    assert torch.allclose(formulas.split_weights(masses, is_favoured, 0.1), split)
     nothing = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    assert torch.equal(attention_math.split_softmax(nothing, torch.tensor([True, False]), 0.1), nothing)
+    assert torch.equal(formulas.split_weights(nothing, torch.tensor([True, False]), 0.1), nothing)
 
 
 @pytest.mark.parametrize("wrong", [0, "false", 1.0])

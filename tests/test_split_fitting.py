@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from focus_rag.examples import Example
-from focus_rag.fit_sweep import SweepCell
+from focus_rag.fitting.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split
+from focus_rag.fitting.sweep_cells import SweepCell
 from focus_rag.passages import Passage
 from focus_rag.score_split import ScoreSplit
-from focus_rag.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split
 
 REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
 

@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focus_rag import attention_math
+from focus_rag.attention import formulas
+from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.splitting import split_softmax
 from focus_rag.errors import AttachError, InvalidInputError
-from focus_rag.measuring import SpanMeter
-from focus_rag.splitting import split_softmax
 from tests.test_measuring import HEADS, LENGTH, SPANS, batch
 from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model
 
@@ -38,7 +38,7 @@ def split_by_hand(eager, spans, first_row, tau):
         late = torch.arange(query.shape[2]) >= first_row
         for layer, head in HEADS:
             if layer == module.layer_idx:
-                split = attention_math.split_softmax(weights[:, head], in_span, tau) @ values[:, head, :keys]
+                split = formulas.split_weights(weights[:, head], in_span, tau) @ values[:, head, :keys]
                 output[:, late, head] = split[:, late]
         return output, weights
 

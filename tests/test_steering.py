@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from focus_rag.attention.steering import FocusHandle, FocusNotAppliedWarning, alpha_rows, focus
 from focus_rag.errors import AttachError, InvalidInputError, ProfileMismatchError, UnsupportedModelError
-from focus_rag.steering import FocusHandle, FocusNotAppliedWarning, alpha_rows, focus
 from tests.tiny_models import tiny_model, tiny_profile
 
 IDS = torch.randint(3, 96, (1, 24), generator=torch.Generator().manual_seed(5))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from focus_rag.examples import Example
+from focus_rag.fitting.teacher_forcing import teacher_forced
 from focus_rag.passages import Passage
 from focus_rag.prompting import PromptBuilder
-from focus_rag.teacher_forcing import teacher_forced
 from tests.tiny_tokenizer import tiny_tokenizer
 
 BUILDER = PromptBuilder(tiny_tokenizer())

@@ -11,15 +11,15 @@ from tiny_models import FAMILIES, REFUSE_SDPA, tiny_model, tiny_profile
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
-from focus_rag import turning
+from focus_rag.attention import turning
+from focus_rag.attention.steering import FocusHandle, focus
+from focus_rag.attention.turning import Turning
 from focus_rag.errors import AttachError, InvalidInputError, UnsupportedModelError
+from focus_rag.fitting.recorded_heads import Recording
+from focus_rag.fitting.teacher_forcing import TeacherForced
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
 from focus_rag.profile import FocusProfile
-from focus_rag.recorded_heads import Recording
-from focus_rag.steering import FocusHandle, focus
-from focus_rag.teacher_forcing import TeacherForced
-from focus_rag.turning import Turning
 
 AT, MOVED = 5, 40
 ROTARY = [*FAMILIES, "gpt_oss"]
@@ -166,7 +166,7 @@ def test_a_model_that_takes_no_positions_is_refused_by_name(monkeypatch: pytest.
     def takes_none(model: Any, position: int = 0) -> None:
         raise TypeError("forward() got an unexpected keyword argument 'position_ids'")
 
-    monkeypatch.setattr("focus_rag.turning.run_one_token", takes_none)
+    monkeypatch.setattr("focus_rag.attention.turning.run_one_token", takes_none)
     with pytest.raises(UnsupportedModelError, match=r"llama.*takes no positions"):
         Turning.of(tiny_model())
 

@@ -21,10 +21,10 @@ from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shor
 
 if TYPE_CHECKING:
     from focus_rag.answers import Answer
-    from focus_rag.embedders import Embedder
     from focus_rag.generator import FocusGenerator
     from focus_rag.passages import Passage
-    from focus_rag.retrieval import PassageIndex
+    from focus_rag.search.embedders import Embedder
+    from focus_rag.search.passage_index import PassageIndex
 
 _TEXT_WIDTH = 60
 
@@ -110,9 +110,9 @@ def _reported(
 def _index(docs: Path, embedder: str | None, cache: bool) -> PassageIndex:
     with progress() as bar:
         bar.add_task("reading and indexing the documents", total=None)
-        from focus_rag.documents import list_files
-        from focus_rag.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
-        from focus_rag.retrieval import PassageIndex, RetrievalSettings
+        from focus_rag.search.documents import list_files
+        from focus_rag.search.embedders import SentenceTransformerEmbedder, TfidfEmbedder, best_embedder
+        from focus_rag.search.passage_index import PassageIndex, RetrievalSettings
 
         list_files(docs)  # refuses a wrong folder before anything is loaded
         quiet_libraries()

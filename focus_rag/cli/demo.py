@@ -107,7 +107,7 @@ def read_questions(path: Path) -> list[_Question]:
 def _retrieve(documents: Path, asked: list[_Question], top_k: int) -> list[list[Passage]]:
     with progress() as bar:
         bar.add_task("indexing the documents", total=None)
-        from focus_rag.retrieval import PassageIndex
+        from focus_rag.search.passage_index import PassageIndex
 
         index = PassageIndex.from_folder(documents)
         return [index.search(question.question, top_k) for question in asked]

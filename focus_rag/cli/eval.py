@@ -10,7 +10,7 @@ import typer
 
 from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, ScoreKindOption, load_generator
 from focus_rag.cli.output import note, progress, write_json, write_table
-from focus_rag.grading import Grading
+from focus_rag.fitting.grading import Grading
 
 if TYPE_CHECKING:
     from focus_rag.evaluation.cases import CaseSource

@@ -12,7 +12,7 @@ from focus_rag.cli.output import note, progress, write_json, write_table
 
 if TYPE_CHECKING:
     from focus_rag.examples import ExampleSet
-    from focus_rag.fit_settings import FitSettings
+    from focus_rag.fitting.settings import FitSettings
     from focus_rag.noise import ScoreKind
     from focus_rag.profile import FocusProfile
 
@@ -61,9 +61,9 @@ def command(
     Example: focus-rag fit --model Qwen/Qwen2.5-1.5B-Instruct --examples questions.jsonl --out ./profile
     """
     from focus_rag.errors import InvalidInputError
-    from focus_rag.fit_settings import FitSettings
+    from focus_rag.fitting.polishing import PolishSettings
+    from focus_rag.fitting.settings import FitSettings
     from focus_rag.model_layout import Site
-    from focus_rag.polishing import PolishSettings
 
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
@@ -102,7 +102,7 @@ def _examples(
         from focus_rag.examples import load_examples
 
         return load_examples(examples, score_kind=score_kind)
-    from focus_rag.cloze_examples import examples_from_documents
+    from focus_rag.fitting.cloze_examples import examples_from_documents
 
     return examples_from_documents(str(from_documents), seed=seed)
 
@@ -113,7 +113,7 @@ def _fit(
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
         from focus_rag.cli.output import quiet_libraries
-        from focus_rag.fitting import fit_profile
+        from focus_rag.fitting.fit import fit_profile
         from focus_rag.generator import FocusGenerator
         from focus_rag.profile import FocusProfile
 

@@ -12,7 +12,7 @@ from focus_rag.evaluation.methods import Method
 from focus_rag.evaluation.metrics import text_scores
 from focus_rag.evaluation.results import AnswerLog, Key, Record
 from focus_rag.evaluation.workers import spread
-from focus_rag.grading import Grading
+from focus_rag.fitting.grading import Grading
 
 Progress = Callable[[str, int, int], None]
 Batch = tuple["Task", tuple[Case, ...]]

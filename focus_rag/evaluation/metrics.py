@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from focus_rag.errors import MissingDependencyError
-from focus_rag.grading import Grading
+from focus_rag.fitting.grading import Grading
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

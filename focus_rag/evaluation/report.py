@@ -13,7 +13,7 @@ from pathlib import Path
 from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
 from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, Evaluation
 from focus_rag.evaluation.statistics import Difference
-from focus_rag.grading import Grading
+from focus_rag.fitting.grading import Grading
 
 Table = tuple[list[str], list[list[str]]]
 

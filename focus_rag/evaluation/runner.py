@@ -35,8 +35,8 @@ from focus_rag.evaluation.results import (
 )
 from focus_rag.evaluation.speed import measure_speed
 from focus_rag.evaluation.workers import check_workers
+from focus_rag.fitting.grading import Grading
 from focus_rag.generator import FocusGenerator
-from focus_rag.grading import Grading
 from focus_rag.profile import FocusProfile
 from focus_rag.whole_files import write_whole
 

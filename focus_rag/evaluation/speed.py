@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from focus_rag.attention_math import AttentionCall
-from focus_rag.attention_tap import AttentionTap
+from focus_rag.attention.formulas import AttentionCall
+from focus_rag.attention.tap import AttentionTap
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Engine
 from focus_rag.evaluation.methods.method import Method

@@ -24,7 +24,7 @@ def table_rows(file: Path, documents: str | Path | None, retrieve: int) -> Itera
     """
     if documents is None:
         raise InvalidInputError(f"{file} has questions without passages: say which documents they are about (--docs).")
-    from focus_rag.retrieval import PassageIndex
+    from focus_rag.search.passage_index import PassageIndex
 
     index = PassageIndex.from_folder(Path(documents))
     for number, (question, answers) in enumerate(_questions(file), start=1):

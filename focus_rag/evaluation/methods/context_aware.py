@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from focus_rag.attention_tap import undisturbed
+from focus_rag.attention.tap import undisturbed
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import Ask

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focus_rag.attention_math import rows_of
-from focus_rag.attention_tap import AttentionTap
+from focus_rag.attention.formulas import rows_of
+from focus_rag.attention.measuring import heads_by_layer, tapped_layers
+from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.evaluation.methods.weight_edit import WeightEditTap, key_bias
-from focus_rag.measuring import heads_by_layer, tapped_layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from focus_rag.attention.splitting import split_softmax
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.method import Ask, asked
 from focus_rag.score_split import ScoreSplit
-from focus_rag.splitting import split_softmax
 
 _PUBLISHED_TAU = 0.1
 

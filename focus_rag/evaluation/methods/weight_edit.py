@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention_math import (
+from focus_rag.attention.formulas import (
     AttentionCall,
     aligned_membership,
     head_weights,
@@ -18,9 +18,9 @@ from focus_rag.attention_math import (
     span_membership,
     values_of,
 )
-from focus_rag.attention_tap import AttentionTap
+from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError
-from focus_rag.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
 from focus_rag.model_layout import rolling_sizes
 
 Edit = Callable[[Tensor, Tensor], Tensor]

@@ -1,0 +1,390 @@
+"""The report of a fit: `report.md` for people, `report.json` for programs, and small PNGs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focus_rag.fitting.head_scoring import PARTS, HeadScores
+from focus_rag.passages import RetrievalSignal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from focus_rag.profile import FocusProfile
+    from focus_rag.score_split import ScoreSplit
+
+_HEADS_SHOWN = 12
+_QUALITY = {
+    "exact": "are an accepted answer and nothing else",
+    "contains": "hold an accepted answer",
+}
+_DPI = 80
+
+
+def write_report(folder: Path, profile: FocusProfile, figures: dict[str, Any]) -> None:
+    """Write the report of a fit into the profile's folder.
+
+    Args:
+        folder: The profile's folder; made if it is not there.
+        profile: The fitted profile.
+        figures: What was measured, in plain JSON types.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    present = [sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]
+    if "scores" in figures:
+        scores = HeadScores.from_dict(figures["scores"])
+        _save(folder / "heads.png", lambda axes: _draw_heads(axes, scores, figures["heads"]))
+    else:  # that of an earlier fit into the same folder would show other heads
+        (folder / "heads.png").unlink(missing_ok=True)
+    _save(folder / "mass.png", lambda axes: _draw_activation(axes, figures["activation"]))
+    _save(folder / "alpha.png", *_by_noise(present, _draw_sweeps))
+    _save(folder / "quality.png", *_by_noise(figures["cells"], _draw_cells))
+    _save(folder / "surface.png", lambda axes: _draw_surface(axes, profile))
+    (folder / "report.md").write_text(_text(profile, figures), encoding="utf-8")
+
+
+def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
+    examples = figures["examples"]
+    skipped = "; ".join(f"{reason}: {count}" for reason, count in examples["skipped"].items()) or "none"
+    trained = f", loss `{figures['loss']}`" if "loss" in figures else ""
+    parts = [
+        f"# Focus profile of {profile.fingerprint.model_id}",
+        f"{len(profile.heads)} contextual heads, directions at site `{figures['site']}`{trained}{_standing(figures)}. "
+        f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
+        f"{_answerable(examples)}Everything below is measured on dev questions, which it was all chosen on: it is not a test. "
+        f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
+        *(f"**Warning.** {warning}" for warning in figures["warnings"]),
+        "## Quality",
+        "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of other questions. "
+        "`auto` is the fitted policy, alpha for each question by its retrieval; `best single` is the one alpha that serves all rows "
+        f"best on these questions ({figures['best_single']:g}). `alpha` is the mean alpha of auto.",
+        _table(
+            ["passages", "noise", "n", "bare", "auto", "best single", "gold only", "alpha", "gain of auto", "regret of auto", "regret of bare"],
+            [
+                [
+                    cell["count"],
+                    f"{cell['noise']:g}",
+                    cell["questions"],
+                    _share(cell["bare"]),
+                    _share(cell["auto"]),
+                    _share(cell["at_best_single"]),
+                    _share(cell["gold_only"]),
+                    f"{cell['auto_alpha']:.2f}",
+                    _share(cell["auto_gain"]),
+                    f"{100 * cell['regret']:.1f}",
+                    f"{100 * cell['regret_bare']:.1f}",
+                ]
+                for cell in figures["cells"]
+            ],
+        ),
+        _in_words(figures),
+        "![quality](quality.png) ![alpha](alpha.png)",
+        "## What the retrieval tells",
+        "Mean alpha and quality of the policy on the same questions under other signals, read off the sweep between its alphas.",
+        _table(
+            ["passages", "noise", *(f"{name}: {what}" for name in figures["cells"][0]["signals"] for what in ("alpha", "quality"))],
+            [
+                [
+                    cell["count"],
+                    f"{cell['noise']:g}",
+                    *(
+                        text
+                        for one in cell["signals"].values()
+                        for text in (f"{one['alpha']:.2f}", _share(one["quality"]))
+                    ),
+                ]
+                for cell in figures["cells"]
+            ],
+        ),
+        "## Quality against alpha",
+        _sweep_table([sweep for sweep in figures["sweeps"] if not sweep["gold_missing"]]),
+        "Gold passages taken away; the right answer is that it is not stated:",
+        _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
+        "## Passage order",
+        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count, focused whatever their order. What is gained as retrieved and not shuffled is the retriever's order, learned.",
+        _table(
+            ["order", "bare", "auto", "gain of auto"],
+            [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],
+        ),
+        "## Split",
+        *_split_section(figures["split"], profile.split),
+        *(_trained_sections(profile, figures) if "trainings" in figures else _taken_sections(profile)),
+        "All heads steered at once, dev examples:",
+        _table(
+            ["alpha", *PARTS],
+            [[f"{row['alpha']:g}", *(f"{row[part]:.3f}" for part in PARTS)] for row in figures["activation"]],
+        ),
+        "![mass](mass.png)",
+        "## Policy",
+        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of irrelevant passages: "
+        "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
+        f"`{profile.policy.model_dump_json()}`",
+        "![alpha surface](surface.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trained_sections(profile: FocusProfile, figures: dict[str, Any]) -> list[str]:
+    """How heads and directions were found, where the fit did that."""
+    scores = HeadScores.from_dict(figures["scores"])
+    oracle = figures["choice"]["oracle"]
+    return [
+        "## Choice of loss and heads",
+        f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
+        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
+        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads could bring.",
+        _table(
+            ["variant", "heads", "alpha", "quality", "gain"],
+            [
+                *(
+                    [row["variant"], row["heads"], f"{row['alpha']:g}", _share(row["quality"]), _share(row["gain"])]
+                    for row in figures["choice"]["table"]
+                ),
+                *(
+                    [f"oracle, tau {row['tau']:g}", oracle["heads"], "", _share(row["quality"]), _share(row["gain"])]
+                    for row in oracle["table"]
+                ),
+            ],
+        ),
+        "## Heads",
+        f"Attention mass while answering, bare model, {scores.examples} examples.",
+        _table(
+            ["layer", "head", *PARTS, "chosen"],
+            [
+                [
+                    layer,
+                    head,
+                    *(f"{scores.of((layer, head), part):.3f}" for part in PARTS),
+                    "yes" if (layer, head) in profile.head_pairs else "",
+                ]
+                for layer, head in scores.ranking()[:_HEADS_SHOWN]
+            ],
+        ),
+        "![heads](heads.png)",
+        "## Directions",
+        _table(
+            ["loss", "gold mass bare", "at alpha 1", "mean norm"],
+            [
+                [loss, f"{one['mass_before']:.3f}", f"{one['mass_after']:.3f}", f"{one['norm']:.2f}"]
+                for loss, one in figures["trainings"].items()
+            ],
+        ),
+        "Held-out training examples, every trained head by itself on what the bare model wrote.",
+    ]
+
+
+def _taken_sections(profile: FocusProfile) -> list[str]:
+    """Whose heads and directions they are, where the fit took them as they were."""
+    source = profile.provenance["directions"].get("source", "unknown")
+    return [
+        "## Heads",
+        f"Heads and directions are those of another profile (source: {source}); only alpha and split were fitted here.",
+        _table(
+            ["layer", "head", "contextual score"],
+            [[one.layer, one.head, "" if one.score is None else f"{one.score:.3f}"] for one in profile.heads[:_HEADS_SHOWN]],
+        ),
+    ]
+
+
+def _answerable(examples: dict[str, Any]) -> str:
+    among = examples.get("answerable_among")
+    return "" if among is None else f"Dev questions are such, among {among}, as the model answers from their gold passages alone. "
+
+
+def _standing(figures: dict[str, Any]) -> str:
+    at = figures["passages_at"]
+    if at is not None:
+        return f", for passages that begin at token {at} and turned where they begin elsewhere"
+    if figures["site"] == "post_rope" and "loss" not in figures:
+        return ", which act on absolute positions and are applied as they are"
+    if figures["site"] == "post_rope":
+        return ", tied to where passages begin in these prompts, because this model's RoPE could not be reproduced"
+    return ""
+
+
+def _cells_in_words(cells: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"{count} passages{'' if noise == 1 else f' at noise {noise:g}'}" for count, noise in cells)
+
+
+def _in_words(figures: dict[str, Any]) -> str:
+    overall = figures["overall"]
+    rest = (
+        f"Over all rows, regret against each question's own best alpha, which nobody knows beforehand: auto {100 * overall['regret']:.1f} "
+        f"points, bare {100 * overall['regret_bare']:.1f}; some of it is luck."
+    )
+    helped = [str(cell["count"]) for cell in figures["cells"] if cell["noise"] == 1 and cell["alpha"]]
+    if helped:
+        return f"Alpha is above 0 at {', '.join(helped)} passages. {rest}"
+    return (
+        "No gain over the bare model could be told from chance, so the policy leaves the model as it is. "
+        f"More dev questions narrow the intervals. {rest}"
+    )
+
+
+_BY = {"scores": "score", "words": "the words they share with the question", "both": "score and by the words they share with the question, one as much as the other"}
+
+
+def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
+    """What leaning on the best passages brings."""
+    if not figures["tried"]:
+        return ["Not fitted: no split was to be tried, or neither scores nor shared words ever favour a gold passage of these questions."]
+    cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
+    found = [
+        f"Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
+        "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
+        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
+        _table(
+            ["reach", "tau", "from", "gain", "worse than bare", *cells],
+            [
+                ["directions", "", "", "", "", *(_share(one["directions"]) for one in figures["tried"][0]["cells"])],
+                *(
+                    [
+                        f"{row['reach']:g}",
+                        f"{row['tau']:g}",
+                        row["fewest"],
+                        _share(row["gain"]),
+                        ", ".join(row["loses"]),
+                        *(_share(one["split"]) for one in row["cells"]),
+                    ]
+                    for row in figures["tried"]
+                ),
+            ],
+        ),
+    ]
+    if chosen is None:
+        return [*found, "No gain over the directions could be told from chance, so the profile leans on nothing."]
+    by = {signal: _share(share) for signal, share in figures["finds_gold"].items()}
+    found.append(
+        f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for {by[chosen.by]} of the questions (by "
+        f"scores {by['scores']}, by shared words {by['words']}, by both {by['both']}): on a retrieval where it is much less often, fit anew."
+    )
+    if "shuffled_scores" not in figures:
+        return found
+    control, words = figures["shuffled_scores"], figures["without_scores"]
+    return [
+        *found,
+        f"Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
+        f"Without any scores, on the passages that share most words with the question instead, it gains {_share(words['gain'])} over the directions"
+        + ("" if chosen.without_scores else ", which is not enough to do that")
+        + (f"; worse than bare: {', '.join(words['loses'])}" if words["loses"] else "")
+        + ":",
+        _table(cells, [[_share(one["split"]) for one in words["cells"]]]),
+    ]
+
+
+def _cell_in_words(cell: dict[str, Any]) -> str:
+    return f"{cell['passages']} passages, {'gold missing' if cell['gold_missing'] else 'noise {:g}'.format(cell['noise'])}"
+
+
+def _sweep_table(sweeps: Sequence[dict[str, Any]]) -> str:
+    if not sweeps:
+        return "(not measured)"
+    alphas = sweeps[0]["alphas"]
+    rows = [
+        [sweep["count"], f"{sweep['noise']:g}", sweep["quality"][0]["n"], *(_share(one) for one in sweep["quality"])]
+        for sweep in sweeps
+    ]
+    return _table(["passages", "noise", "n", *(f"alpha {alpha:g}" for alpha in alphas)], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _share(estimate: dict[str, float]) -> str:
+    half = (estimate["high"] - estimate["low"]) / 2
+    return f"{100 * estimate['mean']:.1f} ± {100 * half:.1f}"
+
+
+def _save(file: Path, *draw: Callable[[Axes], None]) -> None:
+    """One picture with one part per drawing, side by side, on a common scale of quality or whatever they share."""
+    # The object interface: pyplot would keep state and could pick a backend that wants a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 + 4.0 * len(draw), 3.4), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    for one, axes in zip(draw, figure.subplots(1, len(draw), sharey=True, squeeze=False)[0], strict=True):
+        one(axes)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def _by_noise(
+    cells: Sequence[dict[str, Any]], draw: Callable[[Sequence[dict[str, Any]], str, Axes], None]
+) -> list[Callable[[Axes], None]]:
+    """One drawing for each noise, the noisiest first."""
+    return [
+        partial(draw, [cell for cell in cells if cell["noise"] == noise], _noise_in_words(noise))
+        for noise in sorted({cell["noise"] for cell in cells}, reverse=True)
+    ]
+
+
+def _noise_in_words(noise: float) -> str:
+    return "as retrieved" if noise == 1 else f"noise {noise:g}"
+
+
+def _draw_heads(axes: Axes, scores: HeadScores, heads: Sequence[Sequence[int]]) -> None:
+    image = axes.imshow(scores.gold.tolist(), aspect="auto", origin="lower", cmap="viridis", vmin=0)
+    axes.scatter(
+        [head for _, head in heads],
+        [layer for layer, _ in heads],
+        marker="o",
+        facecolors="none",
+        edgecolors="red",
+        s=40,
+    )
+    axes.set(xlabel="head", ylabel="layer", title="mass on gold (circled: steered)")
+    axes.locator_params(integer=True)
+    axes.figure.colorbar(image, ax=axes)
+
+
+def _draw_activation(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
+    alphas = [row["alpha"] for row in rows]
+    for part in PARTS:
+        axes.plot(alphas, [row[part] for row in rows], marker=".", label=part.replace("_", " "))
+    axes.set(xlabel="alpha", ylabel="attention mass", ylim=(-0.02, 1.02), title="where the steered heads look")
+    axes.legend(fontsize=7)
+
+
+def _draw_sweeps(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None:
+    for cell in cells:
+        _draw_estimates(axes, cell["alphas"], cell["quality"], f"{cell['count']} passages")
+    axes.set(xlabel="alpha", ylabel="quality", ylim=(0, 1.02), title=f"quality against alpha, {where}")
+    axes.legend(fontsize=7)
+
+
+def _draw_cells(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None:
+    counts = [cell["count"] for cell in cells]
+    for name, label in (
+        ("bare", "bare"),
+        ("auto", "auto alpha"),
+        ("at_best_single", "best single alpha"),
+        ("gold_only", "gold only"),
+    ):
+        _draw_estimates(axes, counts, [cell[name] for cell in cells], label)
+    axes.set(xlabel="passages", ylabel="quality", ylim=(0, 1.02), xticks=counts, title=f"quality against passages, {where}")
+    axes.legend(fontsize=7)
+
+
+def _draw_estimates(axes: Axes, places: Sequence[float], estimates: Sequence[dict[str, float]], label: str) -> None:
+    means = [one["mean"] for one in estimates]
+    halves = [(one["high"] - one["low"]) / 2 for one in estimates]
+    axes.errorbar(places, means, yerr=halves, capsize=2, marker=".", label=label)
+
+
+def _draw_surface(axes: Axes, profile: FocusProfile) -> None:
+    counts, noises = list(range(1, 41)), [step / 20 for step in range(21)]
+    surface = [
+        [profile.policy.choose(RetrievalSignal(count, noise, "given", "plot")).alpha for count in counts]
+        for noise in noises
+    ]
+    image = axes.imshow(surface, aspect="auto", origin="lower", extent=(0.5, 40.5, -0.025, 1.025), cmap="magma", vmin=0, vmax=max(map(max, surface)) or 1)
+    axes.set(xlabel="passages", ylabel="noise, as the retrieval tells it", title="alpha of the policy")
+    axes.figure.colorbar(image, ax=axes)

@@ -1,0 +1,62 @@
+"""Results of the steps of a fit, stored one by one, so that a killed fit goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.examples import Example
+from focus_rag.fitting.settings import FitSettings
+from focus_rag.profile import Fingerprint, FocusProfile
+from focus_rag.weights_digest import weights_digest
+from focus_rag.whole_files import write_whole
+
+
+class FitSteps:
+    """Results of finished steps, one JSON file each, in a folder that belongs to one model, example set and settings."""
+
+    def __init__(self, out: Path, digest: str) -> None:
+        if out.is_file():
+            raise InvalidInputError(f"{out} is a file; a profile is a folder. Choose another place.")
+        self.folder = out / f".fit-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of a step: read if it is there, else computed and stored whole or not at all."""
+        file = self.folder / f"{name}.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+        text = json.dumps(compute())
+        write_whole(file, text)
+        return json.loads(text)
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder)
+
+
+def fit_digest(
+    model: nn.Module,
+    fingerprint: Fingerprint,
+    examples: Sequence[Example],
+    settings: FitSettings,
+    directions_of: FocusProfile | None = None,
+) -> str:
+    """Name of all that a fit depends on: weights (sampled), examples, settings, and the profile whose directions it takes."""
+    found = hashlib.sha256()
+    found.update(fingerprint.model_dump_json().encode())
+    found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
+    for example in sorted(examples, key=lambda one: one.key):
+        what = (example.question, example.answers, example.passages, sorted(example.gold), *([example.score_kind] if example.score_kind else []))
+        found.update(repr(what).encode("utf-8", "replace"))
+    found.update(weights_digest(model).encode())
+    if directions_of is not None:
+        found.update(directions_of.digest.encode())
+    return found.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Search over a folder of documents: read and cut them, embed the passages, find the nearest."""
