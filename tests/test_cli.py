@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.test_passage_index import LetterModel
 
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
@@ -24,6 +23,7 @@ from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit
 from tests.published_folder import published_folder
 from tests.test_documents import tiny_pdf
+from tests.test_passage_index import LetterModel
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
