@@ -16,6 +16,7 @@ _HOMES = {
     "AnswerStream": "focus_rag.streams",
     "AsyncAnswerStream": "focus_rag.streams",
     "CapturedPassages": "focus_rag.adapters.passage_registry",
+    "FitSettings": "focus_rag.fitting.settings",
     "FittedAlpha": "focus_rag.alpha",
     "FixedAlpha": "focus_rag.alpha",
     "FocusCall": "focus_rag.adapters.calls",
@@ -40,7 +41,10 @@ _HOMES = {
     "as_passages": "focus_rag.passages",
     "chat_turns": "focus_rag.turns",
     "estimate_noise": "focus_rag.noise",
+    "export_model": "focus_rag.export",
+    "fit_profile": "focus_rag.fitting.fit",
     "focus": "focus_rag.attention.steering",
+    "load_examples": "focus_rag.examples",
     "locate_passages": "focus_rag.locating",
     "split_softmax": "focus_rag.attention.splitting",
 }
@@ -51,6 +55,7 @@ __all__ = [
     "AnswerStream",
     "AsyncAnswerStream",
     "CapturedPassages",
+    "FitSettings",
     "FittedAlpha",
     "FixedAlpha",
     "FocusCall",
@@ -75,7 +80,10 @@ __all__ = [
     "as_passages",
     "chat_turns",
     "estimate_noise",
+    "export_model",
+    "fit_profile",
     "focus",
+    "load_examples",
     "locate_passages",
     "split_softmax",
 ]
@@ -89,6 +97,10 @@ if TYPE_CHECKING:
     from focus_rag.attention.splitting import split_softmax
     from focus_rag.attention.steering import FocusHandle, focus
     from focus_rag.errors import FocusRagError, InvalidInputError
+    from focus_rag.examples import load_examples
+    from focus_rag.export import export_model
+    from focus_rag.fitting.fit import fit_profile
+    from focus_rag.fitting.settings import FitSettings
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
     from focus_rag.model_layout import ModelLayout

@@ -30,7 +30,7 @@ from focus_rag.attention.tap import undisturbed
 from focus_rag.errors import InvalidInputError, ProfileError, UnsupportedModelError
 from focus_rag.model_layout import ModelLayout, config_with_query_bias
 from focus_rag.probing import input_device
-from focus_rag.profile import FocusProfile
+from focus_rag.profile import BAKED, FocusProfile
 from focus_rag.query_layouts import laid_out
 
 EXPORT_FILE = "focus_export.json"
@@ -230,6 +230,8 @@ def _largest(difference: Tensor) -> float:
 def _baked(model: Any, config: Any, profile: FocusProfile, alpha: float) -> Any:
     """The same model built anew from a configuration with query biases, sharing the weights of the original."""
     from transformers import AutoModelForCausalLM
+
+    setattr(config, BAKED, f"alpha {alpha:g}, profile {profile.digest}")
 
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation, "trust_remote_code": False}
     try:

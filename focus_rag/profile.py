@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST = "focus_profile.json"
 TENSORS = "directions.safetensors"
+BAKED = "focus_rag_baked"
+"""In a model's configuration: which focus its weights hold already, see `export_model`."""
 
 
 class HeadEntry(BaseModel):
@@ -245,9 +247,15 @@ class FocusProfile:
         """Refuse a model that does not match.
 
         Raises:
-            ProfileMismatchError: Naming every difference.
+            ProfileMismatchError: Naming every difference; or the model is a checkpoint that has its focus baked in, see `export_model`.
             UnsupportedModelError: The model cannot be steered at all.
         """
+        baked = getattr(getattr(model, "config", None), BAKED, None)
+        if baked is not None:
+            raise ProfileMismatchError(
+                f"This checkpoint has focus directions baked in ({baked}): with a profile they would act twice. Use it without one, or load the "
+                "model that it was exported from."
+            )
         found = self.fingerprint.mismatches(Fingerprint.of(model, tokenizer))
         if found:
             raise ProfileMismatchError(

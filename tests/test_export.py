@@ -372,6 +372,23 @@ def test_the_embedded_reader_answers_from_a_baked_folder(tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_baked_checkpoint_takes_no_profile_which_would_act_twice(tmp_path):
+    model = model_of()
+    profile, tokenizer = profile_of(model), tiny_tokenizer()
+    folder = export_model(model, tokenizer, profile, tmp_path / "baked", alpha=ALPHA).folder
+    baked = read_back(folder, model)
+    refused = pytest.raises(ProfileMismatchError, match=f"baked in .alpha 0.5, profile {profile.digest}.*act twice")
+    with refused, focus(baked, profile, 0.1):
+        pytest.fail("attached")
+    with refused:
+        FocusGenerator(baked, tokenizer, profile)
+    with refused:
+        export_model(baked, tokenizer, profile, tmp_path / "again", alpha=ALPHA)
+    assert FocusGenerator(baked, tokenizer).answer("Which?", [Passage("one")], max_new_tokens=2).alpha == 0
+    with focus(model, profile, 0.1):  # the original is as it was
+        pass
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """A model with its tokenizer, and profiles of it, on disk."""
