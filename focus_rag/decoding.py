@@ -164,14 +164,25 @@ class RowText:
 
 
 class RowStopping(StoppingCriteria):
-    """Feeds new tokens to the rows' texts and ends the rows that are finished, or all of them when cancelled."""
+    """Feeds new tokens to the rows' texts and ends the rows that are finished, or all of them when cancelled.
 
-    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool]) -> None:
+    Args:
+        rows: The texts.
+        is_cancelled: Asked after every token.
+        on_finished: Called with the index of each row that its own text has ended, once.
+    """
+
+    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool], on_finished: Callable[[int], None] = lambda _: None) -> None:
         self._rows = rows
         self._is_cancelled = is_cancelled
+        self._on_finished = on_finished
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+        open_rows = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
         done = [row.push(token) for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True)]
+        for index in open_rows:
+            if done[index]:
+                self._on_finished(index)
         if self._is_cancelled():
             for row in self._rows:
                 row.finish("cancelled")

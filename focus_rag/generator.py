@@ -36,6 +36,9 @@ from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 from focus_rag.weights_digest import weights_digest
 
+Outcome = Answer | InvalidInputError
+OnOutcome = Callable[[int, Outcome], None]
+"""Told the place of a request among those of its batch, and what became of it."""
 _REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise"})
 _MAX_BATCH = 16
 _PATIENCE = 0.1  # seconds of waiting for the model, after which is asked whether anybody still wants it
@@ -255,22 +258,26 @@ class FocusGenerator:
         return self.run_stream(self._text_request(messages_or_prompt, passages, options))
 
     @overload
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[False] = False) -> list[Answer]: ...
+    def answer_batch(
+        self, requests: Sequence[Request], *, return_errors: Literal[False] = False, on_outcome: OnOutcome | None = None
+    ) -> list[Answer]: ...
 
     @overload
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True]) -> list[Answer | InvalidInputError]: ...
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True], on_outcome: OnOutcome | None = None) -> list[Outcome]: ...
 
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> Sequence[Answer | InvalidInputError]:
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: OnOutcome | None = None) -> Sequence[Outcome]:
         """Serve many requests in left-padded batches, each row with its own alpha.
 
         Args:
             requests: What is asked.
             return_errors: Whether a request that cannot be used gets its error in the place of an answer, while the others are served.
+            on_outcome: Called once for each request, as soon as its answer or error is there: short answers need not wait for the long ones beside them.
+                It runs between two tokens, in the thread of the model; what it raises ends the batch.
 
         Raises:
             InvalidInputError: One of them cannot be used; nothing is generated then, unless errors are returned.
         """
-        return self._answer_all(requests, return_errors=return_errors)
+        return self._answer_all(requests, return_errors=return_errors, on_outcome=on_outcome)
 
     def run(self, request: Request) -> Answer:
         """Serve one request."""
@@ -279,7 +286,7 @@ class FocusGenerator:
     def run_stream(self, request: Request) -> AnswerStream:
         """Serve one request piece by piece; input errors are raised here, before the stream begins."""
         prepared = self._prepare(request)
-        return AnswerStream(lambda on_text, is_cancelled: self._run([prepared], on_text, is_cancelled)[0])
+        return AnswerStream(partial(self._run_alone, lambda: prepared))
 
     async def aanswer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
         """`answer` without blocking the event loop."""
@@ -292,15 +299,24 @@ class FocusGenerator:
         return await self.arun(self._text_request(messages_or_prompt, passages, options))
 
     @overload
-    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: Literal[False] = False) -> list[Answer]: ...
+    async def aanswer_batch(
+        self, requests: Sequence[Request], *, return_errors: Literal[False] = False, on_outcome: OnOutcome | None = None
+    ) -> list[Answer]: ...
 
     @overload
-    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True]) -> list[Answer | InvalidInputError]: ...
+    async def aanswer_batch(
+        self, requests: Sequence[Request], *, return_errors: Literal[True], on_outcome: OnOutcome | None = None
+    ) -> list[Outcome]: ...
 
-    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> Sequence[Answer | InvalidInputError]:
-        """`answer_batch` without blocking the event loop; cancelling the task stops the model within a token."""
+    async def aanswer_batch(
+        self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: OnOutcome | None = None
+    ) -> Sequence[Outcome]:
+        """`answer_batch` without blocking the event loop; cancelling the task stops the model within a token.
+
+        `on_outcome` is called in the thread of the model, not in the loop's.
+        """
         cancelled, context = threading.Event(), contextvars.copy_context()
-        work = partial(self._answer_all, requests, cancelled.is_set, return_errors=return_errors)
+        work = partial(self._answer_all, requests, cancelled.is_set, return_errors=return_errors, on_outcome=on_outcome)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, context.run, work)
         except asyncio.CancelledError:
@@ -323,15 +339,29 @@ class FocusGenerator:
 
     async def arun_stream(self, request: Request) -> AsyncAnswerStream:
         """`run_stream` for `async for`; input errors are raised by the stream."""
-        return AsyncAnswerStream(
-            lambda on_text, is_cancelled: self._run([self._prepare(request)], on_text, is_cancelled)[0]
-        )
+        return AsyncAnswerStream(partial(self._run_alone, lambda: self._prepare(request)))
+
+    def _run_alone(self, prepare: Callable[[], PreparedRequest], on_text: Callable[[str], None], is_cancelled: Callable[[], bool]) -> Answer:
+        answers: dict[int, Answer] = {}
+        self._run({0: prepare()}, answers.__setitem__, on_text, is_cancelled)
+        return answers[0]
 
     def _answer_all(
-        self, requests: Sequence[Request], is_cancelled: Callable[[], bool] = lambda: False, *, return_errors: bool = False
-    ) -> list[Answer | InvalidInputError]:
+        self,
+        requests: Sequence[Request],
+        is_cancelled: Callable[[], bool] = lambda: False,
+        *,
+        return_errors: bool = False,
+        on_outcome: OnOutcome | None = None,
+    ) -> list[Outcome]:
         """Prepare all requests, then serve them in batches."""
-        outcomes: dict[int, Answer | InvalidInputError] = {}
+        outcomes: dict[int, Outcome] = {}
+
+        def settle(place: int, outcome: Outcome) -> None:
+            outcomes[place] = outcome
+            if on_outcome is not None:
+                on_outcome(place, outcome)
+
         prepared: dict[int, PreparedRequest] = {}
         for place, request in enumerate(requests):
             if is_cancelled():
@@ -341,11 +371,11 @@ class FocusGenerator:
             except InvalidInputError as error:
                 if not return_errors:
                     raise
-                outcomes[place] = error
+                settle(place, error)
         places = list(prepared)
         for start in range(0, len(places), self.max_batch):
-            part = places[start : start + self.max_batch]
-            outcomes.update(zip(part, self._run([prepared[place] for place in part], is_cancelled=is_cancelled), strict=True))
+            part = {place: prepared[place] for place in places[start : start + self.max_batch]}
+            self._run(part, settle, is_cancelled=is_cancelled)
         return [outcomes[place] for place in range(len(requests)) if place in outcomes]  # all of them, unless cancelled
 
     def _request(self, options: Mapping[str, Any], **what: Any) -> Request:
@@ -384,13 +414,13 @@ class FocusGenerator:
 
     def _run(
         self,
-        rows: Sequence[PreparedRequest],
+        prepared: Mapping[int, PreparedRequest],
+        on_answer: Callable[[int, Answer], None],
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> list[Answer]:
-        """Generate one left-padded batch."""
-        if not rows:
-            return []
+    ) -> None:
+        """Generate one left-padded batch; `on_answer` is told the place of each request and its answer, as soon as it is there."""
+        places, rows = list(prepared), list(prepared.values())
         device = input_device(self.model)
         pad, ends = pad_token(self.model, self.tokenizer), end_tokens(self.model, self.tokenizer)
         input_ids, mask = left_padded([row.prompt.input_ids for row in rows], pad, device)
@@ -398,6 +428,12 @@ class FocusGenerator:
         texts = [RowText(self.tokenizer, row.settings, ends, on_text) for row in rows]
         sampler = RowSampler([row.settings for row in rows])
         meter = None
+        answered: set[int] = set()
+
+        def finish(index: int) -> None:
+            answered.add(index)
+            on_answer(places[index], rows[index].answer(texts[index], [] if meter is None else meter.steps, index))
+
         with self._turn(is_cancelled), torch.inference_mode(), ExitStack() as stack:
             if not is_cancelled():
                 if self.profile is not None:
@@ -414,15 +450,12 @@ class FocusGenerator:
                     attention_mask=mask,
                     **self._generation_options(max(row.settings.max_new_tokens for row in rows)),
                     logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
-                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled)]),
+                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled, finish)]),
                 )
-        for text in texts:
+        for index, text in enumerate(texts):
             text.finish("cancelled" if is_cancelled() else "length")
-        steps = meter.steps if meter is not None else []
-        return [
-            row.answer(text, steps, index)
-            for index, (row, text) in enumerate(zip(rows, texts, strict=True))
-        ]
+            if index not in answered:
+                finish(index)
 
     @contextmanager
     def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:

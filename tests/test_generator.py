@@ -111,6 +111,27 @@ def test_alpha_settings(parts, generator):
     assert "no profile" in FocusGenerator(parts[0], parts[1]).answer(QUESTION, PASSAGES, max_new_tokens=1).reason
 
 
+def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts, generator):
+    lengths = (6, 2, 4)
+    asked = [Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=length)) for length in lengths]
+    asked.insert(1, Request(question=QUESTION, passages=PASSAGES, alpha=1e9))
+    told = []
+    outcomes = generator.answer_batch(asked, return_errors=True, on_outcome=lambda *outcome: told.append(outcome))
+    assert [place for place, _ in told] == [1, 2, 3, 0]  # what cannot be used at once, then the shortest answer first
+    assert all(outcomes[place] is outcome for place, outcome in told)
+    assert isinstance(outcomes[1], InvalidInputError)
+    for place in (0, 2, 3):
+        alone = generator.run(asked[place])
+        assert (outcomes[place].text, outcomes[place].usage) == (alone.text, alone.usage)
+        assert [use.attention for use in outcomes[place].passages] == pytest.approx([use.attention for use in alone.passages], abs=1e-5)
+    small = FocusGenerator(*parts, settings=generator.settings, max_batch=2)
+    told.clear()
+    assert [one.text for one in small.answer_batch([asked[0], *asked[2:]], on_outcome=lambda *outcome: told.append(outcome))] == [outcomes[place].text for place in (0, 2, 3)]
+    assert [place for place, _ in told] == [1, 0, 2]
+    with pytest.raises(InvalidInputError, match="alpha"):
+        generator.answer_batch(asked, on_outcome=lambda *_: pytest.fail("nothing is generated"))
+
+
 def test_seeded_sampling_repeats_alone_and_in_a_batch(generator):
     hot = GenerationSettings(max_new_tokens=8, temperature=1.5, seed=3)
     before = torch.random.get_rng_state()

@@ -56,7 +56,7 @@ class HeldGenerator(RecordingGenerator):
         self.stopped: list[int] = []
         self.failing = failing
 
-    async def aanswer_batch(self, requests: Any, *, return_errors: bool = False) -> Any:
+    async def aanswer_batch(self, requests: Any, *, return_errors: bool = False, on_outcome: Any = None) -> Any:
         self.begun.set()
         self.batches.append(len(requests))
         try:
@@ -66,7 +66,10 @@ class HeldGenerator(RecordingGenerator):
             raise
         if self.failing is not None:
             raise self.failing
-        return [self.run(request) if request.question != "bad" else InvalidInputError("bad question") for request in requests]
+        outcomes = [self.run(request) if request.question != "bad" else InvalidInputError("bad question") for request in requests]
+        for place, outcome in enumerate(outcomes):
+            on_outcome(place, outcome)
+        return outcomes
 
 
 def client(what: Any, limits: ServerSettings | None = None, **options: Any) -> httpx.AsyncClient:
@@ -264,6 +267,20 @@ async def test_rows_of_a_real_batch_keep_their_own_alpha(generator: FocusGenerat
         assert reply.json()["focus_rag"]["alpha"] == alpha
 
 
+async def test_an_answer_does_not_wait_for_a_longer_one_of_its_batch(generator: FocusGenerator) -> None:
+    line, done = WaitingLine(generator, 8), []
+    settings = GenerationSettings(max_new_tokens=2)
+    asked = [Request(question=QUESTION, settings=settings.changed({"max_new_tokens": length})) for length in (2, 400, 3)]
+    tasks = [asyncio.create_task(line.answer(request)) for request in asked]
+    for place, task in enumerate(tasks):
+        task.add_done_callback(lambda _, place=place: done.append(place))
+    await asyncio.wait([tasks[0], tasks[2]])
+    assert (tasks[1].done(), line.length) == (False, 1)
+    tasks[1].cancel()  # the only one left: the model stops
+    await asyncio.wait(tasks)
+    assert (await line.answer(asked[0])).text == tasks[0].result().text == generator.run(asked[0]).text
+
+
 async def test_a_number_that_one_request_cannot_have_is_its_own_affair(generator: FocusGenerator) -> None:
     async with client(generator) as http:
         bodies = [{"question": QUESTION, "passages": BODIES, "alpha": alpha, "temperature": 1, "seed": 1} for alpha in (0.25, 1e39, -3e38, 0.5)]
@@ -442,7 +459,7 @@ def test_a_request_whose_client_leaves_is_stopped() -> None:
             super().__init__()
             self.begun, self.ended = threading.Event(), threading.Event()
 
-        async def aanswer_batch(self, requests: Any, *, return_errors: bool = False) -> Any:
+        async def aanswer_batch(self, requests: Any, *, return_errors: bool = False, on_outcome: Any = None) -> Any:
             self.begun.set()
             try:
                 await asyncio.sleep(3600)

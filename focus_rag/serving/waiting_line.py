@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from focus_rag.answers import Answer, Request
 from focus_rag.errors import FocusRagError
-from focus_rag.generator import FocusGenerator
+from focus_rag.generator import FocusGenerator, Outcome
 
 _Batch = list[tuple[Request, asyncio.Future[Answer]]]
 
@@ -81,7 +81,13 @@ class WaitingLine:
 
     async def _answer_batch(self, batch: _Batch) -> None:
         requests, futures = zip(*batch, strict=True)
-        answering = asyncio.ensure_future(self._generator.aanswer_batch(requests, return_errors=True))
+        loop = asyncio.get_running_loop()
+
+        def hand_over(place: int, outcome: Outcome) -> None:
+            """In the thread of the model: what is done does not wait for the longest answer beside it."""
+            loop.call_soon_threadsafe(_settle, futures[place], outcome)
+
+        answering = asyncio.ensure_future(self._generator.aanswer_batch(requests, return_errors=True, on_outcome=hand_over))
 
         def stop_if_nobody_waits(_: asyncio.Future[Answer]) -> None:
             if all(future.done() for future in futures):
@@ -90,14 +96,19 @@ class WaitingLine:
         for future in futures:
             future.add_done_callback(stop_if_nobody_waits)
         await asyncio.wait([answering])
-        for place, future in enumerate(futures):
-            if future.done():
-                continue
-            if answering.cancelled():
+        if answering.cancelled():
+            for future in futures:
                 future.cancel()
-            elif (error := answering.exception()) is not None:
-                future.set_exception(error)
-            elif isinstance(outcome := answering.result()[place], FocusRagError):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+        elif (error := answering.exception()) is not None:
+            for future in futures:
+                _settle(future, error)
+
+
+def _settle(future: asyncio.Future[Answer], outcome: Answer | BaseException) -> None:
+    """Give an outcome to whoever still waits for it."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

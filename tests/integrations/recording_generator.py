@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 from focus_rag import Answer, GenerationSettings, PassageUse, Request
 from focus_rag.answers import Usage
@@ -38,10 +39,13 @@ class RecordingGenerator:
     def count_tokens(self, text: str) -> int:
         return len(text.encode())
 
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> list[Answer]:
+    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None) -> list[Answer]:
         with self._lock:
             self.batches.append(len(requests))
-        return [self.run(request) for request in requests]
+        answers = [self.run(request) for request in requests]
+        for place, answer in enumerate(answers if on_outcome is not None else ()):
+            on_outcome(place, answer)
+        return answers
 
     def run(self, request: Request) -> Answer:
         with self._lock:
@@ -64,8 +68,8 @@ class RecordingGenerator:
     def run_stream(self, request: Request) -> _Stream:
         return _Stream(self.run(request))
 
-    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False) -> list[Answer]:
-        return await asyncio.to_thread(self.answer_batch, requests, return_errors=return_errors)
+    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None) -> list[Answer]:
+        return await asyncio.to_thread(self.answer_batch, requests, return_errors=return_errors, on_outcome=on_outcome)
 
     async def arun_stream(self, request: Request) -> _AsyncStream:
         return _AsyncStream(await asyncio.to_thread(self.run, request))
