@@ -1,25 +1,19 @@
 """An answer as one HTML page that loads nothing: its passages shaded by attention, alpha and noise in words.
 
-With the attention of each answer token at hand (`trace_answer`), pointing at a token, or reaching it with the tab key,
+With the attention of each answer token at hand (`answer_trace.trace_answer`), pointing at a token, or reaching it with the tab key,
 shades the passages by what was attended to while that token was chosen.
 """
 
 from __future__ import annotations
 
 import html
-import itertools
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from focus_rag.answers import Answer
-    from focus_rag.generator import FocusGenerator
-    from focus_rag.passages import Passage
+    from focus_rag.answers import Answer, PassageUse
 
-_NO_ATTENTION = 1e-6  # probability mass on all passages together
 _STYLE = """
 :root{color-scheme:light dark;--shade:255,170,0}
 body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}
@@ -62,69 +56,6 @@ class AnswerTrace:
     shares: tuple[tuple[float | None, ...], ...]
 
 
-def trace_answer(
-    generator: FocusGenerator, question: str, passages: Sequence[Passage] = (), **options: Any
-) -> AnswerTrace:
-    """Answer a question and keep the attention behind each token.
-
-    Args:
-        generator: The generator; without a profile there are no contextual heads, and no token has shares.
-        question: The question.
-        passages: What was retrieved.
-        **options: As for `FocusGenerator.answer`.
-    """
-    from focus_rag.attention.measuring import SpanMeter
-    from focus_rag.noise import worst_first
-
-    answer = generator.answer(question, passages, **options)
-    uses = [use for use in answer.passages if use.used]
-    used = [use.passage for use in uses]
-    if generator.profile is None or not used or not answer.text:
-        return AnswerTrace(answer, (), ())
-    prompt = generator.prompts.from_question(
-        question, used, max_tokens=generator.context_window, drop_order=worst_first(used)
-    )
-    shown = [(span, use.favoured) for span, use in zip(prompt.spans, uses, strict=True) if span is not None]
-    spans, favoured = [span for span, _ in shown], [span for span, is_favoured in shown if is_favoured]
-    encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens = list(encoded["input_ids"])
-    heads = generator.profile.head_pairs
-    length = len(prompt.input_ids)
-    # One pass over prompt and answer together: the row before a token is the one that chose it.
-    rows = list(range(length - 1, length - 1 + len(tokens)))
-    with ExitStack() as stack:
-        import torch
-
-        from focus_rag.attention.formulas import split_weights
-        from focus_rag.attention.splitting import split_softmax
-        from focus_rag.attention.steering import focus
-        from focus_rag.probing import input_device
-
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
-        if favoured:
-            after = prompt.after_passages_in(length)
-            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=answer.tau, first_row=after))
-        meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
-        ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
-        generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    by_head = meter.steps[0][0]
-    if favoured:  # the meter reads queries and keys, which split softmax leaves as they are
-        by_head = split_weights(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), answer.tau)
-    mass = by_head.mean(dim=0)
-    whole = mass.sum(dim=-1, keepdim=True)
-    shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()
-    # Cut from the answer, not decoded one by one: alone, a token may lose its space or be part of a character.
-    starts = [0, *(start for start, _ in encoded["offset_mapping"][1:]), len(answer.text)]
-    pieces = [answer.text[start:end] for start, end in itertools.pairwise(starts)]
-    return AnswerTrace(answer, tuple(pieces), tuple(_spread(answer, row) for row in shares))
-
-
-def _spread(answer: Answer, row: Sequence[float]) -> tuple[float | None, ...]:
-    values = iter(row)
-    return tuple(next(values, None) if use.used else None for use in answer.passages)
-
-
 def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None) -> str:
     """One page of HTML.
 
@@ -161,7 +92,7 @@ def _answer_text(trace: AnswerTrace) -> str:
     )
 
 
-def _passage(place: int, use: Any) -> str:
+def _passage(place: int, use: PassageUse) -> str:
     title = f"<strong>{html.escape(use.passage.title)}</strong> " if use.passage.title else ""
     score = "" if use.passage.score is None else f"<span>score {use.passage.score:.3g}</span>"
     source = f"<span>{html.escape(str(use.passage.id))}</span>" if use.passage.id else ""

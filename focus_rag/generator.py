@@ -9,31 +9,23 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
-
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
-from focus_rag.attention.measuring import SpanMeter
-from focus_rag.attention.splitting import SplitSoftmaxTap
-from focus_rag.attention.steering import focus
-from focus_rag.decoding import RowSampler, RowStopping, RowText
+from focus_rag.batch_generation import Batch
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.model_layout import window_of
 from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
-from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
 from focus_rag.score_split import SplitSetting
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
-from focus_rag.token_rows import end_tokens, left_padded, pad_token
 from focus_rag.weights_digest import weights_digest
 
 Outcome = Answer | InvalidInputError
@@ -419,43 +411,11 @@ class FocusGenerator:
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Generate one left-padded batch; `on_answer` is told the place of each request and its answer, as soon as it is there."""
-        places, rows = list(prepared), list(prepared.values())
-        device = input_device(self.model)
-        pad, ends = pad_token(self.model, self.tokenizer), end_tokens(self.model, self.tokenizer)
-        input_ids, mask = left_padded([row.prompt.input_ids for row in rows], pad, device)
-        length = input_ids.shape[1]
-        texts = [RowText(self.tokenizer, row.settings, ends, on_text) for row in rows]
-        sampler = RowSampler([row.settings for row in rows])
-        meter = None
-        answered: set[int] = set()
-
-        def finish(index: int) -> None:
-            answered.add(index)
-            on_answer(places[index], rows[index].answer(texts[index], [] if meter is None else meter.steps, index))
-
-        with self._turn(is_cancelled), torch.inference_mode(), ExitStack() as stack:
-            if not is_cancelled():
-                if self.profile is not None:
-                    alphas = [row.choice.alpha for row in rows]
-                    stack.enter_context(focus(self.model, self.profile, alphas, passages_at=self._passages_at(rows)))
-                split = self._split(rows, length)
-                if split is not None:
-                    stack.enter_context(split)
-                meter = self._meter(rows, length)
-                if meter is not None:
-                    stack.enter_context(meter)
-                self.model.generate(
-                    input_ids=input_ids,
-                    attention_mask=mask,
-                    **self._generation_options(max(row.settings.max_new_tokens for row in rows)),
-                    logits_processor=LogitsProcessorList([sampler] if sampler.is_needed else []),
-                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled, finish)]),
-                )
-        for index, text in enumerate(texts):
-            text.finish("cancelled" if is_cancelled() else "length")
-            if index not in answered:
-                finish(index)
+        """Generate one batch; `on_answer` is told the place of each request and its answer, as soon as it is there."""
+        places = list(prepared)
+        batch = Batch(self.model, self.tokenizer, self.profile, list(prepared.values()), measure=self.measure)
+        with self._turn(is_cancelled):
+            batch.run(lambda index, answer: on_answer(places[index], answer), on_text, is_cancelled)
 
     @contextmanager
     def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -467,43 +427,3 @@ class FocusGenerator:
         finally:
             if is_ours:
                 self._lock.release()
-
-    def _passages_at(self, rows: Sequence[PreparedRequest]) -> list[int] | None:
-        """Where each row's passages stand; a row without any is steered as it stands."""
-        known = self.profile.passages_at if self.profile is not None else None
-        if known is None:
-            return None
-        found = [row.prompt.passages_at for row in rows]
-        return [known if at is None else at for at in found]
-
-    def _split(self, rows: Sequence[PreparedRequest], length: int) -> SplitSoftmaxTap | None:
-        if self.profile is None or not any(row.choice.favoured for row in rows):
-            return None
-        spans = [row.favoured_in(length) for row in rows]
-        # From where the passages end: so it costs the few rows that ask and answer, and brings what more rows would.
-        first_rows = [row.prompt.after_passages_in(length) if row.choice.favoured else length for row in rows]
-        taus = [row.choice.tau for row in rows]
-        return SplitSoftmaxTap(self.model, self.profile.head_pairs, spans, length, tau=taus, first_row=first_rows)
-
-    def _meter(self, rows: Sequence[PreparedRequest], length: int) -> SpanMeter | None:
-        if not self.measure or self.profile is None:
-            return None
-        spans = [row.spans_in(length) for row in rows]
-        return SpanMeter(self.model, self.profile.head_pairs, spans, length) if any(spans) else None
-
-    def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:
-        """What a request decides, over the model's own configuration; sampling is ours (`RowSampler`).
-
-        Keyword arguments, because in a configuration object None means: as the model has it.
-        """
-        return dict(
-            max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
-            temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
-            pad_token_id=pad_token(self.model, self.tokenizer),
-            eos_token_id=sorted(end_tokens(self.model, self.tokenizer)) or None,
-            return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
-            # Rows are read token by token and end by the request's own stop strings.
-            # In one pass, because what the first pass attends to is what the first token was chosen by.
-            prefill_chunk_size=None,
-            stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
-        )  # fmt: skip

@@ -1,7 +1,8 @@
 import math
 import re
 
-from focus_rag.answer_report import answer_to_html, trace_answer
+from focus_rag.answer_report import answer_to_html
+from focus_rag.answer_trace import trace_answer
 from focus_rag.answers import Answer, PassageUse, Usage
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage

@@ -22,7 +22,7 @@ from focus_rag import (
     SpanMeter,
     split_softmax,
 )
-from focus_rag.answer_report import trace_answer
+from focus_rag.answer_trace import trace_answer
 from focus_rag.attention import formulas
 from focus_rag.score_split import Favoured
 from tests.tiny_models import tiny_model, tiny_profile

@@ -96,7 +96,8 @@ def command(
 def _reported(
     generator: FocusGenerator, question: str, passages: list[Passage], options: dict[str, Any], file: Path
 ) -> Answer:
-    from focus_rag.answer_report import answer_to_html, trace_answer
+    from focus_rag.answer_report import answer_to_html
+    from focus_rag.answer_trace import trace_answer
     from focus_rag.errors import InvalidInputError
 
     trace = trace_answer(generator, question, passages, **options)
