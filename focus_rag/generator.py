@@ -23,8 +23,9 @@ from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
-from focus_rag.prompting import BuiltPrompt, Message, PromptBuilder, PromptLayout
+from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout
 from focus_rag.score_split import SplitSetting
+from focus_rag.special_text import Message
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.weights_digest import weights_digest
 

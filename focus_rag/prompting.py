@@ -7,7 +7,6 @@ a chat turn.
 from __future__ import annotations
 
 import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.locating import SHORTEST, CharSpan, locate_passages
 from focus_rag.passages import Passage
+from focus_rag.special_text import Message, SpecialTextGuard, broken, encodable, through_template
 
 TokenSpan = tuple[int, int]
 _LABEL_TOKENS = (
     12  # at most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped
 )
-Message = Mapping[str, str]
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
 
 
@@ -124,7 +123,7 @@ class PromptBuilder:
             )
         self.tokenizer = tokenizer
         self.layout = layout or PromptLayout()
-        self._guard = _SpecialTextGuard(tokenizer, _probe(tokenizer, self.layout.template_options))
+        self._guard = SpecialTextGuard(tokenizer, self.layout.template_options)
 
     def from_question(
         self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]
@@ -204,7 +203,7 @@ class PromptBuilder:
             PromptTooLongError: It does not fit.
         """
         for fold in (False, True):
-            text, spans = self._neutralised(_encodable(prompt), passages, fold=fold)
+            text, spans = self._neutralised(encodable(prompt), passages, fold=fold)
             # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
             begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
             ids, offsets = self._tokens(text, add_special_tokens=not begins)
@@ -222,7 +221,7 @@ class PromptBuilder:
         """A raw prompt with the passages in it neutralised, and where they stand in it then."""
         shown = []
         for passage in passages:
-            text = _encodable(passage.text)
+            text = encodable(passage.text)
             # A prompt may hold a passage more often than it was retrieved. Shorter texts could be the caller's own markup.
             if len(text) >= SHORTEST and (safe := self._guard.safe(text, fold=fold)) != text:
                 prompt, text = prompt.replace(text, safe), safe
@@ -272,7 +271,7 @@ class PromptBuilder:
     def _safe(self, text: str, *, fold: bool) -> str:
         """Text with neither special tokens nor the mark of an answer in it."""
         text = self._guard.safe(text, fold=fold)
-        return text if self.tokenizer.chat_template else text.replace(self._answer_mark, _broken(self._answer_mark))
+        return text if self.tokenizer.chat_template else text.replace(self._answer_mark, broken(self._answer_mark))
 
     @property
     def _answer_mark(self) -> str:
@@ -287,7 +286,7 @@ class PromptBuilder:
             ]
             return "\n\n".join(turns) + self.layout.plain_ending
         try:
-            return _through_template(self.tokenizer, messages, self.layout.template_options)
+            return through_template(self.tokenizer, messages, self.layout.template_options)
         except Exception as error:  # templates raise whatever their authors chose
             raise InvalidInputError(
                 f"The chat template refuses these messages ({[m['role'] for m in messages]}): {error}"
@@ -342,10 +341,6 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     return checked
 
 
-def _through_template(tokenizer: Any, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options))
-
-
 def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
     """Tokens that overlap some characters; None where there are none.
 
@@ -369,90 +364,3 @@ def in_order(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         ordered.append((start, end) if start < end else (position, position))
         position = max(position, end)
     return ordered
-
-
-class _SpecialTextGuard:
-    """Knows which strings a tokenizer or its chat template gives a meaning to, and takes that meaning away.
-
-    Args:
-        tokenizer: The tokenizer.
-        conversation: What `_probe` made of its chat template.
-    """
-
-    def __init__(self, tokenizer: Any, conversation: str) -> None:
-        template = str(tokenizer.chat_template or "")
-        special = {
-            token.content: index
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special
-            or (token.content.strip() and (token.content in template or token.content in conversation))
-            or re.fullmatch(r"<\|.*\|>|<｜.*｜>", token.content)
-        }
-        special.update({text: tokenizer.convert_tokens_to_ids(text) for text in tokenizer.all_special_tokens})
-        # Ordinary words become the unknown token where a vocabulary lacks them; it says nothing about the text.
-        roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        self._ids = frozenset(special.values()) - ({tokenizer.unk_token_id} - roles)
-        # Stripped, so that a space put inside always breaks the string.
-        strings = {text.strip() for text in special if text.strip()} | _turn_markers(conversation, set(special))
-        pattern = "|".join(re.escape(text) for text in sorted(strings, key=len, reverse=True))
-        self._pattern = re.compile(pattern) if strings else None
-        self._any_case = re.compile(pattern, re.IGNORECASE) if strings else None
-
-    def safe(self, text: str, *, fold: bool = False) -> str:
-        """Put a space into every meaningful string, so that it is read as text.
-
-        Args:
-            text: Untrusted text.
-            fold: Fold compatibility characters first and read capitals like small letters, for tokenizers that do so before
-                they look for special tokens.
-        """
-        text = _encodable(text)
-        if fold:
-            text = unicodedata.normalize("NFKC", text)
-        pattern = self._any_case if fold else self._pattern
-        if pattern is None:
-            return text
-        while (broken := pattern.sub(_break, text)) != text:
-            text = broken
-        return text
-
-    def count(self, ids: Sequence[int]) -> int:
-        """Number of special tokens among ids."""
-        return sum(token in self._ids for token in ids)
-
-
-def _encodable(text: str) -> str:
-    """Replace surrogates: they cannot be encoded, and no tokenizer takes them."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _break(match: re.Match[str]) -> str:
-    return _broken(match.group())
-
-
-def _broken(marker: str) -> str:
-    return f"{marker[:-1]} {marker[-1]}" if len(marker) > 1 else ""
-
-
-_PROBE = {"system": "qwfp", "user": "arst", "assistant": "zxcd"}
-
-
-def _probe(tokenizer: Any, options: Mapping[str, Any]) -> str:
-    """A conversation of meaningless words through the chat template: what is not these words is the template's own."""
-    if not tokenizer.chat_template:
-        return ""
-    turns = [{"role": role, "content": _PROBE[role]} for role in ("system", "user", "assistant", "user")]
-    for conversation in (turns, turns[1:], turns[1:2]):
-        try:
-            return _through_template(tokenizer, conversation, options)
-        except Exception:  # a template that takes no system message, or only one turn
-            continue
-    return ""
-
-
-def _turn_markers(conversation: str, special: set[str]) -> set[str]:
-    """Plain-text strings a chat template puts between turns, such as `[INST]` or `### User:`."""
-    for known in sorted(special, key=len, reverse=True):
-        conversation = conversation.replace(known, "\n")
-    pieces = (piece.strip() for piece in re.split("|".join([*_PROBE.values(), r"\n"]), conversation))
-    return {piece for piece in pieces if len(piece) >= 3 and re.search(r"[^\w\s]", piece)}

@@ -14,7 +14,7 @@ import focus_rag
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "fitting.head_inputs", "probing", "weights_digest", "whole_files"),
+    ("errors", "fitting.head_inputs", "probing", "special_text", "weights_digest", "whole_files"),
     ("passages", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "locating", "model_layout", "shared_words"),
     ("score_split",),
