@@ -24,7 +24,8 @@ from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
 from focus_rag.evaluation.report import verdict, write_report
 from focus_rag.evaluation.results import Evaluation
-from focus_rag.evaluation.runner import EvalSettings, evaluate
+from focus_rag.evaluation.runner import evaluate
+from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
 from focus_rag.prompting import PromptLayout

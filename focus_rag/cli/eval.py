@@ -86,7 +86,8 @@ def command(
     Example: focus-rag eval --model Qwen/Qwen2.5-7B-Instruct --profile ./profile --data questions.jsonl --out ./evidence
     """
     from focus_rag.errors import InvalidInputError
-    from focus_rag.evaluation.runner import EvalSettings, evaluate
+    from focus_rag.evaluation.runner import evaluate
+    from focus_rag.evaluation.settings import EvalSettings
 
     whole = (limit, main_limit or limit, rival_limit or limit, tune_limit, max_new_tokens, batch_size, workers)
     if min(whole) < 1 or 0 in (main_limit, rival_limit):

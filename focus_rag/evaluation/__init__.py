@@ -9,7 +9,7 @@ _HOMES = {
     "Case": "cases",
     "Cell": "cases",
     "EmbeddedCases": "cases",
-    "EvalSettings": "runner",
+    "EvalSettings": "settings",
     "Evaluation": "results",
     "FileCases": "cases",
     "cells_of": "cases",
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from focus_rag.evaluation.datasets import load_cases
     from focus_rag.evaluation.report import write_report
     from focus_rag.evaluation.results import Evaluation
-    from focus_rag.evaluation.runner import EvalSettings, evaluate
+    from focus_rag.evaluation.runner import evaluate
+    from focus_rag.evaluation.settings import EvalSettings
 
 
 def __getattr__(name: str) -> Any:
