@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from focus_rag import __version__
@@ -93,17 +94,26 @@ class _UnknownModelError(HTTPException):
 
 
 class _Events(StreamingResponse):
-    """Server-sent events, the first of which is there already; their source is closed whatever happens while they are sent."""
+    """Server-sent events, the first of which is there already; their source is closed whatever happens while they are sent.
+
+    Args:
+        first: The first event.
+        events: The others, which end by themselves.
+        seconds: When they have not been taken by then, their reader has stopped reading.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> None:
-        self._lines, self._events = _lines(first, events), events
+    def __init__(self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None], seconds: float) -> None:
+        self._lines, self._events, self._seconds = _lines(first, events), events, seconds
         super().__init__(self._lines, headers={"Cache-Control": "no-cache"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except (ClientDisconnect, TimeoutError):
+            logger.info("The reader of a stream has left, or stopped reading.")
         finally:
             await self._lines.aclose()
             await self._events.aclose()
@@ -134,7 +144,7 @@ class _Service:
         events = self._events(reply, request, usage=body.stream_options is not None and body.stream_options.include_usage)
         # What is wrong with the request is told by the status, before the stream begins.
         first = await _while_somebody_waits(http, anext(events))
-        return _Events(first, events)
+        return _Events(first, events, 2 * self._seconds)  # as much for reading as for generating
 
     async def _events(self, reply: Reply, request: GeneratorRequest, *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
         clock = asyncio.get_running_loop().time
