@@ -112,7 +112,7 @@ class _Events(StreamingResponse):
         try:
             async with asyncio.timeout(self._seconds):
                 await super().__call__(scope, receive, send)
-        except (ClientDisconnect, TimeoutError):
+        except (ClientDisconnect, OSError):  # TimeoutError is one; what goes wrong in the events is an event itself
             logger.info("The reader of a stream has left, or stopped reading.")
         finally:
             await self._lines.aclose()
