@@ -47,11 +47,6 @@ class Estimate:
         half = Z_95 * math.sqrt(variance / n)
         return cls(mean, mean - half, mean + half, n)
 
-    @property
-    def within_an_error_of_0(self) -> bool:
-        """Whether the mean is at most one standard error above 0."""
-        return self.mean <= (self.high - self.mean) / Z_95
-
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}

@@ -237,7 +237,7 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     found = [
         f"Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
         "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
-        "reach. Of those within one standard error of the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
+        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
         _table(
             ["reach", "tau", "from", "gain", "worse than bare", *cells],
             [

@@ -2,8 +2,8 @@
 that passages share with the question count too.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
-noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those within one standard
-error of the best the mildest is taken (the rule by which CART prunes): the harder a split leans, the more it costs where scores are wrong.
+noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those that are not told
+from the best the mildest is taken: the harder a split leans, the more it costs where scores are wrong.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tup
 
 def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> SplitTrial:
     best = max(tried, key=_worth)
-    equals = [one for one in tried if one.is_worth_it and _gain(best.in_use, one.in_use, cells).within_an_error_of_0]
+    equals = [one for one in tried if one.is_worth_it and _gain(best.in_use, one.in_use, cells).low <= 0]
     return max(equals, key=lambda one: (one.split.tau, _worth(one)), default=best)
 
 
