@@ -386,7 +386,7 @@ def test_a_baked_checkpoint_takes_no_profile_which_would_act_twice(tmp_path):
         export_model(baked, tokenizer, profile, tmp_path / "again", alpha=ALPHA)
     assert FocusGenerator(baked, tokenizer).answer("Which?", [Passage("one")], max_new_tokens=2).alpha == 0
     with focus(model, profile, 0.1):  # the original is as it was
-        pass
+        assert not same(logits_of(model), logits_of(baked))
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +438,24 @@ def test_the_command_says_in_one_line_what_is_wrong(arguments, says, saved, tmp_
     (line,) = out.err.strip().splitlines()
     assert line.startswith("focus-rag: ") and says in line and out.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("family", "warned"), [("llama", False), ("phi3", True)])
+def test_a_fit_for_export_says_at_once_where_nothing_can_be_baked(family, warned, tmp_path, capsys, monkeypatch):
+    def fitted(*_, **__):
+        raise InvalidInputError("fitted")
+
+    monkeypatch.setattr("focus_rag.fitting.fit.fit_profile", fitted)
+    model_of(family).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"question": f"Which mill, {n}?", "answers": ["one"], "passages": [{"text": "one", "is_gold": True}, {"text": "two", "is_gold": False}]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    command = ["fit", "--model", str(tmp_path / "model"), "--examples", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--site"]
+    assert main([*command, "projection"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("not be exported" in said) is warned and "fitted" in said
+    assert main([*command, "post_rope"]) == 2
+    assert "not be exported" not in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_in_vain_is_said_before_the_model_is_loaded(saved, tmp_path, capsys):

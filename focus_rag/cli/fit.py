@@ -122,6 +122,8 @@ def _fit(
         bare = FocusGenerator.from_pretrained(model or _embedded_model())
         move_model(bare, device)
         bar.remove_task(loading)
+        if settings.sites == ("projection",):
+            _warn_where_nothing_can_be_baked(bare.model)
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:
@@ -139,6 +141,17 @@ def _fit(
             model_id=model or "focus_rag embedded reader",
             progress=report,
         )
+
+
+def _warn_where_nothing_can_be_baked(model: Any) -> None:
+    """Before an hour of fitting, not after it: this site is asked for mostly to export what is found."""
+    from focus_rag.errors import UnsupportedModelError
+    from focus_rag.model_layout import config_with_query_bias
+
+    try:
+        config_with_query_bias(model)
+    except UnsupportedModelError as error:
+        note(f"warning: {error} The profile will steer this model, but not be exported.")
 
 
 def _embedded_model() -> Path:
