@@ -214,7 +214,7 @@ def test_a_generator_turns_by_where_the_passages_of_each_request_begin(monkeypat
         told.append(passages_at)
         return real(*given, passages_at=passages_at, **options)
 
-    monkeypatch.setattr("focus_rag.generator.focus", watched)
+    monkeypatch.setattr("focus_rag.batch_generation.focus", watched)
     passages = [Passage("The mill is old."), Passage("The barn is new.")]
     question = "How old is the mill?"
     generator = FocusGenerator(model, tiny_tokenizer(), profile_of(model), alpha=0.5)
