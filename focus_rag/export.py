@@ -231,7 +231,8 @@ def _baked(model: Any, config: Any, profile: FocusProfile, alpha: float) -> Any:
     """The same model built anew from a configuration with query biases, sharing the weights of the original."""
     from transformers import AutoModelForCausalLM
 
-    setattr(config, BAKED, f"alpha {alpha:g}, profile {profile.digest}")
+    for part in (config, config.get_text_config()):  # of a multimodal model the language part can be used alone
+        setattr(part, BAKED, f"alpha {alpha:g}, profile {profile.digest}")
 
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation, "trust_remote_code": False}
     try:

@@ -265,7 +265,7 @@ class FocusGenerator:
             requests: What is asked.
             return_errors: Whether a request that cannot be used gets its error in the place of an answer, while the others are served.
             on_outcome: Called once for each request, as soon as its answer or error is there: short answers need not wait for the long ones beside them.
-                It runs between two tokens, in the thread of the model; what it raises ends the batch.
+                It runs between two tokens, in the thread of the model, and must not use this generator; what it raises ends the batch.
 
         Raises:
             InvalidInputError: One of them cannot be used; nothing is generated then, unless errors are returned.

@@ -34,6 +34,20 @@ BAKED = "focus_rag_baked"
 """In a model's configuration: which focus its weights hold already, see `export_model`."""
 
 
+def refuse_baked(model: nn.Module) -> None:
+    """Refuse a checkpoint that has its focus baked in: what acts on it as well would act on top of that.
+
+    Raises:
+        ProfileMismatchError: It is one.
+    """
+    baked = getattr(getattr(model, "config", None), BAKED, None)
+    if baked is not None:
+        raise ProfileMismatchError(
+            f"This checkpoint has focus directions baked in ({baked}), and more would act on top of them. Use it without a profile; steer, and fit, "
+            "the model that it was exported from."
+        )
+
+
 class HeadEntry(BaseModel):
     """A contextual head.
 
@@ -250,12 +264,7 @@ class FocusProfile:
             ProfileMismatchError: Naming every difference; or the model is a checkpoint that has its focus baked in, see `export_model`.
             UnsupportedModelError: The model cannot be steered at all.
         """
-        baked = getattr(getattr(model, "config", None), BAKED, None)
-        if baked is not None:
-            raise ProfileMismatchError(
-                f"This checkpoint has focus directions baked in ({baked}): with a profile they would act twice. Use it without one, or load the "
-                "model that it was exported from."
-            )
+        refuse_baked(model)
         found = self.fingerprint.mismatches(Fingerprint.of(model, tokenizer))
         if found:
             raise ProfileMismatchError(

@@ -15,7 +15,9 @@ from focus_rag import FocusGenerator, FocusProfile, Passage, focus
 from focus_rag.cli import main
 from focus_rag.embedded import demo_folder, embedded_model_folder
 from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError, UnsupportedModelError
+from focus_rag.examples import Example
 from focus_rag.export import EXPORT_FILE, export_model
+from focus_rag.fitting.fit import fit_profile
 from focus_rag.score_split import ScoreSplit
 from tests.tiny_models import COMMON, FAMILIES, REFUSE_SDPA, tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -372,16 +374,23 @@ def test_the_embedded_reader_answers_from_a_baked_folder(tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_baked_checkpoint_takes_no_profile_which_would_act_twice(tmp_path):
-    model = model_of()
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_baked_checkpoint_takes_no_profile_which_would_act_on_top(family, tmp_path):
+    model = model_of(family)
     profile, tokenizer = profile_of(model), tiny_tokenizer()
     folder = export_model(model, tokenizer, profile, tmp_path / "baked", alpha=ALPHA).folder
     baked = read_back(folder, model)
-    refused = pytest.raises(ProfileMismatchError, match=f"baked in .alpha 0.5, profile {profile.digest}.*act twice")
+    refused = pytest.raises(ProfileMismatchError, match=f"baked in .alpha 0.5, profile {profile.digest}.*on top of them")
     with refused, focus(baked, profile, 0.1):
         pytest.fail("attached")
     with refused:
         FocusGenerator(baked, tokenizer, profile)
+    if family == "gemma3":
+        with refused, focus(baked.model.language_model, profile, 0.1):
+            pytest.fail("attached")
+    with refused:
+        fit_profile(baked, tokenizer, [Example(f"Which, {n}?", ("one",), (Passage("one"), Passage("two")), frozenset({0})) for n in range(30)], tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
     with refused:
         export_model(baked, tokenizer, profile, tmp_path / "again", alpha=ALPHA)
     assert FocusGenerator(baked, tokenizer).answer("Which?", [Passage("one")], max_new_tokens=2).alpha == 0

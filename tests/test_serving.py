@@ -640,7 +640,7 @@ def test_the_command_serves_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(app=app, **options))
     monkeypatch.setenv("FOCUS_RAG_API_KEY", "k")
     assert main(["serve", "--host", "0.0.0.0", "--port", "8123", "--name", "reader", "--alpha", "0.25", "--split", "off"]) == 0
-    assert (served["host"], served["port"]) == ("0.0.0.0", 8123)
+    assert (served["host"], served["port"], served["timeout_graceful_shutdown"]) == ("0.0.0.0", 8123, 120)
 
     async def ask() -> Any:
         http = httpx.AsyncClient(transport=httpx.ASGITransport(served["app"]), base_url="http://server.example", headers={"Authorization": "Bearer k"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -57,4 +58,12 @@ def command(
     except ValidationError as error:
         raise InvalidInputError(f"The server cannot be set up: {first_problem(error.errors())}.") from error
     generator = load_generator(model, profile, device, alpha=factor, split=leaning)
-    uvicorn.run(create_app(generator, settings), host=settings.host, port=settings.port, server_header=False, ws="none", lifespan="off")
+    uvicorn.run(
+        create_app(generator, settings),
+        host=settings.host,
+        port=settings.port,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=math.ceil(settings.seconds),  # whoever has stopped reading does not keep the server from ending
+    )

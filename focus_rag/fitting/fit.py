@@ -21,7 +21,7 @@ from focus_rag.fitting.report import write_report
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps, fit_digest
 from focus_rag.generator import FocusGenerator
-from focus_rag.profile import Fingerprint, FocusProfile
+from focus_rag.profile import Fingerprint, FocusProfile, refuse_baked
 
 _SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"
 
@@ -55,9 +55,10 @@ def fit_profile(
 
     Raises:
         InvalidInputError: Too few usable examples, or a model that answers none of them from the gold passage alone.
-        ProfileMismatchError: `directions_of` belongs to another model.
+        ProfileMismatchError: `directions_of` belongs to another model, or the model is a checkpoint that has its focus baked in.
         UnsupportedModelError: The model cannot be steered.
     """
+    refuse_baked(model)
     settings = settings or FitSettings()
     given = examples if isinstance(examples, ExampleSet) else ExampleSet(tuple(examples), {}, "the examples")
     if directions_of is not None:
