@@ -352,8 +352,12 @@ class FocusGenerator:
 
         def settle(place: int, outcome: Outcome) -> None:
             outcomes[place] = outcome
-            if on_outcome is not None:
+            if on_outcome is None:
+                return
+            try:
                 on_outcome(place, outcome)
+            except StopIteration as error:  # asyncio cannot hand it on, and whoever waits would wait for ever
+                raise RuntimeError("on_outcome raised StopIteration.") from error
 
         prepared: dict[int, PreparedRequest] = {}
         for place, request in enumerate(requests):

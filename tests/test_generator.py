@@ -132,6 +132,17 @@ def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts,
         generator.answer_batch(asked, on_outcome=lambda *_: pytest.fail("nothing is generated"))
 
 
+@pytest.mark.parametrize(("raised", "arrives"), [(KeyError, KeyError), (StopIteration, RuntimeError)])
+async def test_what_is_raised_on_an_outcome_ends_the_batch_and_leaves_the_model_free(generator, raised, arrives):
+    def on_outcome(*_):
+        raise raised
+
+    asked = [Request(question=QUESTION, passages=PASSAGES)] * 2
+    with pytest.raises(arrives):
+        await asyncio.wait_for(generator.aanswer_batch(asked, on_outcome=on_outcome), 60)
+    assert generator.run(asked[0]).text == generator.answer(QUESTION, PASSAGES).text
+
+
 def test_seeded_sampling_repeats_alone_and_in_a_batch(generator):
     hot = GenerationSettings(max_new_tokens=8, temperature=1.5, seed=3)
     before = torch.random.get_rng_state()
