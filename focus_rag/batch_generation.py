@@ -37,8 +37,8 @@ class Batch:
         self._profile = profile
         self._rows = rows
         self._measure = measure
-        pad = pad_token(model, tokenizer)
-        self._input_ids, self._mask = left_padded([row.prompt.input_ids for row in rows], pad, input_device(model))
+        self._pad, self._ends = pad_token(model, tokenizer), end_tokens(model, tokenizer)
+        self._input_ids, self._mask = left_padded([row.prompt.input_ids for row in rows], self._pad, input_device(model))
         self._length = self._input_ids.shape[1]
 
     def run(
@@ -51,8 +51,7 @@ class Batch:
             on_text: Told every piece of text that is final.
             is_cancelled: Asked before the model runs and after every token.
         """
-        ends = end_tokens(self._model, self._tokenizer)
-        texts = [RowText(self._tokenizer, row.settings, ends, on_text) for row in self._rows]
+        texts = [RowText(self._tokenizer, row.settings, self._ends, on_text) for row in self._rows]
         sampler = RowSampler([row.settings for row in self._rows])
         meter = self._meter()
         answered: set[int] = set()
@@ -112,8 +111,8 @@ class Batch:
         return dict(
             max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
             temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
-            pad_token_id=pad_token(self._model, self._tokenizer),
-            eos_token_id=sorted(end_tokens(self._model, self._tokenizer)) or None,
+            pad_token_id=self._pad,
+            eos_token_id=sorted(self._ends) or None,
             return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
             # Rows are read token by token and end by the request's own stop strings.
             # In one pass, because what the first pass attends to is what the first token was chosen by.

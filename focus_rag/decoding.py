@@ -172,7 +172,7 @@ class RowStopping(StoppingCriteria):
         on_finished: Called with the index of each row that its own text has ended, once.
     """
 
-    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool], on_finished: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool], on_finished: Callable[[int], None]) -> None:
         self._rows = rows
         self._is_cancelled = is_cancelled
         self._on_finished = on_finished
