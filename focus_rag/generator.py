@@ -29,7 +29,7 @@ from focus_rag.special_text import Message
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.weights_digest import weights_digest
 
-Outcome = Answer | InvalidInputError
+Outcome = Answer | Exception
 OnOutcome = Callable[[int, Outcome], None]
 """Told the place of a request among those of its batch, and what became of it."""
 _REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise"})
@@ -263,7 +263,8 @@ class FocusGenerator:
 
         Args:
             requests: What is asked.
-            return_errors: Whether a request that cannot be used gets its error in the place of an answer, while the others are served.
+            return_errors: Whether a request that cannot be used, or whose preparation fails, gets its error in the place of an answer, while the others
+                are served. What goes wrong in the model itself is raised all the same.
             on_outcome: Called once for each request, as soon as its answer or error is there: short answers need not wait for the long ones beside them.
                 It runs between two tokens, in the thread of the model, and must not use this generator; what it raises ends the batch.
 
@@ -365,7 +366,7 @@ class FocusGenerator:
                 break
             try:
                 prepared[place] = self._prepare(request)
-            except InvalidInputError as error:
+            except Exception as error:  # also what nobody foresaw, say of a chat template: it is not the others' fault
                 if not return_errors:
                     raise
                 settle(place, error)

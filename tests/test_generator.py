@@ -132,6 +132,19 @@ def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts,
         generator.answer_batch(asked, on_outcome=lambda *_: pytest.fail("nothing is generated"))
 
 
+def test_what_nobody_foresaw_in_one_request_does_not_fail_the_others(parts, generator):
+    class Broken(RetrievalAlpha):
+        def choose(self, signal):
+            raise ZeroDivisionError
+
+    asked = [Request(question=QUESTION, passages=PASSAGES), Request(question=QUESTION, passages=PASSAGES, alpha=Broken())]
+    answer, error = generator.answer_batch(asked, return_errors=True)
+    assert answer.text == generator.run(asked[0]).text
+    assert isinstance(error, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        generator.answer_batch(asked)
+
+
 @pytest.mark.parametrize(("raised", "arrives"), [(KeyError, KeyError), (StopIteration, RuntimeError)])
 async def test_what_is_raised_on_an_outcome_ends_the_batch_and_leaves_the_model_free(generator, raised, arrives):
     def on_outcome(*_):

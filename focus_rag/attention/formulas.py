@@ -40,6 +40,8 @@ def rows_of(per_request: Tensor, batch: int) -> Tensor | None:
 _ROWS_AT_ONCE = 128  # of `row_blocks`
 _FEW_ROWS = 8  # up to so many, operations cost more than the heads they are done for
 _KEYS_AT_ONCE = 2**24  # numbers of the keys that are copied to be worked on together
+_SMALLEST = torch.finfo(torch.float32).tiny  # mass that a span can have
+_BELOW_ONE = 1 - torch.finfo(torch.float32).eps / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,7 @@ def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -
     """Weights `(batch, len(group), rows, keys)` of heads that are equally many for each of a run of key heads, the key heads in order."""
     tokens, keys = call.query.shape[2], call.filled
     query = taken(call.query, rows, group, heads_at=1).float() * call.scaling
-    key = call.key[:, _key_heads(call, group), :keys].float()
-    batch, _, row_count, size = query.shape
-    key_heads = key.shape[1]
-    logits = query.reshape(batch, key_heads, len(group) // key_heads * row_count, size) @ key.transpose(2, 3)
-    logits = logits.view(batch, len(group), row_count, keys)
+    logits = _with_keys_of(call, group, query, call.key[:, :, :keys], transposed=True)
     if call.softcap:
         logits = call.softcap * torch.tanh(logits / call.softcap)
     visible = visible_keys(call, rows, tokens, keys)
@@ -150,23 +148,24 @@ def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -
     return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def _key_heads(call: AttentionCall, group: Sequence[int]) -> slice:
-    """The run of key heads that a group of query heads shares."""
-    group_size = call.query.shape[1] // call.key.shape[1]
-    return slice(group[0] // group_size, group[-1] // group_size + 1)
-
-
 def values_of(call: AttentionCall, group: Sequence[int], weights: Tensor, first: int, end: int) -> Tensor:
     """What a group of heads gets from the keys `[first, end)`: weights `(batch, len(group), rows, end - first)` times their values.
 
     Returns:
         `(batch, len(group), rows, value_dim)` float32.
     """
-    value = call.value[:, _key_heads(call, group), first:end].float()
-    batch, heads, rows, _ = weights.shape
-    key_heads = value.shape[1]
-    grouped = weights.reshape(batch, key_heads, heads // key_heads * rows, end - first)
-    return (grouped @ value).view(batch, heads, rows, value.shape[-1])
+    return _with_keys_of(call, group, weights, call.value[:, :, first:end])
+
+
+def _with_keys_of(call: AttentionCall, group: Sequence[int], left: Tensor, cached: Tensor, *, transposed: bool = False) -> Tensor:
+    """`left` `(batch, len(group), rows, ...)` times the keys or values `(batch, key_heads, keys, size)` that each head of a group uses."""
+    group_size = call.query.shape[1] // call.key.shape[1]
+    first, last = group[0] // group_size, group[-1] // group_size
+    own = cached.narrow(1, first, last + 1 - first).float().flatten(0, 1)
+    batch, heads, rows, _ = left.shape
+    # One product of three axes: `@` of four does the same behind several operations more, which count in decoding.
+    product = torch.bmm(left.reshape(own.shape[0], heads * rows * batch // own.shape[0], left.shape[3]), own.mT if transposed else own)
+    return product.view(batch, heads, rows, product.shape[-1])
 
 
 def taken(tensor: Tensor, rows: Tensor | None, heads: Sequence[int], *, heads_at: int) -> Tensor:
@@ -394,8 +393,9 @@ def split_output(
 ) -> Tensor:
     """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
 
-    With p the span's mass and O_S the part of the output that comes from the span, the new output is
-    `p**tau / p * O_S + (1 - p**tau) / (1 - p) * (O - O_S)`. An exponent of 1 leaves a head as it was, in float32 and below to the bit.
+    With p the span's mass and O_S what the span alone would put out (its part of the output over p), the output O moves towards O_S by
+    `(p**tau - p) / (1 - p)`: the masses p and 1 - p become `p**tau` and `1 - p**tau`. An exponent of 1 leaves a head as it was, in float32 and
+    below to the bit.
 
     Args:
         call: The attention call.
@@ -420,14 +420,13 @@ def split_output(
         tau = taken(exponents, None, group, heads_at=1)
         if chosen is not None:
             tau = torch.where(chosen[:, None, :, None], tau, 1.0)
-        smallest = torch.finfo(mass.dtype).tiny
-        tau = torch.where(mass < smallest, 1.0, tau)  # below it p**tau / p overflows; such a span has no mass to speak of
-        # Mass is a sum in float32 and may pass 1 by a rounding; such a row has nothing outside the span.
-        mass = mass.clamp(smallest, 1 - torch.finfo(mass.dtype).eps / 2)
+        # A sum in float32, which may pass 1 by a rounding.
+        divisor = mass.clamp(_SMALLEST, _BELOW_ONE)
         raised = mass**tau
-        inside, outside = raised / mass, (1 - raised) / (1 - mass)
         before = taken(output, rows, group, heads_at=2).transpose(1, 2).float()
-        if torch.is_grad_enabled():  # it may be a view of what is written to, and is needed for the gradient
-            before = before.clone()
-        put_back(output, rows, group, torch.addcmul(outside * before, inside - outside, from_span))
+        if torch.is_grad_enabled():
+            raised = torch.where(mass < _SMALLEST, mass, divisor**tau)  # the slope of p**tau at 0 is infinite
+            before = before.clone()  # it may be a view of what is written to, and is needed for the gradient
+        step = (raised - mass) / torch.rsub(divisor, 1)  # faster than `1 - divisor`, which goes through Python
+        put_back(output, rows, group, torch.lerp(before, from_span / divisor, step))
     return output

@@ -10,7 +10,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
-from focus_rag import Answer, FocusRagError, Request
+from focus_rag import Answer, Request
 
 LARGEST_BATCH: Final = 64
 """Rows that wait for each other; the generator cuts what it gets into forward passes itself."""
@@ -139,11 +139,11 @@ def _still_wanted(batch: Sequence[tuple[Request, Future[Answer]]]) -> list[tuple
     return [(request, future) for request, future in batch if not future.done()]
 
 
-def _finish(batch: Sequence[tuple[Request, Future[Answer]]], outcomes: Sequence[Answer | FocusRagError]) -> None:
+def _finish(batch: Sequence[tuple[Request, Future[Answer]]], outcomes: Sequence[Answer | Exception]) -> None:
     for (_, future), outcome in zip(batch, outcomes, strict=True):
         if not future.set_running_or_notify_cancel():  # the row was cancelled on the way
             continue
-        if isinstance(outcome, FocusRagError):
+        if isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
