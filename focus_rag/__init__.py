@@ -44,6 +44,7 @@ _HOMES = {
     "export_model": "focus_rag.export",
     "fit_profile": "focus_rag.fitting.fit",
     "focus": "focus_rag.attention.steering",
+    "generated_examples": "focus_rag.embedded.retrieval",
     "load_examples": "focus_rag.examples",
     "locate_passages": "focus_rag.locating",
     "split_softmax": "focus_rag.attention.splitting",
@@ -83,6 +84,7 @@ __all__ = [
     "export_model",
     "fit_profile",
     "focus",
+    "generated_examples",
     "load_examples",
     "locate_passages",
     "split_softmax",
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     from focus_rag.attention.measuring import SpanMeter
     from focus_rag.attention.splitting import split_softmax
     from focus_rag.attention.steering import FocusHandle, focus
+    from focus_rag.embedded.retrieval import generated_examples
     from focus_rag.errors import FocusRagError, InvalidInputError
     from focus_rag.examples import load_examples
     from focus_rag.export import export_model

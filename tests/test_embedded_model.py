@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from focus_rag import FocusGenerator, FocusProfile
+from focus_rag import FocusGenerator, FocusProfile, generated_examples
 from focus_rag.embedded import demo_folder, embedded_model_folder, embedded_profile_folder
 from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.passages import Passage
@@ -30,6 +30,13 @@ def test_it_loads_without_arguments_and_its_profile_is_its_own(generator: FocusG
     profile.check(generator.model, generator.tokenizer)
     assert generator.profile is not None
     assert [head.score for head in profile.heads] == sorted((head.score for head in profile.heads), reverse=True)
+
+
+def test_the_profile_was_fitted_on_the_questions_that_a_fit_takes_by_itself() -> None:
+    provenance = FocusProfile.load(embedded_profile_folder()).provenance
+    generated = {one.key[:12] for one in generated_examples().examples}
+    assert generated == {*provenance["trained_on"], *provenance["chosen_on"]}
+    assert len(generated & {one.key[:12] for one in generated_examples(1).examples}) < 10
 
 
 def test_it_repeats_the_statement_that_was_asked_for(generator: FocusGenerator) -> None:

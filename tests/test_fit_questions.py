@@ -15,6 +15,7 @@ from test_fit_given_directions import published
 from test_fitting import SETTINGS, same, small_examples, small_model
 from tiny_tokenizer import tiny_tokenizer
 
+from focus_rag import generated_examples
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.examples import Example
@@ -161,3 +162,19 @@ def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, caps
     assert asked[0].sites == ("projection",)
     assert main([*common, "elsewhere"]) == 2
     assert "--site is one of post_rope, normed, projection; got 'elsewhere'" in capsys.readouterr().err
+
+
+def test_without_questions_of_ones_own_generated_ones_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def fit_profile(model: Any, tokenizer: Any, given: Any, *_: Any, **__: Any) -> Any:
+        taken.append(given)
+        raise InvalidInputError("enough")
+
+    monkeypatch.setattr("focus_rag.fitting.fit.fit_profile", fit_profile)
+    assert main(["fit", "--out", str(tmp_path)]) == 2
+    assert taken == [generated_examples()]
+    assert "fitting on generated questions" in capsys.readouterr().err
+    both = ["--examples", str(tmp_path / "x.jsonl"), "--from-documents", str(tmp_path)]
+    assert main(["fit", "--out", str(tmp_path), *both]) == 2
+    assert "Give either --examples FILE or --from-documents FOLDER" in capsys.readouterr().err

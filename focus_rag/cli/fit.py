@@ -22,7 +22,7 @@ def command(
     model: ModelOption = None,
     examples: Annotated[
         Path | None,
-        typer.Option("--examples", help="Labelled questions, one JSON object per line (.jsonl or .jsonl.gz)."),
+        typer.Option("--examples", help="Labelled questions, one JSON object per line (.jsonl or .jsonl.gz); default: generated ones."),
     ] = None,
     from_documents: Annotated[
         Path | None,
@@ -55,6 +55,9 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Find a model's contextual heads, train their focus directions, and fit alpha and whether to lean on the retriever's scores.
+
+    Without questions of yours it takes generated ones, about things that no model knows. How far to lean on a retriever only its own scores tell:
+    then fit again, with --directions-of this profile and --examples.
 
     An interrupted fit goes on where it stopped when it is run again.
 
@@ -94,17 +97,22 @@ def command(
 def _examples(
     examples: Path | None, from_documents: Path | None, seed: int, score_kind: ScoreKind | None
 ) -> ExampleSet:
-    from focus_rag.errors import InvalidInputError
+    if examples is not None and from_documents is not None:
+        from focus_rag.errors import InvalidInputError
 
-    if (examples is None) == (from_documents is None):
         raise InvalidInputError("Give either --examples FILE or --from-documents FOLDER.")
     if examples is not None:
         from focus_rag.examples import load_examples
 
         return load_examples(examples, score_kind=score_kind)
-    from focus_rag.fitting.cloze_examples import examples_from_documents
+    if from_documents is not None:
+        from focus_rag.fitting.cloze_examples import examples_from_documents
 
-    return examples_from_documents(str(from_documents), seed=seed)
+        return examples_from_documents(str(from_documents), seed=seed)
+    from focus_rag.embedded.retrieval import generated_examples
+
+    note("fitting on generated questions, found by BM25: how far to lean on your retriever its own scores tell (--directions-of, --examples)")
+    return generated_examples(seed)
 
 
 def _fit(
