@@ -68,7 +68,7 @@ def laid_out(reader: FocusGenerator, examples: Sequence[Example], response: str)
     pairs = [(one, one.answers[0]) for one in examples] if response != "model" else []
     pairs += [(one, text.strip() or one.answers[0]) for one, text in zip(examples, own, strict=False)]
     return teacher_forced_all(
-        reader.tokenizer, [one for one, _ in pairs], max_tokens=4096, max_rows=32, rows="found", responses=[text for _, text in pairs]
+        reader.prompts, [one for one, _ in pairs], max_tokens=4096, max_rows=32, rows="found", responses=[text for _, text in pairs]
     )
 
 

@@ -17,7 +17,7 @@ from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
 from focus_rag.fitting.alpha_sweep import Estimate, measure_quality
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
-from focus_rag.prompting import PromptLayout
+from focus_rag.prompt_layout import PromptLayout
 
 HOUSE_RULE = "Write in plain words and keep to the passages. "
 REPEATED = (0, 2, 8, 24)

@@ -31,7 +31,7 @@ _HOMES = {
     "Passage": "focus_rag.passages",
     "PassageRegistry": "focus_rag.adapters.passage_registry",
     "PassageUse": "focus_rag.answers",
-    "PromptLayout": "focus_rag.prompting",
+    "PromptLayout": "focus_rag.prompt_layout",
     "Request": "focus_rag.answers",
     "RetrievalAlpha": "focus_rag.alpha",
     "RetrievalSignal": "focus_rag.passages",
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
     from focus_rag.noise import estimate_noise
     from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
-    from focus_rag.prompting import PromptLayout
+    from focus_rag.prompt_layout import PromptLayout
     from focus_rag.score_split import ScoreSplit
     from focus_rag.streams import AnswerStream, AsyncAnswerStream
     from focus_rag.turns import chat_turns

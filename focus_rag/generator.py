@@ -23,7 +23,8 @@ from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
-from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout
+from focus_rag.prompt_layout import PromptLayout
+from focus_rag.prompting import BuiltPrompt, PromptBuilder
 from focus_rag.score_split import SplitSetting
 from focus_rag.special_text import Message
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
@@ -53,7 +54,7 @@ class FocusGenerator:
         profile: Contextual heads, focus directions and alpha policy; None leaves the model bare.
         alpha: `"auto"` (the profile's policy), a number, or a policy.
         settings: Generation settings where a request gives none.
-        layout: How question and passages are laid out.
+        layout: How question and passages are laid out; by default as where the profile was fitted.
         split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is `"auto"` too), a
             `ScoreSplit`, or `"off"`.
         measure: Whether to measure which passages the contextual heads attend to.
@@ -93,7 +94,7 @@ class FocusGenerator:
         self.max_batch = max_batch
         path = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.model_name = name or path.rstrip("/").rsplit("/", maxsplit=1)[-1]
-        self.prompts = PromptBuilder(tokenizer, layout)
+        self.prompts = PromptBuilder(tokenizer, layout or (None if profile is None else profile.layout))
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
         trial = Request(prompt="a trial", passages=(Passage("one"), Passage("two")), noise=0.5)
@@ -132,7 +133,7 @@ class FocusGenerator:
             trust_remote_code: Whether code that comes with the model may run. Off by default.
             alpha: See the class, like the arguments that follow.
             settings: Generation settings where a request gives none.
-            layout: How question and passages are laid out.
+            layout: See the class.
             split: See the class.
             measure: Whether to measure which passages are attended to.
             max_batch: Most requests in one forward pass.

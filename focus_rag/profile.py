@@ -21,6 +21,7 @@ from torch import Tensor
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
 from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
 from focus_rag.model_layout import ModelLayout, Site
+from focus_rag.prompt_layout import PromptLayout
 from focus_rag.published_files import published_ranking, published_tensors
 from focus_rag.score_split import ScoreSplit
 
@@ -130,6 +131,7 @@ class _Manifest(BaseModel):
     heads: tuple[HeadEntry, ...] = Field(min_length=1)
     policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
     split: ScoreSplit | None = None
+    layout: PromptLayout | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     report: dict[str, Any] = Field(default_factory=dict)
     tensors: str | None = None
@@ -151,6 +153,7 @@ class FocusProfile:
             added to every key adds one constant to a row of logits, which softmax removes.
         policy: From the retrieval to alpha.
         split: How far to lean on the best scored passages where scores tell them apart; None leaves that out.
+        layout: How question and passages were laid out where it was fitted, options of the chat template among it; None where that is not known.
         provenance: How it was made.
         report: Figures of its training and evaluation.
     """
@@ -165,6 +168,7 @@ class FocusProfile:
         passages_at: int | None = None,
         policy: AlphaPolicy | None = None,
         split: ScoreSplit | None = None,
+        layout: PromptLayout | None = None,
         key_directions: Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
         report: Mapping[str, Any] | None = None,
@@ -182,6 +186,7 @@ class FocusProfile:
                 heads=tuple(heads),
                 policy=policy or RetrievalAlpha(),
                 split=split,
+                layout=layout,
                 provenance=dict(provenance or {}),
                 report=dict(report or {}),
             )
@@ -219,6 +224,10 @@ class FocusProfile:
         return self._manifest.split
 
     @property
+    def layout(self) -> PromptLayout | None:
+        return self._manifest.layout
+
+    @property
     def provenance(self) -> dict[str, Any]:
         return self._manifest.provenance
 
@@ -238,7 +247,7 @@ class FocusProfile:
         """A copy with some of the constructor's arguments changed."""
         current: dict[str, Any] = {
             "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
-            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "layout": self.layout, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
         }  # fmt: skip
         return FocusProfile(**{**current, **changes})
 
@@ -332,6 +341,7 @@ class FocusProfile:
             passages_at=manifest.passages_at,
             policy=manifest.policy,
             split=manifest.split,
+            layout=manifest.layout,
             key_directions=tensors.get("key_directions"),
             provenance=manifest.provenance,
             report=manifest.report,

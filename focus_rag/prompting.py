@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.locating import SHORTEST, CharSpan, locate_passages
 from focus_rag.passages import Passage
+from focus_rag.prompt_layout import PromptLayout
 from focus_rag.special_text import Message, SpecialTextGuard, broken, encodable, through_template
 
 TokenSpan = tuple[int, int]
@@ -25,48 +24,6 @@ _LABEL_TOKENS = (
     12  # at most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped
 )
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
-
-
-class PromptLayout(BaseModel):
-    """How a question and its passages become one user message.
-
-    The question stands before the passages as well as after them: a causal model writes the keys of a passage before
-    it reads what follows, so only then can a passage's keys know whether it is relevant.
-
-    Attributes:
-        instruction: First line of the message.
-        question_first: Whether the question also stands before the passages.
-        plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns there.
-        template_options: What the chat template is called with besides the messages, such as `{"enable_thinking": False}`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    instruction: str = "Answer the question from the passages. If they do not hold the answer, say: not stated."
-    question_first: bool = True
-    plain_ending: str = "\nAnswer:"
-    template_options: Mapping[str, Any] = {}
-
-    def user_content(self, question: str, passages: Sequence[str]) -> tuple[str, list[CharSpan]]:
-        """The message and where each passage stands in it.
-
-        Args:
-            question: The question.
-            passages: Passages as they are to be shown (title included).
-        """
-        if not passages:
-            return question, []
-        head = f"{self.instruction}\n" if self.instruction else ""
-        if self.question_first:
-            head += f"Question: {question}\n"
-        parts, spans, position = [head], [], len(head)
-        for number, content in enumerate(passages, start=1):
-            label = f"\n[{number}] "
-            spans.append((position + len(label), position + len(label) + len(content)))
-            parts.append(f"{label}{content}\n")
-            position = spans[-1][1] + 1
-        parts.append(f"\nQuestion: {question}")
-        return "".join(parts), spans
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from focus_rag.answer_trace import trace_answer
 from focus_rag.answers import Answer, PassageUse, Usage
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
-from focus_rag.prompting import PromptLayout
+from focus_rag.prompt_layout import PromptLayout
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 

@@ -28,7 +28,7 @@ from focus_rag.evaluation.runner import evaluate
 from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
-from focus_rag.prompting import PromptLayout
+from focus_rag.prompt_layout import PromptLayout
 from focus_rag.score_split import ScoreSplit
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer

@@ -17,7 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "fitting.head_inputs", "probing", "special_text", "weights_digest", "whole_files"),
     ("passages", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "locating", "model_layout", "shared_words"),
-    ("score_split",),
+    ("prompt_layout", "score_split"),
     ("attention.tap", "prompting", "adapters.prompt_scan", "profile", "search.documents", "search.embedders", "examples", "answers"),
     ("focus_choice", "answer_report", "fitting.calm_examples", "fitting.grading", "attention.measuring", "search.passage_index", "adapters.retrieval_records", "decoding", "streams", "token_rows", "fitting.teacher_forcing", "embedded"),
     ("attention.splitting", "attention.recording", "adapters.passage_registry", "fitting.cloze_examples", "fitting.head_scoring"),

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.passages import Passage
-from focus_rag.prompting import PromptBuilder, PromptLayout, in_order, token_span
+from focus_rag.prompt_layout import PromptLayout
+from focus_rag.prompting import PromptBuilder, in_order, token_span
 from tests.tiny_tokenizer import tiny_tokenizer
 
 PLENTY = 10_000

@@ -13,6 +13,7 @@ from focus_rag.cli.loading import (
     ModelOption,
     ProfileOption,
     SplitOption,
+    TemplateOption,
     load_generator,
     parse_alpha,
     parse_split,
@@ -37,6 +38,7 @@ def command(
     alpha: AlphaOption = "auto",
     top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve.")] = 20,
     split: SplitOption = "auto",
+    template: TemplateOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
     embedder: Annotated[
         str | None,
@@ -78,7 +80,7 @@ def command(
     for line in index.left_out:
         note(f"left out: {line}")
     passages = index.search(question, top_k)
-    generator = load_generator(model, profile)
+    generator = load_generator(model, profile, template=template)
     with progress() as bar:
         bar.add_task("answering", total=None)
         options: dict[str, Any] = {"alpha": factor, "split": leaning, "score_kind": "cosine", "max_new_tokens": max_new_tokens}

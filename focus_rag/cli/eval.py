@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, ScoreKindOption, load_generator
+from focus_rag.cli.loading import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    ProfileOption,
+    ScoreKindOption,
+    TemplateOption,
+    load_generator,
+)
 from focus_rag.cli.output import note, progress, write_json, write_table
 from focus_rag.fitting.grading import Grading
 
@@ -79,6 +87,7 @@ def command(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions in one forward pass.")] = 16,
     workers: Annotated[int, typer.Option("--workers", help="Processes, each with one thread; needs a CPU.")] = 1,
     device: DeviceOption = None,
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare focusing with the bare model and every rival; an interrupted run goes on when it is run again.
@@ -114,7 +123,7 @@ def command(
     for_dev = None if dev is None else _source(dev, docs, rich, score_kind)
     for reason, places in getattr(source, "skipped", {}).items():
         note(f"left out: {reason} ({_some(places)})")
-    generator = load_generator(model, profile, device)
+    generator = load_generator(model, profile, device, template=template)
     with progress() as bar:
         task = bar.add_task("", total=None)
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ScoreKindOption, move_model
+from focus_rag.cli.loading import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    ScoreKindOption,
+    TemplateOption,
+    move_model,
+    parse_template,
+)
 from focus_rag.cli.output import note, progress, write_json, write_table
 
 if TYPE_CHECKING:
@@ -52,6 +60,7 @@ def command(
     score_kind: ScoreKindOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
     device: DeviceOption = None,
+    template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find a model's contextual heads, train their focus directions, and fit alpha and whether to lean on the retriever's scores.
@@ -77,6 +86,7 @@ def command(
         polish=PolishSettings(steps=polish),
         training_order="shuffled" if shuffle else "as given",
         answerable_among=answerable_among,
+        layout=parse_template(template),
     )
     if site is not None:
         if site not in get_args(Site):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from focus_rag.cli.output import progress, quiet_libraries
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.noise import ScoreKind
 
 if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
     from focus_rag.profile import FocusProfile
+    from focus_rag.prompt_layout import PromptLayout
     from focus_rag.score_split import SplitSetting
 
 ModelOption = Annotated[
@@ -37,6 +40,13 @@ SplitOption = Annotated[
 ScoreKindOption = Annotated[
     ScoreKind | None,
     typer.Option("--score-kind", help="What the scores of the passages are, of rows that do not say it; default: which end is better is told by their order."),
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-option",
+        help="NAME=VALUE for the model's chat template, such as enable_thinking=false; as often as needed. A profile remembers those that it was fitted with.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
@@ -77,13 +87,47 @@ def parse_split(text: str) -> SplitSetting:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
 
 
-def load_generator(model: str | None, profile: str | FocusProfile | None, device: str | None = None, **settings: Any) -> FocusGenerator:
+def parse_template(options: Sequence[str] | None, layout: PromptLayout | None = None) -> PromptLayout | None:
+    """A layout with the values of `--template-option`; None where none is given.
+
+    Args:
+        options: `NAME=VALUE` each; a value that is no JSON is text.
+        layout: What else the layout has; the default.
+
+    Raises:
+        InvalidInputError: One is not of this form, or cannot be set.
+    """
+    if not options:
+        return None
+    from pydantic import ValidationError
+
+    from focus_rag.prompt_layout import PromptLayout
+
+    found: dict[str, Any] = {}
+    for option in options:
+        name, is_given, value = option.partition("=")
+        if not name.isidentifier() or not is_given:
+            raise InvalidInputError(f"--template-option is NAME=VALUE, such as enable_thinking=false; got {option!r}.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    try:
+        return PromptLayout.model_validate({**(layout or PromptLayout()).model_dump(), "template_options": found})
+    except ValidationError as error:
+        raise InvalidInputError(f"--template-option: {first_problem(error.errors())}.") from error
+
+
+def load_generator(
+    model: str | None, profile: str | FocusProfile | None, device: str | None = None, *, template: Sequence[str] | None = None, **settings: Any
+) -> FocusGenerator:
     """Load model and profile with a sign of life on stderr.
 
     Args:
         model: As for `FocusGenerator.from_pretrained`.
         profile: As for `FocusGenerator.from_pretrained`.
         device: See `move_model`.
+        template: See `parse_template`; in the layout of the profile.
         **settings: More of its arguments.
 
     Raises:
@@ -92,9 +136,13 @@ def load_generator(model: str | None, profile: str | FocusProfile | None, device
     with progress() as bar:
         bar.add_task("loading the model", total=None)
         from focus_rag.generator import FocusGenerator
+        from focus_rag.profile import FocusProfile
 
         quiet_libraries()
-        generator = FocusGenerator.from_pretrained(model, profile=profile, **settings)
+        if isinstance(profile, str):
+            profile = FocusProfile.load(profile)
+        layout = parse_template(template, profile.layout if profile else None)
+        generator = FocusGenerator.from_pretrained(model, profile=profile, layout=layout, **settings)
         move_model(generator, device)
         return generator
 

@@ -13,6 +13,7 @@ from focus_rag.cli.loading import (
     ModelOption,
     ProfileOption,
     SplitOption,
+    TemplateOption,
     load_generator,
     parse_alpha,
     parse_split,
@@ -24,6 +25,7 @@ def command(
     profile: ProfileOption = None,
     alpha: AlphaOption = "auto",
     split: SplitOption = "auto",
+    template: TemplateOption = None,
     device: DeviceOption = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1. One that other machines reach needs an API key.")
@@ -57,7 +59,7 @@ def command(
         settings = ServerSettings.model_validate({field: value for field, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInputError(f"The server cannot be set up: {first_problem(error.errors())}.") from error
-    generator = load_generator(model, profile, device, alpha=factor, split=leaning)
+    generator = load_generator(model, profile, device, template=template, alpha=factor, split=leaning)
     uvicorn.run(
         create_app(generator, settings),
         host=settings.host,

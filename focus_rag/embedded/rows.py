@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from focus_rag.prompting import PromptLayout, in_order, token_span
+from focus_rag.prompt_layout import PromptLayout
+from focus_rag.prompting import in_order, token_span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

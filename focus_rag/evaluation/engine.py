@@ -23,7 +23,8 @@ from focus_rag.model_layout import ModelLayout
 from focus_rag.passages import Passage
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
-from focus_rag.prompting import BuiltPrompt, PromptBuilder, PromptLayout, TokenSpan
+from focus_rag.prompt_layout import PromptLayout
+from focus_rag.prompting import BuiltPrompt, PromptBuilder, TokenSpan
 from focus_rag.score_split import SplitSetting
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 

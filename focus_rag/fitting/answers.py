@@ -63,8 +63,8 @@ class FitAnswers:
         if share < self._settings.min_answered:
             raise InvalidInputError(
                 f"Given the gold passages alone, the model answers {share:.0%} of {len(held)} dev questions, and at least "
-                f"{self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the prompt, or "
-                "check the answers."
+                f"{self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the prompt, or check the answers. One "
+                "that thinks first needs a chat template that leaves it out (--template-option enable_thinking=false, or `layout`)."
             )
 
     def answerable(self) -> list[Example]:
@@ -128,5 +128,5 @@ class FitAnswers:
 
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
         return FocusGenerator(
-            self._model, self._tokenizer, profile, measure=False, max_batch=self._settings.batch
+            self._model, self._tokenizer, profile, layout=self._settings.layout, measure=False, max_batch=self._settings.batch
         )

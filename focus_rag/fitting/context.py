@@ -16,6 +16,7 @@ from focus_rag.fitting.steps import FitSteps
 from focus_rag.fitting.teacher_forcing import Rows, TeacherForced, teacher_forced_all
 from focus_rag.model_layout import window_of
 from focus_rag.profile import Fingerprint
+from focus_rag.prompting import PromptBuilder
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase, steps done and steps in all."""
@@ -108,7 +109,7 @@ class FitContext:
             )
         ]
         return teacher_forced_all(
-            self.tokenizer,
+            PromptBuilder(self.tokenizer, self.settings.layout),
             [one for one, _ in pairs],
             max_tokens=min(self.settings.max_tokens, window_of(self.model)),
             max_rows=self.settings.max_rows,

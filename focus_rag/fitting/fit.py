@@ -22,6 +22,7 @@ from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps, fit_digest
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import Fingerprint, FocusProfile, refuse_baked
+from focus_rag.prompt_layout import PromptLayout
 
 _SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"
 
@@ -64,6 +65,7 @@ def fit_profile(
     if directions_of is not None:
         directions_of.check(model, tokenizer)
         given = _not_trained_on(given, directions_of)
+    settings = settings.model_copy(update={"layout": settings.layout or (directions_of and directions_of.layout) or PromptLayout()})
     given = _that_fit(given, model, tokenizer, settings)
     usable = tuple({one.key: one for one in given.require(settings.min_examples)}.values())
     fingerprint = Fingerprint.of(model, tokenizer, model_id=model_id)
@@ -112,7 +114,7 @@ def fit_profile(
         "settings": settings.model_dump(mode="json"),
         "examples": figures["examples"],
     }
-    profile = profile.replace(provenance=provenance, report=_in_brief(figures))
+    profile = profile.replace(layout=settings.layout, provenance=provenance, report=_in_brief(figures))
     write_report(Path(out), profile, figures)
     profile.save(out)
     if not settings.keep_work:
@@ -122,7 +124,7 @@ def fit_profile(
 
 def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> ExampleSet:
     """The examples without those whose question does not fit the model's window by itself."""
-    bare = FocusGenerator(model, tokenizer)
+    bare = FocusGenerator(model, tokenizer, layout=settings.layout)
     room = bare.context_window - settings.max_new_tokens
     too_long = [one for one in given.examples if not bare.prompts.has_room_for(one.question, max_tokens=room)]
     return _left_out(given, too_long, "the question alone does not fit the model's window")

@@ -11,6 +11,7 @@ from focus_rag.fitting.grading import Grading
 from focus_rag.fitting.polishing import PolishSettings
 from focus_rag.fitting.teacher_forcing import Rows
 from focus_rag.model_layout import Site
+from focus_rag.prompt_layout import PromptLayout
 
 
 class FitSettings(BaseModel):
@@ -20,6 +21,7 @@ class FitSettings(BaseModel):
         seed: Of everything drawn.
         min_examples: Fewer usable examples than this are refused.
         dev_share: Share of the examples kept for choices; the others train.
+        layout: How question and passages are laid out, which the profile keeps; None as the profile has it whose directions are taken, or the default.
         score_examples: Examples for contextual scoring.
         train_examples: Examples to train directions on, the scored ones among them.
         training_order: Order of the passages in the examples that score heads and train directions. In retrieval order the gold passage
@@ -63,6 +65,7 @@ class FitSettings(BaseModel):
     seed: int = 0
     min_examples: int = Field(default=24, ge=2)
     dev_share: float = Field(default=0.4, gt=0, lt=1)
+    layout: PromptLayout | None = None
     score_examples: int = Field(default=96, ge=1)
     train_examples: int = Field(default=192, ge=2)
     training_order: Literal["as given", "shuffled"] = "as given"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ def teacher_forced(
 
 
 def teacher_forced_all(
-    tokenizer: Any,
+    builder: PromptBuilder,
     examples: Sequence[Example],
     *,
     max_tokens: int,
@@ -100,7 +100,7 @@ def teacher_forced_all(
     """Lay out many examples; those that do not fit are left out.
 
     Args:
-        tokenizer: The model's fast tokenizer.
+        builder: Builds prompts for the model's tokenizer.
         examples: The examples.
         max_tokens: Tokens a sequence may have.
         max_rows: Responses are cut after so many tokens.
@@ -110,7 +110,6 @@ def teacher_forced_all(
     Raises:
         InvalidInputError: Not one of them fits.
     """
-    builder = PromptBuilder(tokenizer)
     texts = [example.answers[0] for example in examples] if responses is None else responses
     laid_out = [
         teacher_forced(builder, example, text, max_tokens=max_tokens, max_rows=max_rows, rows=rows)

@@ -1,0 +1,68 @@
+"""How a question and its passages are laid out as a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from focus_rag.locating import CharSpan
+
+_OURS = frozenset(
+    ["add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation"]
+)  # fmt: skip
+"""What a tokenizer's `apply_chat_template` takes for itself, and does not hand to the template."""
+
+
+class PromptLayout(BaseModel):
+    """How a question and its passages become one user message.
+
+    The question stands before the passages as well as after them: a causal model writes the keys of a passage before
+    it reads what follows, so only then can a passage's keys know whether it is relevant.
+
+    Attributes:
+        instruction: First line of the message.
+        question_first: Whether the question also stands before the passages.
+        plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns there.
+        template_options: What the chat template is called with besides the messages, such as `{"enable_thinking": False}`.
+
+    Raises:
+        ValidationError: A template option is what this library itself decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instruction: str = "Answer the question from the passages. If they do not hold the answer, say: not stated."
+    question_first: bool = True
+    plain_ending: str = "\nAnswer:"
+    template_options: Mapping[str, Any] = {}
+
+    def user_content(self, question: str, passages: Sequence[str]) -> tuple[str, list[CharSpan]]:
+        """The message and where each passage stands in it.
+
+        Args:
+            question: The question.
+            passages: Passages as they are to be shown (title included).
+        """
+        if not passages:
+            return question, []
+        head = f"{self.instruction}\n" if self.instruction else ""
+        if self.question_first:
+            head += f"Question: {question}\n"
+        parts, spans, position = [head], [], len(head)
+        for number, content in enumerate(passages, start=1):
+            label = f"\n[{number}] "
+            spans.append((position + len(label), position + len(label) + len(content)))
+            parts.append(f"{label}{content}\n")
+            position = spans[-1][1] + 1
+        parts.append(f"\nQuestion: {question}")
+        return "".join(parts), spans
+
+    @field_validator("template_options")
+    @classmethod
+    def _only_the_templates_own(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        # A profile brings its layout with it, from wherever it is: it must not bring a template, or change what becomes of the text.
+        if taken := _OURS.intersection(options):
+            raise ValueError(f"{', '.join(sorted(taken))} cannot be set: options are those that the chat template itself reads")
+        return options
