@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -56,7 +57,9 @@ class ScoreSplit(BaseModel):
         tau: Exponent; the smaller, the more mass. 1 changes nothing, 0.1 is the published one for relevant passages.
         fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled to.
         by: What the best passages are told by. `both` adds up how far a passage lies below the best one by score and by shared words (see
-            `shared_words`), each in shares of its own range: a retriever that embeds is blind to rare words and names, which these are not.
+            `shared_words`), each in shares of its own range: a retriever that embeds is blind to rare words and names, which these are not. Each counts
+            by how far the passages lie below the best one on average, so that the one by which something stands out says more than one that
+            spreads them evenly.
         without_scores: Whether shared words stand in where scores tell nothing: there are none, all are equal, or it is not known which end of them is
             the better one.
     """
@@ -108,8 +111,9 @@ class ScoreSplit(BaseModel):
             return Favoured(self._near(by_score, in_prompt), "scores")
         if by_score is None:
             return Favoured(self._near(by_words, in_prompt), "words")
-        # A passage without a score counts as the worst scored one.
-        both = [min(one, 1.0) + other for one, other in zip(by_score, by_words, strict=True)]
+        by_score = [min(one, 1.0) for one in by_score]  # a passage without a score counts as the worst scored one
+        score_says, words_say = fmean(by_score), fmean(by_words)
+        both = [score_says * one + words_say * other for one, other in zip(by_score, by_words, strict=True)]
         return Favoured(self._near(_behind([-one for one in both]), in_prompt), "both")
 
     @staticmethod

@@ -25,6 +25,7 @@ from focus_rag import (
 from focus_rag.answer_trace import trace_answer
 from focus_rag.attention import formulas
 from focus_rag.score_split import Favoured
+from focus_rag.shared_words import shared_word_scores
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -108,13 +109,13 @@ def test_words_are_asked_where_scores_tell_nothing(scores, options, best):
     [
         ((0.9, 0.5, 0.7, 0.1), {"score_kind": "cosine"}, Favoured((1,), "both")),
         ((0.9, 0.8, 0.5, 0.4), {}, Favoured((1,), "both")),
-        ((0.9, None, 0.5, 0.4), {}, Favoured((0, 1), "both")),  # without a score it counts as the worst scored one
+        ((0.9, None, 0.5, 0.4), {}, Favoured((1, 0), "both")),  # without a score it counts as the worst scored one
         ((0.4, 0.5, 0.8, 0.9), {"higher_is_better": False}, Favoured((1,), "both")),
         ((None,) * 4, {}, Favoured()),
         ((0.5, 0.9, 0.4, 0.8), {}, Favoured()),
     ],
 )
-def test_words_count_as_much_as_scores(scores, options, best):
+def test_words_count_beside_scores(scores, options, best):
     passages = [Passage(text, score=score) for text, score in zip(MILLS, scores, strict=True)]
     split, question = ScoreSplit(reach=0.3, by="both"), "When was the Ashford mill built?"
     assert split.favoured(passages, range(4), question, **options) == best
@@ -126,6 +127,27 @@ def test_words_count_as_much_as_scores(scores, options, best):
     alone = ScoreSplit(reach=0.3, by="words")
     assert alone.favoured(passages, range(4), question, **options) == Favoured((1,), "words")
     assert alone.favoured(passages, range(4), None, **options).passages == ()
+
+
+ONE = "The Ashford mill was built in 1841."
+OTHER = "The barn was built."
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores", "best"),
+    [
+        ((OTHER, ONE, OTHER, OTHER, "A barn."), (0.90, 0.63, 0.88, 0.87, 0.60), 1),  # one stands out by words, by scores few lag behind
+        (("A stable.", "The Ashford mill was built.", ONE, f"{ONE[:-1]} or later.", "A barn."), (0.90, 0.66, 0.61, 0.61, 0.60), 0),  # and the other way round
+    ],
+)
+def test_what_makes_one_passage_stand_out_says_more_than_what_spreads_them(texts, scores, best):
+    passages = [Passage(text, score=score) for text, score in zip(texts, scores, strict=True)]
+    question, options = "When was the Ashford mill built?", {"score_kind": "cosine"}
+    assert ScoreSplit(reach=0.0, by="both").favoured(passages, range(5), question, **options).passages == (best,)
+    by_words = shared_word_scores(question, passages)
+    farthest = max(by_words) - min(by_words)
+    behind = [(max(by_words) - word) / farthest + (0.9 - score) / 0.3 for word, score in zip(by_words, scores, strict=True)]
+    assert behind[best] > behind[1 - best]  # one as much as the other, it would be the other one
 
 
 def test_a_passage_that_is_best_by_both_is_the_best_and_the_order_of_the_others_is_that_of_the_sum():
