@@ -15,7 +15,7 @@ from focus_rag.passages import Passage
 from focus_rag.shared_words import shared_word_scores
 
 Signal = Literal["scores", "words", "both"]
-"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or one as much as the other."""
+"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or both together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,7 @@ def _in_words(figures: dict[str, Any]) -> str:
     )
 
 
-_BY = {"scores": "score", "words": "the words they share with the question", "both": "score and by the words they share with the question, one as much as the other"}
+_BY = {"scores": "score", "words": "the words they share with the question", "both": "score and by the words they share with the question together"}
 
 
 def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
