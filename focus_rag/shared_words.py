@@ -11,10 +11,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
 
 from focus_rag.passages import Passage
 
+Term = TypeVar("Term", str, tuple[str, str])
+
 _K1, _B = 0.9, 0.4
+_ANY = 0.5
+"""What a word says that every passage holds, beside its rarity: one that lacks it is none of what was asked for."""
+_PAIR = 0.6
+"""What two neighbouring words of the question say that are neighbours in a passage too, against a single word: names and phrases."""
 _STEM = 6
 """Letters of a word that count: of most languages' inflections the rest is the ending."""
 # Words of the languages written without spaces are taken to be pairs of neighbouring signs.
@@ -31,22 +39,34 @@ _SAY_NOTHING = frozenset(_ENGLISH.split())
 def shared_word_scores(question: str, passages: Sequence[Passage]) -> list[float]:
     """BM25 of the question in each passage, its statistics those of these passages alone; higher is better, 0 shares nothing.
 
+    Pairs of neighbouring words count beside single ones, and what a passage's title says counts twice.
+
     Args:
         question: What the passages were retrieved for.
         passages: In any order.
     """
-    counts = [Counter(_words(passage.content)) for passage in passages]
-    holders = Counter(word for count in counts for word in count)
-    mean_length = sum(count.total() for count in counts) / max(len(counts), 1) or 1.0
-    rarity = {
-        word: math.log(1 + (len(counts) - holders[word] + 0.5) / (holders[word] + 0.5)) for word in set(_words(question)) if word in holders
-    }
+    asked = _words(question)
+    texts = [_words(passage.title or "") + _words(passage.content) for passage in passages]
+    by_pairs = _bm25(_pairs(asked), [_pairs(text) for text in texts])
+    return [word + _PAIR * pair for word, pair in zip(_bm25(asked, texts), by_pairs, strict=True)]
 
-    def score(count: Counter[str]) -> float:
-        damping = _K1 * (1 - _B + _B * count.total() / mean_length)
-        return sum(weight * count[word] * (_K1 + 1) / (count[word] + damping) for word, weight in sorted(rarity.items()))
 
-    return [score(count) for count in counts]
+def _bm25(asked: Sequence[Term], texts: Sequence[Sequence[Term]]) -> list[float]:
+    wanted = frozenset(asked)
+    counts = [Counter(term for term in text if term in wanted) for text in texts]
+    holders = Counter(term for count in counts for term in count)
+    mean_length = sum(map(len, texts)) / max(len(texts), 1) or 1.0
+    weights = {term: _ANY + math.log(1 + (len(texts) - holders[term] + 0.5) / (holders[term] + 0.5)) for term in sorted(holders)}
+
+    def score(count: Counter[Term], length: int) -> float:
+        damping = _K1 * (1 - _B + _B * length / mean_length)
+        return sum(weight * count[term] * (_K1 + 1) / (count[term] + damping) for term, weight in weights.items())
+
+    return [score(count, len(text)) for count, text in zip(counts, texts, strict=True)]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    return list(pairwise(words))
 
 
 def _words(text: str) -> list[str]:

@@ -39,11 +39,24 @@ def test_rare_words_count_more_and_titles_count_as_text() -> None:
     assert scores[0] == max(scores) and min(scores) > 0
 
 
+def bm25(holders: int, texts: int, count: int, length: int, mean: float) -> float:
+    rarity = math.log(1 + (texts - holders + 0.5) / (holders + 0.5))
+    return (0.5 + rarity) * count * 1.9 / (count + 0.9 * (0.6 + 0.4 * length / mean))
+
+
 def test_the_formula() -> None:
     passages = [Passage("red red mill"), Passage("blue mill"), Passage("green")]
-    rarity, mean = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5)), (3 + 2 + 1) / 3
-    first = rarity * 2 * 1.9 / (2 + 0.9 * (0.6 + 0.4 * 3 / mean))
-    assert shared_word_scores("red?", passages) == pytest.approx([first, 0.0, 0.0])
+    red = bm25(1, 3, 2, 3, (3 + 2 + 1) / 3)
+    assert shared_word_scores("red?", passages) == pytest.approx([red, 0.0, 0.0])
+    mills = bm25(2, 3, 1, 3, 2), bm25(2, 3, 1, 2, 2)
+    pair = bm25(1, 3, 1, 2, (2 + 1 + 0) / 3)
+    assert shared_word_scores("the red mill", passages) == pytest.approx([red + mills[0] + 0.6 * pair, mills[1], 0.0])
+    titled = [Passage("red red mill"), Passage("mill", title="blue"), Passage("green")]
+    assert shared_word_scores("blue", titled) == pytest.approx([0.0, bm25(1, 3, 2, 3, (3 + 3 + 1) / 3), 0.0])
+
+
+def test_names_of_several_words_are_told_from_their_words() -> None:
+    assert best("Who runs the New Ashford mill?", "New mills stand in Ashford, and a mill.", "Of New Ashford mill nothing is left.", "The mill is new.") == 1
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=80), max_size=6))
