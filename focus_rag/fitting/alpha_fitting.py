@@ -1,8 +1,9 @@
 """Fit the alpha policy of a model to a sweep: take what helps, leave the rest alone.
 
-What counts is the paired gain over the bare model, in all cells of passage count and noise together: of all sequences of alphas that
-never fall with the count, the one whose total gain has the highest lower confidence limit. A cell with few questions thus borrows
-strength from the others, and alpha stays 0 where nothing can be told from chance. An alpha that loses in a cell beyond the interval is
+What counts is the paired gain over the bare model, in all cells of passage count and noise together. Of all sequences of alphas that
+never fall with the count the best has the highest lower confidence limit of its total gain, and the mildest is taken whose gain lies within one
+standard error of the best one's: which of two alphas that do as well comes out ahead is chance, and the milder one does less where it does
+harm. A cell with few questions thus borrows strength from the others, and alpha stays 0 where nothing can be told from chance. An alpha that loses in a cell beyond the interval is
 not used at its count, however much it gains elsewhere. How this rule fares against others stands in `docs/fit-notes.md`.
 """
 
@@ -12,7 +13,7 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ def fit_policy(sweeps: Sequence[Sweep], *, needs_order: bool = False) -> PolicyF
     if any(sweep.alphas != present[0].alphas for sweep in sweeps):
         raise InvalidInputError("All sweeps must share one grid of alphas.")
     counts = sorted({sweep.count for sweep in present})
-    chosen = _best_rising(counts, sweeps)
+    chosen = _mildest_of_the_best(counts, sweeps)
     calmer = {count: _calmer_alpha([one for one in present if one.count == count], chosen[count]) for count in counts}
     for count, following in reversed(list(itertools.pairwise(counts))):
         calmer[count] = min(calmer[count], calmer[following])
@@ -100,19 +101,24 @@ def fit_policy(sweeps: Sequence[Sweep], *, needs_order: bool = False) -> PolicyF
     return PolicyFit(policy, chosen, best_single, tuple(cells), _overall(present, policy, best_single))
 
 
-def _best_rising(counts: Sequence[int], sweeps: Sequence[Sweep]) -> dict[int, float]:
-    """Alphas that never fall with the count and have the highest lower limit of the gain over all cells."""
+def _mildest_of_the_best(counts: Sequence[int], sweeps: Sequence[Sweep]) -> dict[int, float]:
+    """Alphas that never fall with the count: of those that gain as much as the best ones, within a standard error, the mildest."""
     grid = sweeps[0].alphas
-    allowed = {count: [alpha for alpha in grid if _is_harmless(alpha, count, sweeps)] for count in counts}
+    allowed = {count: {alpha for alpha in grid if _is_harmless(alpha, count, sweeps)} for count in counts}
     present = [sweep for sweep in sweeps if not sweep.gold_missing]
-    best, best_low = dict.fromkeys(counts, 0.0), 0.0
-    for path in itertools.combinations_with_replacement(grid, len(counts)):
-        chosen = dict(zip(counts, path, strict=True))
-        if all(alpha in allowed[count] for count, alpha in chosen.items()):
-            low = pooled([(one.keys, one.differences(chosen[one.count])) for one in present]).low
-            if low > best_low:
-                best, best_low = chosen, low
-    return best
+
+    def gain(alphas: Mapping[int, float], over: Mapping[int, float]) -> Estimate:
+        return pooled([(one.keys, one.differences(alphas[one.count], over[one.count])) for one in present])
+
+    bare = dict.fromkeys(counts, 0.0)
+    paths = (dict(zip(counts, path, strict=True)) for path in itertools.combinations_with_replacement(grid, len(counts)))
+    gains = [(path, gain(path, bare)) for path in paths if all(alpha in allowed[count] for count, alpha in path.items())]
+    worth_it = [(path, found) for path, found in gains if found.low > 0]
+    if not worth_it:
+        return bare
+    best, _ = max(worth_it, key=lambda one: one[1].low)
+    as_good = [(path, found) for path, found in worth_it if (ahead := gain(best, path)).mean <= ahead.standard_error]
+    return min(as_good, key=lambda one: (sum(one[0].values()), -one[1].mean))[0]
 
 
 def _is_harmless(alpha: float, count: int, sweeps: Sequence[Sweep]) -> bool:

@@ -47,6 +47,10 @@ class Estimate:
         half = Z_95 * math.sqrt(variance / n)
         return cls(mean, mean - half, mean + half, n)
 
+    @property
+    def standard_error(self) -> float:
+        return (self.mean - self.low) / Z_95
+
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
