@@ -370,7 +370,7 @@ class FocusGenerator:
             except Exception as error:  # also what nobody foresaw, say of a chat template: it is not the others' fault
                 if not return_errors:
                     raise
-                settle(place, error)
+                settle(place, RuntimeError("Preparing the request raised StopIteration.") if isinstance(error, StopIteration) else error)
         places = list(prepared)
         for start in range(0, len(places), self.max_batch):
             part = {place: prepared[place] for place in places[start : start + self.max_batch]}

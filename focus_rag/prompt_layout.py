@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from focus_rag.locating import CharSpan
 
 _OURS = frozenset(
-    ["add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation"]
+    ["add_generation_prompt", "additional_special_tokens", "bos_token", "chat_template", "cls_token", "continue_final_message", "conversation", "eos_token", "mask_token", "max_length", "messages", "pad_token", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "self", "sep_token", "tokenize", "tokenizer_kwargs", "truncation", "unk_token"]
 )  # fmt: skip
-"""What a tokenizer's `apply_chat_template` takes for itself, and does not hand to the template."""
+"""What a tokenizer's `apply_chat_template` takes for itself, or says to the template by itself."""
 
 
 class PromptLayout(BaseModel):
@@ -28,7 +29,7 @@ class PromptLayout(BaseModel):
         template_options: What the chat template is called with besides the messages, such as `{"enable_thinking": False}`.
 
     Raises:
-        ValidationError: A template option is what this library itself decides.
+        ValidationError: A template option is no plain JSON value, or what this library or the tokenizer decides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +63,13 @@ class PromptLayout(BaseModel):
     @field_validator("template_options")
     @classmethod
     def _only_the_templates_own(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        # A profile brings its layout with it, from wherever it is: it must not bring a template, or change what becomes of the text.
+        # A profile brings its layout with it, from wherever it is: it must not bring a template, or other special tokens.
         if taken := _OURS.intersection(options):
             raise ValueError(f"{', '.join(sorted(taken))} cannot be set: options are those that the chat template itself reads")
+        try:
+            is_plain = json.loads(json.dumps(options, allow_nan=False)) == options
+        except (TypeError, ValueError, RecursionError):
+            is_plain = False
+        if not is_plain:
+            raise ValueError("options have to be plain JSON values, or they could not be kept in a profile")
         return options

@@ -70,7 +70,7 @@ class PromptBuilder:
         layout: How question and passages are laid out.
 
     Raises:
-        InvalidInputError: The tokenizer is not a fast one, so token spans cannot be told.
+        InvalidInputError: The tokenizer is not a fast one, so token spans cannot be told; or the layout's instruction holds control markup.
     """
 
     def __init__(self, tokenizer: Any, layout: PromptLayout | None = None) -> None:
@@ -81,6 +81,10 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.layout = layout or PromptLayout()
         self._guard = SpecialTextGuard(tokenizer, self.layout.template_options)
+        if self._guard.safe(self.layout.instruction) != self.layout.instruction:
+            raise InvalidInputError(
+                f"The instruction of a layout must hold no special tokens and no marks of chat turns; got {self.layout.instruction!r:.200}."
+            )
 
     def from_question(
         self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]

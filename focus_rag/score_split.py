@@ -111,9 +111,9 @@ class ScoreSplit(BaseModel):
             return Favoured(self._near(by_score, in_prompt), "scores")
         if by_score is None:
             return Favoured(self._near(by_words, in_prompt), "words")
-        by_score = [min(one, 1.0) for one in by_score]  # a passage without a score counts as the worst scored one
-        score_says, words_say = fmean(by_score), fmean(by_words)
-        both = [score_says * one + words_say * other for one, other in zip(by_score, by_words, strict=True)]
+        score_says, words_say = fmean(one for one in by_score if one <= 1.0), fmean(by_words)
+        # A passage without a score counts as the worst scored one.
+        both = [score_says * min(one, 1.0) + words_say * other for one, other in zip(by_score, by_words, strict=True)]
         return Favoured(self._near(_behind([-one for one in both]), in_prompt), "both")
 
     @staticmethod

@@ -178,3 +178,5 @@ def test_without_questions_of_ones_own_generated_ones_are_taken(tmp_path: Path, 
     both = ["--examples", str(tmp_path / "x.jsonl"), "--from-documents", str(tmp_path)]
     assert main(["fit", "--out", str(tmp_path), *both]) == 2
     assert "Give either --examples FILE or --from-documents FOLDER" in capsys.readouterr().err
+    assert main(["fit", "--out", str(tmp_path), "--score-kind", "cosine"]) == 2
+    assert "--score-kind says what the scores of --examples are" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from focus_rag.cli.loading import (
     load_generator,
     parse_alpha,
     parse_split,
+    parse_template,
 )
 from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shorten, write_json, write_table
 
@@ -64,6 +65,7 @@ def command(
     from focus_rag.errors import InvalidInputError
 
     factor, leaning = parse_alpha(alpha), parse_split(split)
+    parse_template(template)  # what is wrong with it is told before documents are read
     if not question.strip():
         raise InvalidInputError("The question is empty: ask something in words.")
     if top_k < 1:

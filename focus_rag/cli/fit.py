@@ -15,6 +15,7 @@ from focus_rag.cli.loading import (
     TemplateOption,
     move_model,
     parse_template,
+    warn_of_unread,
 )
 from focus_rag.cli.output import note, progress, write_json, write_table
 
@@ -76,17 +77,19 @@ def command(
     from focus_rag.fitting.polishing import PolishSettings
     from focus_rag.fitting.settings import FitSettings
     from focus_rag.model_layout import Site
+    from focus_rag.profile import FocusProfile
 
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
     if directions_of is not None and (polish or shuffle or site):
         raise InvalidInputError("--polish, --shuffle and --site are for directions that are trained here; leave them out with --directions-of.")
+    taken = None if directions_of is None else FocusProfile.load(directions_of)
     settings = FitSettings(
         seed=seed,
         polish=PolishSettings(steps=polish),
         training_order="shuffled" if shuffle else "as given",
         answerable_among=answerable_among,
-        layout=parse_template(template),
+        layout=parse_template(template, taken.layout if taken else None),
     )
     if site is not None:
         if site not in get_args(Site):
@@ -97,7 +100,7 @@ def command(
     for reason, count in given.skipped.items():
         note(f"left out: {reason} ({count})")
     given.require(settings.min_examples)
-    profile = _fit(model, given, out, settings, directions_of, device)
+    profile = _fit(model, given, out, settings, taken, template, device)
     if as_json:
         write_json({"profile": str(out), "heads": len(profile.heads), "site": profile.site, "report": profile.report})
     else:
@@ -107,10 +110,12 @@ def command(
 def _examples(
     examples: Path | None, from_documents: Path | None, seed: int, score_kind: ScoreKind | None
 ) -> ExampleSet:
-    if examples is not None and from_documents is not None:
-        from focus_rag.errors import InvalidInputError
+    from focus_rag.errors import InvalidInputError
 
+    if examples is not None and from_documents is not None:
         raise InvalidInputError("Give either --examples FILE or --from-documents FOLDER.")
+    if examples is None and score_kind is not None:
+        raise InvalidInputError("--score-kind says what the scores of --examples are; give them too, or leave it out.")
     if examples is not None:
         from focus_rag.examples import load_examples
 
@@ -126,18 +131,17 @@ def _examples(
 
 
 def _fit(
-    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, directions_of: str | None, device: str | None
+    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, taken: FocusProfile | None, template: list[str] | None, device: str | None
 ) -> FocusProfile:
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
         from focus_rag.cli.output import quiet_libraries
         from focus_rag.fitting.fit import fit_profile
         from focus_rag.generator import FocusGenerator
-        from focus_rag.profile import FocusProfile
 
         quiet_libraries()
-        taken = None if directions_of is None else FocusProfile.load(directions_of)
         bare = FocusGenerator.from_pretrained(model or _embedded_model())
+        warn_of_unread(template, bare)
         move_model(bare, device)
         bar.remove_task(loading)
         if settings.sites == ("projection",):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from focus_rag.cli.output import progress, quiet_libraries
+from focus_rag.cli.output import note, progress, quiet_libraries
 from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.noise import ScoreKind
 
@@ -87,12 +87,15 @@ def parse_split(text: str) -> SplitSetting:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
 
 
+_PYTHONS = {"True": "true", "False": "false", "None": "null"}
+
+
 def parse_template(options: Sequence[str] | None, layout: PromptLayout | None = None) -> PromptLayout | None:
     """A layout with the values of `--template-option`; None where none is given.
 
     Args:
-        options: `NAME=VALUE` each; a value that is no JSON is text.
-        layout: What else the layout has; the default.
+        options: `NAME=VALUE` each; a value is JSON, one of Python's words for it, or text.
+        layout: What else the layout has, other options among it; the default.
 
     Raises:
         InvalidInputError: One is not of this form, or cannot be set.
@@ -109,11 +112,12 @@ def parse_template(options: Sequence[str] | None, layout: PromptLayout | None = 
         if not name.isidentifier() or not is_given:
             raise InvalidInputError(f"--template-option is NAME=VALUE, such as enable_thinking=false; got {option!r}.")
         try:
-            found[name] = json.loads(value)
-        except ValueError:
+            found[name] = json.loads(_PYTHONS.get(value, value))
+        except (ValueError, RecursionError):
             found[name] = value
+    layout = layout or PromptLayout()
     try:
-        return PromptLayout.model_validate({**(layout or PromptLayout()).model_dump(), "template_options": found})
+        return PromptLayout.model_validate({**layout.model_dump(), "template_options": {**layout.template_options, **found}})
     except ValidationError as error:
         raise InvalidInputError(f"--template-option: {first_problem(error.errors())}.") from error
 
@@ -143,8 +147,17 @@ def load_generator(
             profile = FocusProfile.load(profile)
         layout = parse_template(template, profile.layout if profile else None)
         generator = FocusGenerator.from_pretrained(model, profile=profile, layout=layout, **settings)
+        warn_of_unread(template, generator)
         move_model(generator, device)
         return generator
+
+
+def warn_of_unread(template: Sequence[str] | None, generator: FocusGenerator) -> None:
+    """Tell of options that the model's chat template does not read, such as misspelt ones."""
+    text = str(generator.tokenizer.chat_template or "")
+    for name in (option.partition("=")[0] for option in template or ()):
+        if name not in text:
+            note(f"warning: the model's chat template does not read {name!r}")
 
 
 def move_model(generator: FocusGenerator, device: str | None) -> None:

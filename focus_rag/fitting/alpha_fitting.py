@@ -1,10 +1,11 @@
 """Fit the alpha policy of a model to a sweep: take what helps, leave the rest alone.
 
 What counts is the paired gain over the bare model, in all cells of passage count and noise together. Of all sequences of alphas that
-never fall with the count the best has the highest lower confidence limit of its total gain, and the mildest is taken whose gain lies within one
-standard error of the best one's: which of two alphas that do as well comes out ahead is chance, and the milder one does less where it does
-harm. A cell with few questions thus borrows strength from the others, and alpha stays 0 where nothing can be told from chance. An alpha that loses in a cell beyond the interval is
-not used at its count, however much it gains elsewhere. How this rule fares against others stands in `docs/fit-notes.md`.
+never fall with the count the best has the highest lower confidence limit of its total gain, and the mildest is taken whose gain lies
+within one standard error of the best one's: which of two alphas that do as well comes out ahead is chance, and the milder one does less
+where it does harm. A cell with few questions thus borrows strength from the others, and alpha stays 0 where nothing can be told from
+chance. An alpha that loses in a cell beyond the interval is not used at its count, however much it gains elsewhere. How this rule fares
+against others stands in `docs/fit-notes.md`.
 """
 
 from __future__ import annotations
