@@ -46,10 +46,9 @@ def shared_word_scores(question: str, passages: Sequence[Passage]) -> list[float
         passages: In any order.
     """
     asked = _words(question)
-    parts = [(_words(passage.title or ""), _words(passage.content)) for passage in passages]
-    by_words = _bm25(asked, [title + content for title, content in parts])
-    by_pairs = _bm25(_pairs(asked), [_pairs(title) + _pairs(content) for title, content in parts])
-    return [word + _PAIR * pair for word, pair in zip(by_words, by_pairs, strict=True)]
+    texts = [_words(passage.title or "") + _words(passage.content) for passage in passages]  # which begins with the title itself
+    by_pairs = _bm25(_pairs(asked), [_pairs(text) for text in texts])
+    return [word + _PAIR * pair for word, pair in zip(_bm25(asked, texts), by_pairs, strict=True)]
 
 
 def _bm25(asked: Sequence[Term], texts: Sequence[Sequence[Term]]) -> list[float]:
