@@ -424,11 +424,12 @@ def split_output(
         # A sum in float32 may pass 1 by a rounding; of less than the smallest number there is no mass to speak of.
         mass = threshold(mass.clamp_max(_BELOW_ONE), _SMALLEST, 0.0)
         divisor = mass.clamp_min(_SMALLEST)
-        raised = mass**tau
         before = taken(output, rows, group, heads_at=2).transpose(1, 2).float()
         if torch.is_grad_enabled():
             raised = torch.where(mass == 0, mass, divisor**tau)  # the slope of p**tau at 0 is infinite
             before = before.clone()  # it may be a view of what is written to, and is needed for the gradient
+        else:
+            raised = mass**tau
         step = (raised - mass) / torch.rsub(mass, 1)  # faster than `1 - mass`, which goes through Python
         put_back(output, rows, group, torch.lerp(before, from_span / divisor, step))
     return output

@@ -100,7 +100,7 @@ def command(
     for reason, count in given.skipped.items():
         note(f"left out: {reason} ({count})")
     given.require(settings.min_examples)
-    profile = _fit(model, given, out, settings, taken, template, device)
+    profile = _fit(model, given, out, settings, taken, device)
     if as_json:
         write_json({"profile": str(out), "heads": len(profile.heads), "site": profile.site, "report": profile.report})
     else:
@@ -131,7 +131,7 @@ def _examples(
 
 
 def _fit(
-    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, taken: FocusProfile | None, template: list[str] | None, device: str | None
+    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, taken: FocusProfile | None, device: str | None
 ) -> FocusProfile:
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
@@ -141,7 +141,7 @@ def _fit(
 
         quiet_libraries()
         bare = FocusGenerator.from_pretrained(model or _embedded_model())
-        warn_of_unread(template, bare)
+        warn_of_unread(settings.layout, bare)
         move_model(bare, device)
         bar.remove_task(loading)
         if settings.sites == ("projection",):

@@ -48,8 +48,9 @@ def command(
     )
     if record["passages_at"] is not None:
         typer.echo(f"trained where passages begin at token {record['passages_at']}, turned where they begin elsewhere")
-    for name, value in record["own_layout"].items():
-        typer.echo(f"prompts with {name}: {json.dumps(value)}")
+    if loaded.layout is not None:
+        for name, value in loaded.layout.model_dump(mode="json", exclude_defaults=True).items():
+            typer.echo(f"prompts with {name}: {json.dumps(value)}")
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
     typer.echo(f"split: {'none' if loaded.split is None else loaded.split.in_words}")
     write_table(
@@ -78,7 +79,6 @@ def _record(profile: FocusProfile) -> dict[str, Any]:
         "policy": profile.policy.model_dump(mode="json"),
         "split": None if profile.split is None else profile.split.model_dump(mode="json"),
         "layout": None if profile.layout is None else profile.layout.model_dump(mode="json"),
-        "own_layout": {} if profile.layout is None else profile.layout.model_dump(mode="json", exclude_defaults=True),
         "heads": [
             {"layer": head.layer, "head": head.head, "score": head.score, "direction_norm": float(norm)}
             for head, norm in zip(profile.heads, profile.directions.norm(dim=-1), strict=True)

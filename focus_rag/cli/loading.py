@@ -147,15 +147,15 @@ def load_generator(
             profile = FocusProfile.load(profile)
         layout = parse_template(template, profile.layout if profile else None)
         generator = FocusGenerator.from_pretrained(model, profile=profile, layout=layout, **settings)
-        warn_of_unread(template, generator)
+        warn_of_unread(layout, generator)
         move_model(generator, device)
         return generator
 
 
-def warn_of_unread(template: Sequence[str] | None, generator: FocusGenerator) -> None:
-    """Tell of options that the model's chat template does not read, such as misspelt ones."""
+def warn_of_unread(layout: PromptLayout | None, generator: FocusGenerator) -> None:
+    """Tell of options in the layout of `--template-option` that the model's chat template does not read, such as misspelt ones."""
     text = str(generator.tokenizer.chat_template or "")
-    for name in (option.partition("=")[0] for option in template or ()):
+    for name in () if layout is None else layout.template_options:
         if name not in text:
             note(f"warning: the model's chat template does not read {name!r}")
 
