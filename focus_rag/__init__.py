@@ -36,9 +36,11 @@ _HOMES = {
     "RetrievalAlpha": "focus_rag.alpha",
     "RetrievalSignal": "focus_rag.passages",
     "RetrievedText": "focus_rag.adapters.passage_registry",
+    "ScoreKind": "focus_rag.noise",
     "ScoreSplit": "focus_rag.score_split",
     "SpanMeter": "focus_rag.attention.measuring",
     "as_passages": "focus_rag.passages",
+    "best_passages": "focus_rag.passage_ranking",
     "chat_turns": "focus_rag.turns",
     "estimate_noise": "focus_rag.noise",
     "export_model": "focus_rag.export",
@@ -76,9 +78,11 @@ __all__ = [
     "RetrievalAlpha",
     "RetrievalSignal",
     "RetrievedText",
+    "ScoreKind",
     "ScoreSplit",
     "SpanMeter",
     "as_passages",
+    "best_passages",
     "chat_turns",
     "estimate_noise",
     "export_model",
@@ -107,7 +111,8 @@ if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
     from focus_rag.model_layout import ModelLayout
-    from focus_rag.noise import estimate_noise
+    from focus_rag.noise import ScoreKind, estimate_noise
+    from focus_rag.passage_ranking import best_passages
     from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
     from focus_rag.prompt_layout import PromptLayout

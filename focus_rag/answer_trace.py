@@ -16,7 +16,6 @@ from focus_rag.attention.measuring import SpanMeter
 from focus_rag.attention.splitting import split_softmax
 from focus_rag.attention.steering import focus
 from focus_rag.generator import FocusGenerator
-from focus_rag.noise import worst_first
 from focus_rag.passages import Passage
 from focus_rag.probing import input_device
 
@@ -39,9 +38,7 @@ def trace_answer(
     used = [use.passage for use in uses]
     if generator.profile is None or not used or not answer.text:
         return AnswerTrace(answer, (), ())
-    prompt = generator.prompts.from_question(
-        question, used, max_tokens=generator.context_window, drop_order=worst_first(used)
-    )
+    prompt = generator.prompts.from_question(question, used, max_tokens=generator.context_window, drop_order=())
     shown = [(span, use.favoured) for span, use in zip(prompt.spans, uses, strict=True) if span is not None]
     spans, favoured = [span for span, _ in shown], [span for span, is_favoured in shown if is_favoured]
     encoded = generator.tokenizer(answer.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from focus_rag.alpha import AlphaPolicy
 from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.noise import ScoreKind
+from focus_rag.passage_ranking import require_count
 from focus_rag.passages import Passage
 from focus_rag.score_split import SplitSetting
 
@@ -80,6 +81,8 @@ class Request:
         score_kind: What the scores are, where known.
         noise: Expected share of irrelevant passages, where known; it wins over the scores.
         in_order: Whether the passages stand best first, where that is known though no scores say it.
+        keep_best: How many passages to answer a `question` from, the best by scores and shared words together (see `best_passages`), as if no others
+            had been retrieved; None for the generator's own setting. Prompts that the caller laid out stay as they are.
         settings: Generation settings, or None for the generator's own.
     """
 
@@ -94,6 +97,7 @@ class Request:
     score_kind: ScoreKind | None = None
     noise: float | None = None
     in_order: bool | None = None
+    keep_best: int | None = None
     settings: GenerationSettings | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +115,10 @@ class Request:
             if "bool" not in str(getattr(self.higher_is_better, "dtype", "")):
                 raise InvalidInputError(f"higher_is_better must be True, False or None; got {self.higher_is_better!r}.")
             object.__setattr__(self, "higher_is_better", bool(self.higher_is_better))
+        if self.keep_best is not None:
+            require_count(self.keep_best)
+            if self.question is None:
+                raise InvalidInputError("keep_best chooses the passages that a question is laid out with; messages and prompts hold theirs already.")
         if self.query is not None and not isinstance(self.query, str):
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):

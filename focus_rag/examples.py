@@ -16,6 +16,7 @@ from typing import Any
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.noise import ScoreKind, is_score_kind, orientation, worst_first
+from focus_rag.passage_ranking import by_relevance
 from focus_rag.passages import Passage
 
 _SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...], "score_kind"?: str}'
@@ -47,6 +48,10 @@ class Example:
     def best_first(self) -> list[int]:
         """Indices of the passages by their scores, the best first."""
         return list(reversed(worst_first(self.passages, score_kind=self.score_kind)))
+
+    def by_relevance(self) -> list[int]:
+        """Indices of the passages by scores and shared words together, the best first, as a generator keeps and drops them."""
+        return by_relevance(self.passages, self.question, score_kind=self.score_kind)
 
     def at_count(self, count: int) -> Example:
         """The same question with `count` passages: every gold one that fits and the best scored others, order kept."""

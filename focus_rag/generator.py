@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -19,7 +20,8 @@ from focus_rag.batch_generation import Batch
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.model_layout import window_of
-from focus_rag.noise import worst_first
+from focus_rag.noise import orientation
+from focus_rag.passage_ranking import best_passages, by_relevance, require_count
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
@@ -33,7 +35,7 @@ from focus_rag.weights_digest import weights_digest
 Outcome = Answer | Exception
 OnOutcome = Callable[[int, Outcome], None]
 """Told the place of a request among those of its batch, and what became of it."""
-_REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise"})
+_REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise", "keep_best"})
 _MAX_BATCH = 16
 _PATIENCE = 0.1  # seconds of waiting for the model, after which is asked whether anybody still wants it
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -57,13 +59,15 @@ class FocusGenerator:
         layout: How question and passages are laid out; by default as where the profile was fitted.
         split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is `"auto"` too), a
             `ScoreSplit`, or `"off"`.
+        keep_best: How many of the passages of a question to lay out, where a request does not say it: the best by scores and shared words together. None
+            for all that fit the window, of which the worst by these are dropped first.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
         name: What to call the model in reports; by default its id or the last part of its folder.
 
     Raises:
         ProfileMismatchError: The profile belongs to another model.
-        InvalidInputError: alpha or split cannot be used or needs a profile, or the tokenizer is not a fast one.
+        InvalidInputError: alpha, split or keep_best cannot be used, or needs a profile, or the tokenizer is not a fast one.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class FocusGenerator:
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
         split: SplitSetting = "auto",
+        keep_best: int | None = None,
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         name: str | None = None,
@@ -84,11 +89,14 @@ class FocusGenerator:
             profile.check(model, tokenizer)
         if max_batch < 1:
             raise InvalidInputError(f"max_batch must be at least 1; got {max_batch}.")
+        if keep_best is not None:
+            require_count(keep_best)
         self.model = model
         self.tokenizer = tokenizer
         self.profile = profile
         self.alpha = alpha
         self.split = split
+        self.keep_best = keep_best
         self.settings = settings or GenerationSettings()
         self.measure = measure
         self.max_batch = max_batch
@@ -116,6 +124,7 @@ class FocusGenerator:
         settings: GenerationSettings | None = None,
         layout: PromptLayout | None = None,
         split: SplitSetting = "auto",
+        keep_best: int | None = None,
         measure: bool = True,
         max_batch: int = _MAX_BATCH,
         **model_kwargs: Any,
@@ -135,6 +144,7 @@ class FocusGenerator:
             settings: Generation settings where a request gives none.
             layout: See the class.
             split: See the class.
+            keep_best: See the class.
             measure: Whether to measure which passages are attended to.
             max_batch: Most requests in one forward pass.
             **model_kwargs: Handed to `AutoModelForCausalLM.from_pretrained`.
@@ -185,6 +195,7 @@ class FocusGenerator:
             settings=settings,
             layout=layout,
             split=split,
+            keep_best=keep_best,
             measure=measure,
             max_batch=max_batch,
             name=name,
@@ -216,7 +227,7 @@ class FocusGenerator:
         Args:
             question: The question.
             passages: What was retrieved, in retrieval order.
-            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise` (see `Request`) and the fields of
+            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise`, `keep_best` (see `Request`) and the fields of
                 `GenerationSettings`.
 
         Raises:
@@ -237,7 +248,7 @@ class FocusGenerator:
         Args:
             messages_or_prompt: Messages with role and content, rendered by the chat template; or raw text.
             passages: What was retrieved; those that do not stand in the text are reported as not used.
-            **options: As for `answer`, and `query`, what the passages were retrieved for.
+            **options: As for `answer`, but `keep_best`, and `query`, what the passages were retrieved for.
 
         Raises:
             InvalidInputError: Something about the input cannot be used; the message says what.
@@ -399,17 +410,29 @@ class FocusGenerator:
             raise InvalidInputError(
                 f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {self.context_window} tokens."
             )
+        request, left_out = self._kept(request)
         prompt = self._build(request, room)
         choice = choose_focus(request, prompt.placed, self.profile, self.alpha, self.split)
-        return PreparedRequest(request, settings, prompt, choice)
+        return PreparedRequest(request, settings, prompt, choice, left_out)
+
+    def _kept(self, request: Request) -> tuple[Request, dict[int, Passage]]:
+        """The request with the passages to answer from, and the others by their places."""
+        keep = self.keep_best if request.keep_best is None else request.keep_best
+        if request.question is None or keep is None or len(request.passages) <= keep:
+            return request, {}
+        known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
+        best = best_passages(request.passages, request.question, keep, **known)
+        left_out = {place: passage for place, passage in enumerate(request.passages) if place not in best}
+        kept = tuple(request.passages[place] for place in best)
+        # Which end of the scores is the better one is told by the order of all of them, which fewer may no longer tell.
+        return replace(request, passages=kept, higher_is_better=orientation(request.passages, **known)), left_out
 
     def _build(self, request: Request, room: int) -> BuiltPrompt:
         if request.messages is not None:
             return self.prompts.from_messages(request.messages, request.passages, max_tokens=room)
         if request.prompt is not None:
             return self.prompts.from_text(request.prompt, request.passages, max_tokens=room)
-        order = worst_first(request.passages, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
-        return self.prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=order)
+        return self.prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=_worst_first(request))
 
     def _run(
         self,
@@ -434,3 +457,10 @@ class FocusGenerator:
         finally:
             if is_ours:
                 self._lock.release()
+
+
+def _worst_first(request: Request) -> Iterator[int]:
+    """Passages in the order in which to give them up; worked out where one has to be."""
+    yield from reversed(
+        by_relevance(request.passages, request.question, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
+    )

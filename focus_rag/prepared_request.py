@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, U
 from focus_rag.attention.formulas import split_weights
 from focus_rag.decoding import RowText
 from focus_rag.focus_choice import FocusChoice
+from focus_rag.passages import Passage
 from focus_rag.prompting import BuiltPrompt, TokenSpan
+
+_NOT_KEPT = "it is none of the best that were to be kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +23,18 @@ class PreparedRequest:
     """A request with its prompt built and its focus chosen.
 
     Attributes:
-        request: The request.
+        request: The request, with the passages that it is answered from.
         settings: How its text is generated.
         prompt: Its prompt.
         choice: What is done to the model, and why.
+        left_out: The passages that were given besides, by their places among all that were.
     """
 
     request: Request
     settings: GenerationSettings
     prompt: BuiltPrompt
     choice: FocusChoice
+    left_out: Mapping[int, Passage] = field(default_factory=dict)
 
     def favoured_in(self, length: int) -> list[TokenSpan]:
         """Spans of the favoured passages, in a row padded on the left to `length` tokens."""
@@ -68,10 +73,17 @@ class PreparedRequest:
             tau=self.choice.tau,
             noise=self.choice.signal.noise,
             reason=self.choice.reason,
-            passages=tuple(uses),
+            passages=tuple(self._with_left_out(uses)),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
         )
+
+    def _with_left_out(self, uses: Sequence[PassageUse]) -> Iterator[PassageUse]:
+        """What became of the passages that were given, in their order."""
+        kept = iter(uses)
+        for place in range(len(uses) + len(self.left_out)):
+            passage = self.left_out.get(place)
+            yield next(kept) if passage is None else PassageUse(passage, None, used=False, dropped_reason=_NOT_KEPT)
 
     def _shares(self, steps: Sequence[Tensor]) -> list[float]:
         """Share of the attention on passages that each located passage got, over heads and response rows."""

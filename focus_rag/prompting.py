@@ -87,7 +87,7 @@ class PromptBuilder:
             )
 
     def from_question(
-        self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]
+        self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Iterable[int]
     ) -> BuiltPrompt:
         """Lay out a question and passages, leaving out empty ones, and others where the window is too small.
 
@@ -95,29 +95,29 @@ class PromptBuilder:
             question: The question.
             passages: The passages, in the order they are to be shown.
             max_tokens: Tokens the prompt may have.
-            drop_order: Indices of the passages, the first to be dropped first; those not in it are never dropped.
+            drop_order: Indices of the passages, the first to be dropped first; those not in it are never dropped. It is not read where all fit.
 
         Raises:
             PromptTooLongError: It does not fit even without passages.
         """
         kept = {index for index, passage in enumerate(passages) if passage.content.strip()}
-        droppable = [index for index in drop_order if index in kept]
+        droppable = (index for index in drop_order if index in kept)
         while True:
             built = self._question_prompt(question, passages, sorted(kept))
             excess = len(built.input_ids) - max_tokens
             if excess <= 0:
                 return built
-            if not kept or not droppable:
+            before = len(kept)
+            while excess > 0 and (index := next(droppable, None)) is not None:
+                span = built.spans[index]
+                kept.discard(index)
+                excess -= _LABEL_TOKENS + ((span[1] - span[0]) if span else 0)
+            if len(kept) == before:
                 raise PromptTooLongError(
                     f"The question {f'and {len(kept)} passages that must stay' if kept else 'alone'} takes "
                     f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}: shorten it, lower max_new_tokens, "
                     "or use a model with a larger window."
                 )
-            while excess > 0 and droppable:
-                index = droppable.pop(0)
-                span = built.spans[index]
-                kept.discard(index)
-                excess -= _LABEL_TOKENS + ((span[1] - span[0]) if span else 0)
 
     def has_room_for(self, question: str, *, max_tokens: int) -> bool:
         """Whether a question fits by itself: passages can be left out of a prompt, the question cannot."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.noise import EQUAL, ScoreKind, orientation
+from focus_rag.noise import ScoreKind
+from focus_rag.passage_ranking import Signal, rank_passages
 from focus_rag.passages import Passage
-from focus_rag.shared_words import shared_word_scores
-
-Signal = Literal["scores", "words", "both"]
-"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or both together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,39 +99,15 @@ class ScoreSplit(BaseModel):
         in_prompt = set(shown)
         if self.tau == 1.0 or len(in_prompt) < self.fewest:
             return Favoured()
-        by_score = None if self.by == "words" else self._behind_in_score(passages, higher_is_better, score_kind)
-        words_count = self.by == "words" or (self.without_scores if by_score is None else self.by == "both")
-        by_words = _behind(shared_word_scores(question, passages)) if question and words_count else None
-        if by_words is None:
-            return Favoured(self._near(by_score, in_prompt), "scores")
-        if by_score is None:
-            return Favoured(self._near(by_words, in_prompt), "words")
-        score_says, words_say = fmean(one for one in by_score if one <= 1.0), fmean(by_words)
-        # A passage without a score counts as the worst scored one.
-        both = [score_says * min(one, 1.0) + words_say * other for one, other in zip(by_score, by_words, strict=True)]
-        return Favoured(self._near(_behind([-one for one in both]), in_prompt), "both")
-
-    @staticmethod
-    def _behind_in_score(passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None) -> list[float] | None:
-        rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
-        return None if rises is None else _behind([one.score if one.score is None or rises else -one.score for one in passages])
-
-    def _near(self, behind: Sequence[float] | None, in_prompt: set[int]) -> tuple[int, ...]:
-        """Those within reach of the best one, unless that is all that stand in the prompt."""
-        if behind is None:
-            return ()
+        ranking = rank_passages(
+            passages, question, by=self.by, without_scores=self.without_scores, higher_is_better=higher_is_better, score_kind=score_kind
+        )
+        if ranking is None:
+            return Favoured()
+        behind = ranking.behind
         near = sorted((index for index in in_prompt if behind[index] <= self.reach), key=lambda index: (behind[index], index))
-        return tuple(near) if len(near) < len(in_prompt) else ()
-
-
-def _behind(scores: Sequence[float | None]) -> list[float] | None:
-    """How far each score lies below the best one, in shares of the range; infinitely far where there is none. None where all are equal, but for rounding."""
-    halves = [None if score is None else score / 2 for score in scores]  # the range of all floats would be infinite
-    known = [half for half in halves if half is not None]
-    best, worst = max(known, default=0.0), min(known, default=0.0)
-    if best - worst <= EQUAL * max(map(abs, (best, worst))):
-        return None
-    return [math.inf if half is None else (best - half) / (best - worst) for half in halves]
+        # Where all that stand in the prompt are near, there is nothing to lean away from.
+        return Favoured(tuple(near) if len(near) < len(in_prompt) else (), ranking.by)
 
 
 SplitSetting = ScoreSplit | Literal["auto", "off"]

@@ -134,6 +134,17 @@ def test_ask_leans_on_the_best_scored_passages(saved, docs, capsys):
     assert leaning["sources"][0]["attention"] > plain["sources"][0]["attention"]
 
 
+def test_ask_from_the_best_passages_alone(saved, docs, capsys):
+    asked = ["ask", "When was the mill built?", "--docs", str(docs), *saved, "--max-new-tokens", "2"]
+    assert main([*asked, "--keep-best", "1", "--json"]) == 0
+    sources = json.loads(capsys.readouterr().out)["sources"]
+    assert [(source["id"], source["used"]) for source in sources] == [("mill.md#1", True), *((source["id"], False) for source in sources[1:])]
+    assert len(sources) > 1 and all("best" in source["dropped_reason"] for source in sources[1:])
+    assert main([*asked, "--keep-best", "1"]) == 0
+    assert "not read: it is none of the best" in capsys.readouterr().out
+    assert main([*asked, "--keep-best", "0"]) == 2
+
+
 def test_characters_that_the_output_cannot_write_cost_nothing_else(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="cp1252", write_through=True))

@@ -17,7 +17,7 @@ from focus_rag.evaluation.cases import Cell, EmbeddedCases, FileCases, case_of
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
 from focus_rag.evaluation.methods.context_aware import ContextAware
-from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, ends_first
+from focus_rag.evaluation.methods.retrieval_rules import KeepBest, ScoreCutOff, ends_first
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
 from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
@@ -483,6 +483,16 @@ def test_cut_off_keeps_the_upper_half_of_the_scores(generator):
     (case, *_) = cases(1).all
     kept = ScoreCutOff()._cut(case)
     assert [one.score for one in kept.example.passages] == [4.0, 3.0]
+
+
+def test_keep_best_shows_what_a_generator_keeps(generator):
+    (case, *_) = cases(1).all
+    keeping = FocusGenerator(generator.model, generator.tokenizer, generator.profile, settings=GenerationSettings(max_new_tokens=4), keep_best=2)
+    used = [use.passage for use in keeping.answer(case.example.question, case.example.passages).passages if use.used]
+    shown = KeepBest(2).ask(Engine(generator), case).shown
+    assert list(shown.example.passages) == used and len(used) == 2 < len(case.example.passages)
+    (whole,) = methods_named(["keep best 8"])
+    assert whole.ask(Engine(generator), case).shown == case  # there are no more
 
 
 def test_a_rule_then_auto_is_focused_as_the_passages_it_leaves_are(generator):

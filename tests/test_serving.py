@@ -130,6 +130,15 @@ async def test_a_question_with_passages_is_answered_as_the_generator_does(genera
     assert (reply["object"], reply["model"]) == ("chat.completion", "tiny")
 
 
+async def test_a_question_is_answered_from_the_best_passages_that_it_asks_for(generator: FocusGenerator) -> None:
+    body = {"question": QUESTION, "passages": BODIES, "keep_best": 1}
+    reply = (await post(generator, "/v1/answers", body)).json()
+    assert reply["focus_rag"] == json.loads(json.dumps(generator.answer(QUESTION, PASSAGES, keep_best=1).report("given", "passages given by the caller")))
+    assert sum(use["used"] for use in reply["focus_rag"]["passages"]) == 1 < len(PASSAGES)
+    assert (await post(generator, "/v1/answers", {**body, "keep_best": 0})).status_code == 400
+    assert (await post(generator, "/v1/chat/completions", {"messages": CONVERSATION, "passages": BODIES, "keep_best": 1})).status_code == 400
+
+
 async def test_passages_are_found_in_a_conversation(generator: FocusGenerator) -> None:
     messages = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "\n".join([*TEXTS, QUESTION])}]
     expected = generator.generate(messages, passages=PASSAGES, query="mill")
@@ -639,7 +648,7 @@ def test_the_command_serves_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     served: dict[str, Any] = {}
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(app=app, **options))
     monkeypatch.setenv("FOCUS_RAG_API_KEY", "k")
-    assert main(["serve", "--host", "0.0.0.0", "--port", "8123", "--name", "reader", "--alpha", "0.25", "--split", "off"]) == 0
+    assert main(["serve", "--host", "0.0.0.0", "--port", "8123", "--name", "reader", "--alpha", "0.25", "--split", "off", "--keep-best", "1"]) == 0
     assert (served["host"], served["port"], served["timeout_graceful_shutdown"]) == ("0.0.0.0", 8123, 120)
 
     async def ask() -> Any:
@@ -647,7 +656,9 @@ def test_the_command_serves_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         async with http:
             return (await http.post("/v1/answers", json={"model": "reader", "question": QUESTION, "passages": BODIES})).json()
 
-    assert asyncio.run(ask())["focus_rag"]["alpha"] == 0.25
+    report = asyncio.run(ask())["focus_rag"]
+    assert report["alpha"] == 0.25
+    assert sum(use["used"] for use in report["passages"]) == 1 < len(BODIES)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import typer
 from focus_rag.cli.loading import (
     AlphaOption,
     JsonOption,
+    KeepBestOption,
     ModelOption,
     ProfileOption,
     SplitOption,
@@ -38,6 +39,7 @@ def command(
     profile: ProfileOption = None,
     alpha: AlphaOption = "auto",
     top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve.")] = 20,
+    keep_best: KeepBestOption = None,
     split: SplitOption = "auto",
     template: TemplateOption = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 256,
@@ -85,7 +87,7 @@ def command(
     generator = load_generator(model, profile, template=template)
     with progress() as bar:
         bar.add_task("answering", total=None)
-        options: dict[str, Any] = {"alpha": factor, "split": leaning, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
+        options: dict[str, Any] = {"alpha": factor, "split": leaning, "keep_best": keep_best, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
         answer = (
             generator.answer(question, passages, **options)
             if report is None

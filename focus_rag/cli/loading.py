@@ -48,6 +48,12 @@ TemplateOption = Annotated[
         help="NAME=VALUE for the model's chat template, such as enable_thinking=false; as often as needed. A profile remembers those that it was fitted with.",
     ),
 ]
+KeepBestOption = Annotated[
+    int | None,
+    typer.Option(
+        "--keep-best", min=1, help="Answer from this many of the passages, the best by scores and shared words; for questions that one passage answers. Default: all."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 

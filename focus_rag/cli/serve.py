@@ -10,6 +10,7 @@ import typer
 from focus_rag.cli.loading import (
     AlphaOption,
     DeviceOption,
+    KeepBestOption,
     ModelOption,
     ProfileOption,
     SplitOption,
@@ -25,6 +26,7 @@ def command(
     profile: ProfileOption = None,
     alpha: AlphaOption = "auto",
     split: SplitOption = "auto",
+    keep_best: KeepBestOption = None,
     template: TemplateOption = None,
     device: DeviceOption = None,
     host: Annotated[
@@ -59,7 +61,7 @@ def command(
         settings = ServerSettings.model_validate({field: value for field, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInputError(f"The server cannot be set up: {first_problem(error.errors())}.") from error
-    generator = load_generator(model, profile, device, template=template, alpha=factor, split=leaning)
+    generator = load_generator(model, profile, device, template=template, alpha=factor, split=leaning, keep_best=keep_best)
     uvicorn.run(
         create_app(generator, settings),
         host=settings.host,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -131,9 +131,8 @@ class Engine:
         return Batch(tuple(cases), prompts, max(len(prompt.input_ids) for prompt in prompts))
 
     def _prompt(self, case: Case) -> BuiltPrompt:
-        return self._prompts.from_question(
-            case.example.question, case.example.passages, max_tokens=self._room, drop_order=case.example.best_first()[::-1]
-        )
+        example = case.example
+        return self._prompts.from_question(example.question, example.passages, max_tokens=self._room, drop_order=example.by_relevance()[::-1])
 
     def fits(self, case: Case) -> bool:
         """Whether the question by itself fits the window."""
@@ -262,7 +261,7 @@ class _Prompts(PromptBuilder):
         self._kept = lru_cache(_PROMPTS_KEPT)(self._made)
 
     def from_question(
-        self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Sequence[int]
+        self, question: str, passages: Sequence[Passage], *, max_tokens: int, drop_order: Iterable[int]
     ) -> BuiltPrompt:
         return self._kept(question, tuple(passages), max_tokens, tuple(drop_order))
 

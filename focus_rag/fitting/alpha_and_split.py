@@ -18,8 +18,9 @@ from focus_rag.fitting.passage_order import order_figures, order_warning
 from focus_rag.fitting.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split
 from focus_rag.fitting.sweep_cells import SweepCell, cells_of, climb
 from focus_rag.noise import signal_of
+from focus_rag.passage_ranking import Signal
 from focus_rag.profile import FocusProfile
-from focus_rag.score_split import ScoreSplit, Signal
+from focus_rag.score_split import ScoreSplit
 
 _BY: Final[Mapping[Signal, str]] = {"scores": "", "words": "-words", "both": "-both"}
 """How the names of stored steps tell splits apart."""

@@ -41,7 +41,7 @@ def oracle_quality(
             one.question,
             one.passages,
             max_tokens=generator.context_window - max_new_tokens,
-            drop_order=one.best_first()[::-1],
+            drop_order=one.by_relevance()[::-1],
         )
         for one in examples
     ]

@@ -16,7 +16,8 @@ from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import pooled
 from focus_rag.fitting.alpha_sweep import Estimate
 from focus_rag.fitting.sweep_cells import SweepCell
-from focus_rag.score_split import ScoreSplit, Signal
+from focus_rag.passage_ranking import Signal
+from focus_rag.score_split import ScoreSplit
 
 Grades = Callable[[ScoreSplit, SweepCell], Sequence[float]]
 

@@ -187,10 +187,11 @@ class CompletionBody(GenerationBody):
 
 
 class AnswerBody(GenerationBody):
-    """`POST /v1/answers`: a question and its passages, laid out here; the reply is that to a conversation."""
+    """`POST /v1/answers`: a question and its passages, laid out here, all or the best of them; the reply is that to a conversation."""
 
     question: str
+    keep_best: int | None = Field(default=None, ge=1)
 
     def request(self, default: GenerationSettings, limits: ServiceSettings) -> Request:
         """As `_request`."""
-        return self._request(default, limits, question=self.question)
+        return self._request(default, limits, question=self.question, keep_best=self.keep_best)

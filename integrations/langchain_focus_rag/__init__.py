@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from langchain_focus_rag.capture import CAPTURE, PassageCapture
 from langchain_focus_rag.chat import ChatFocus
+from langchain_focus_rag.keeping import KeepBestRetriever, keep_best
 from langchain_focus_rag.llm import FocusLLM
 from langchain_focus_rag.scores import keep_scores
 
-__all__ = ["CAPTURE", "ChatFocus", "FocusLLM", "PassageCapture", "keep_scores"]
+__all__ = ["CAPTURE", "ChatFocus", "FocusLLM", "KeepBestRetriever", "PassageCapture", "keep_best", "keep_scores"]

@@ -215,7 +215,7 @@ def _note_start(run_id: UUID, prompts: Sequence[str]) -> None:
 
 
 @dataclasses.dataclass(slots=True)
-class _Found:
+class Found:
     """Documents that some value holds side by side, in order.
 
     Attributes:
@@ -229,7 +229,7 @@ class _Found:
     higher_is_better: bool | None
 
 
-def _found_in(value: Any, depth: int, source: str | None = None) -> Iterator[_Found]:
+def _found_in(value: Any, depth: int, source: str | None = None) -> Iterator[Found]:
     if value is None or isinstance(value, (str, int, float)):
         return
     if isinstance(value, Document) or _is_pair(value):
@@ -246,7 +246,7 @@ def _found_in(value: Any, depth: int, source: str | None = None) -> Iterator[_Fo
         return
     pairs = [(one, None) if isinstance(one, Document) else one for one in held if isinstance(one, Document) or _is_pair(one)]
     if pairs:
-        yield _side_by_side(pairs, source)
+        yield side_by_side(pairs, source)
     if depth > 0 and len(pairs) < len(held):
         for one in held:
             if not isinstance(one, Document) and not _is_pair(one):
@@ -263,7 +263,8 @@ def _is_pair(value: Any) -> bool:
     )
 
 
-def _side_by_side(pairs: Iterable[tuple[Document, Any]], source: str | None) -> _Found:
+def side_by_side(pairs: Iterable[tuple[Document, Any]], source: str | None = None) -> Found:
+    """Documents and the scores given with them, if any, else those in their metadata."""
     rows: list[RetrievedText] = []
     kinds: set[str] = set()
     ways: set[bool] = set()
@@ -278,7 +279,7 @@ def _side_by_side(pairs: Iterable[tuple[Document, Any]], source: str | None) -> 
         rows.append((document.page_content, score, document.id))
     if len(kinds) > 1 or len(ways) > 1:
         rows = [(text, None, id_) for text, _, id_ in rows]
-    return _Found(rows, source, ways.pop() if len(ways) == 1 else None)
+    return Found(rows, source, ways.pop() if len(ways) == 1 else None)
 
 
 def _score_key(document: Document) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llama_index_focus_rag.calls import collect_reports
 from llama_index_focus_rag.capture import CAPTURE, PassageCapture
+from llama_index_focus_rag.keeping import KeepBest
 from llama_index_focus_rag.llm import FocusLLM
 
-__all__ = ["CAPTURE", "FocusLLM", "PassageCapture", "collect_reports"]
+__all__ = ["CAPTURE", "FocusLLM", "KeepBest", "PassageCapture", "collect_reports"]

@@ -24,7 +24,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
-from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_scores
+from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_best, keep_scores
 from langchain_focus_rag.batching import GatheredBatch, Row
 from langchain_focus_rag.messages import chat_template_messages
 
@@ -688,6 +688,55 @@ def test_explicit_passages_win_and_none_turns_focusing_off() -> None:
     assert scores_sent(generator) == [1.0, 0.5, None]
     off = chain(model_of("chat", generator, passages=[])[0], documents([1, 2, 3, 4, 5, 6])).invoke(QUESTION)
     assert (report_of(off)["alpha"], report_of(off)["passages"]) == (0.0, [])
+
+
+# --- keep_best ----------------------------------------------------------------------------------------------------------------------
+
+ABOUT_MILLS = ["A wheel turned in the river.", "The Ashford mill was built in 1803.", "The bakery was opened in 1841.", "Ashford lies on a river."]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "kept"),
+    [
+        ([{}] * 4, {}, [1, 3]),  # words alone, as of a plain vector store
+        ([{"score": score} for score in (0.9, 0.8, 0.2, 0.1)], {}, [0, 1]),
+        ([{"score": score} for score in (0.1, 0.2, 0.8, 0.9)], {}, [0, 1]),  # distances
+        ([{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)], {}, [1, 3]),  # as keep_scores says it
+        ([{"score": score} for score in (0.1, 0.2, 0.8, 0.9)], {"score_kind": "cosine"}, [1, 3]),
+        ([{"score": 0.9}, {"relevance_score": 0.8}, {"score": 0.2}, {"score": 0.1}], {}, [1, 3]),  # of two kinds: not compared
+    ],
+)
+async def test_keep_best(metadata: list[dict[str, Any]], options: dict[str, Any], kept: list[int]) -> None:
+    found = [Document(text, metadata=known) for text, known in zip(ABOUT_MILLS, metadata, strict=True)]
+    retriever = keep_best(Retriever(documents=found), 2, **options)
+    question = "When was the Ashford mill built?"
+    assert retriever.invoke(question) == await retriever.ainvoke(question) == [found[place] for place in kept]
+    assert keep_best(RunnableLambda(lambda query: found), 2, **options).invoke(question) == [found[place] for place in kept]
+
+
+def test_a_model_gets_what_keep_best_leaves_with_its_scores() -> None:
+    llm, generator = model_of("chat")
+    found = [Document(text, metadata={"score": score}) for text, score in zip(ABOUT_MILLS, (0.9, 0.8, 0.2, 0.1), strict=True)]
+    rag = {"context": keep_best(Retriever(documents=found), 2) | join, "question": RunnablePassthrough()} | PROMPT | llm
+    message = rag.invoke("When was the Ashford mill built?")
+    assert report_of(message)["found"] == "lineage"
+    (request,) = generator.requests
+    assert [(one.text, one.score) for one in request.passages] == [(ABOUT_MILLS[0], 0.9), (ABOUT_MILLS[1], 0.8)]
+    assert request.query == "When was the Ashford mill built?" and request.higher_is_better is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "problem"),
+    [
+        (("store", 2), {}, "retriever"),
+        ((Retriever(documents=[]), 0), {}, "top_n"),
+        ((Retriever(documents=[]), 2), {"score_kind": "stars"}, "score_kind"),
+        ((Retriever(documents=[]), 2), {"k": 3}, "k: Extra inputs"),
+    ],
+)
+def test_keep_best_says_what_is_wrong(arguments: Any, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"keep_best: {problem}"):
+        keep_best(*arguments, **options)
 
 
 # --- keep_scores --------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from llama_index.core.query_engine import CustomQueryEngine, RetrieverQueryEngin
 from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from llama_index_focus_rag import FocusLLM, collect_reports
+from llama_index_focus_rag import FocusLLM, KeepBest, collect_reports
+from pydantic import ValidationError
 
 from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry, ScoreSplit
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
@@ -453,3 +454,35 @@ def test_a_dump_is_read_back_with_its_generator_and_never_as_another_model(real:
         FocusLLM.from_dict(dumped)
     again = FocusLLM.from_dict(dumped, generator=real.generator)
     assert (again.alpha, again.max_new_tokens, again.generator) == (0.2, 7, real.generator)
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "kept"),
+    [
+        ([None] * 4, {}, [1, 3]),  # words alone
+        ([0.9, 0.8, 0.2, 0.1], {}, [0, 1]),
+        ([0.1, 0.2, 0.8, 0.9], {}, [0, 1]),  # distances
+        ([0.1, 0.2, 0.8, 0.9], {"score_kind": "cosine"}, [1, 3]),
+        ([0.1, 0.2, 0.8, 0.9], {"higher_is_better": True}, [1, 3]),
+    ],
+)
+async def test_keep_best(generator: RecordingGenerator, scores: list[Any], options: dict[str, Any], kept: list[int]) -> None:
+    texts = ["A wheel turned in the river.", "The Ashford mill was built in 1803.", "The bakery was opened in 1841.", "Ashford lies on a river."]
+    nodes, question = scored(scores, texts), "When was the Ashford mill built?"
+    keeping = KeepBest(top_n=2, **options)
+    expected = [nodes[place] for place in kept]
+    assert keeping.postprocess_nodes(nodes, query_str=question) == await keeping.apostprocess_nodes(nodes, query_str=question) == expected
+    engine = RetrieverQueryEngine.from_args(Fixed(nodes), llm=FocusLLM(generator), node_postprocessors=[keeping])
+    engine.query(question)
+    (request,) = generator.requests
+    assert [(one.text, one.score) for one in request.passages] == [(one.node.text, one.score) for one in expected]
+    assert request.query == question
+
+
+def test_keep_best_goes_by_scores_where_nothing_is_asked_and_says_what_is_wrong() -> None:
+    nodes = scored([0.2, 0.9, 0.3, 0.8, 0.1])
+    assert KeepBest(top_n=2, score_kind="cosine").postprocess_nodes(nodes) == [nodes[1], nodes[3]]
+    assert KeepBest(top_n=9).postprocess_nodes(nodes) == nodes
+    for wrong in ({"top_n": 0}, {"score_kind": "stars"}, {"k": 3}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            KeepBest(**wrong)

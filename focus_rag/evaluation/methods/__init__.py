@@ -11,7 +11,7 @@ from focus_rag.evaluation.methods.context_aware import ContextAware
 from focus_rag.evaluation.methods.focusing import Auto, Directions, Fixed, RandomHeads, ThenAuto
 from focus_rag.evaluation.methods.method import Method, Tuned
 from focus_rag.evaluation.methods.plain import Bare, ClosedBook, GoldOnly
-from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, Reorder, ScoreCutOff, TopM
+from focus_rag.evaluation.methods.retrieval_rules import KeepBest, PassageChoice, Reorder, ScoreCutOff, TopM
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
 from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
@@ -61,6 +61,8 @@ _METHODS: dict[str, Callable[[], Method | Tuned]] = {
     "score cut-off, then auto": lambda: ThenAuto(ScoreCutOff()),
     **{f"top {m} only": partial(TopM, m) for m in _KEPT},
     **{f"top {m} only, then auto": partial(_then_auto, m) for m in _KEPT},
+    "keep best 8": KeepBest,
+    "keep best 8, then auto": lambda: ThenAuto(KeepBest()),
     "long-context reorder": Reorder,
     "attention rerank": AttentionRerank,
     **{f"PASTA, {which}": partial(Pasta, which) for which in _SPANS},

@@ -10,7 +10,7 @@ import torch
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import Ask, asked
-from focus_rag.evaluation.methods.retrieval_rules import ScoreCutOff, TopM
+from focus_rag.evaluation.methods.retrieval_rules import KeepBest, ScoreCutOff, TopM
 from focus_rag.evaluation.results import DIRECTIONS
 from focus_rag.profile import FocusProfile, HeadEntry
 
@@ -75,9 +75,9 @@ class Directions:
 
 @dataclass(frozen=True, slots=True)
 class ThenAuto:
-    """What the profile does by itself, over the passages that a rule on their scores leaves."""
+    """What the profile does by itself, over the passages that a rule leaves."""
 
-    rule: TopM | ScoreCutOff
+    rule: TopM | KeepBest | ScoreCutOff
     needs_profile: bool = True
     oracle: bool = False
 

@@ -46,6 +46,29 @@ class TopM:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepBest:
+    """Only the m best passages by scores and shared words together, as `keep_best` of a generator leaves them."""
+
+    m: int = 8
+    needs_profile: bool = False
+    oracle: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"keep best {self.m}"
+
+    @property
+    def note(self) -> str:
+        return f"The bare model with the {self.m} best passages by scores and the words that they share with the question (keep_best={self.m})."
+
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        return Ask(case.with_passages(sorted(case.example.by_relevance()[: self.m])))
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([self.ask(engine, case).shown for case in cases])
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreCutOff:
     """Only passages whose score lies in the upper part of the question's own range.
 

@@ -1,0 +1,147 @@
+"""How far the passages of a retrieval lie behind the best one: by the retriever's scores, by the words that they share with the question, or by both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from focus_rag.errors import InvalidInputError
+from focus_rag.noise import EQUAL, ScoreKind, orientation, worst_first
+from focus_rag.passages import Passage
+from focus_rag.shared_words import shared_word_scores
+
+Signal = Literal["scores", "words", "both"]
+"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or both together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Passages told apart.
+
+    Attributes:
+        behind: How far each of them lies behind the best one, in shares of the distance to the worst one; infinitely far where nothing is known of it.
+        by: What told them apart.
+    """
+
+    behind: tuple[float, ...]
+    by: Signal
+
+
+def rank_passages(
+    passages: Sequence[Passage],
+    question: str | None,
+    *,
+    by: Signal = "both",
+    without_scores: bool = True,
+    higher_is_better: bool | None = None,
+    score_kind: ScoreKind | None = None,
+) -> Ranking | None:
+    """Tell passages apart.
+
+    Scores and words are added up in shares of their own ranges, so that no scale matters, each as much as the passages lie behind the best one by it on
+    average: the one by which something stands out says more than one that spreads them evenly.
+
+    Args:
+        passages: What was retrieved, in retrieval order.
+        question: What they were retrieved for; None where that is not known, and words do not count then.
+        by: What to go by.
+        without_scores: Whether words stand in where scores were to count and tell nothing.
+        higher_is_better: Orientation of the scores, where known.
+        score_kind: What the scores are, where known.
+
+    Returns:
+        None where nothing tells them apart. Scores do not where nothing tells which end of them is the better one: neither the arguments nor, where passages
+        stand in some other order, their order.
+
+    Raises:
+        InvalidInputError: `score_kind` is unknown.
+    """
+    by_score = None if by == "words" else _behind_in_score(passages, higher_is_better, score_kind)
+    words_count = by == "words" or (without_scores if by_score is None else by == "both")
+    by_words = _behind(shared_word_scores(question, passages)) if question and words_count else None
+    if by_words is None:
+        return None if by_score is None else Ranking(tuple(by_score), "scores")
+    if by_score is None:
+        return Ranking(tuple(by_words), "words")
+    score_says, words_say = fmean(one for one in by_score if one <= 1.0), fmean(by_words)
+    # A passage without a score counts as the worst scored one.
+    together = _behind([-(score_says * min(one, 1.0) + words_say * other) for one, other in zip(by_score, by_words, strict=True)])
+    return None if together is None else Ranking(tuple(together), "both")
+
+
+def by_relevance(
+    passages: Sequence[Passage],
+    question: str | None,
+    *,
+    higher_is_better: bool | None = None,
+    score_kind: ScoreKind | None = None,
+) -> list[int]:
+    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them.
+
+    Args:
+        passages: What was retrieved, in retrieval order.
+        question: What they were retrieved for, where known.
+        higher_is_better: Orientation of the scores, where known.
+        score_kind: What the scores are, where known.
+
+    Raises:
+        InvalidInputError: `score_kind` is unknown.
+    """
+    ranking = rank_passages(passages, question, higher_is_better=higher_is_better, score_kind=score_kind)
+    if ranking is None:
+        return worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
+    return sorted(range(len(passages)), key=ranking.behind.__getitem__)
+
+
+def best_passages(
+    passages: Sequence[Passage],
+    question: str | None,
+    keep: int,
+    *,
+    higher_is_better: bool | None = None,
+    score_kind: ScoreKind | None = None,
+) -> list[int]:
+    """Indices of the best passages, in the order in which they were retrieved: those to keep where a question has one answer and the others are noise.
+
+    It asks no model. What is left out cannot be read: a question that several passages answer together, or a summary, may need it.
+
+    Args:
+        passages: What was retrieved, in retrieval order.
+        question: What they were retrieved for, where known.
+        keep: How many to keep, where there are more.
+        higher_is_better: Orientation of the scores, where known.
+        score_kind: What the scores are, where known.
+
+    Raises:
+        InvalidInputError: `keep` is not a whole number above 0, or `score_kind` is unknown.
+    """
+    require_count(keep)
+    return sorted(by_relevance(passages, question, higher_is_better=higher_is_better, score_kind=score_kind)[:keep])
+
+
+def require_count(keep: object) -> None:
+    """Refuse what is not a number of passages to keep.
+
+    Raises:
+        InvalidInputError: It is not a whole number above 0.
+    """
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise InvalidInputError(f"The number of passages to keep must be a whole number of at least 1; got {keep!r}.")
+
+
+def _behind_in_score(passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None) -> list[float] | None:
+    rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
+    return None if rises is None else _behind([one.score if one.score is None or rises else -one.score for one in passages])
+
+
+def _behind(scores: Sequence[float | None]) -> list[float] | None:
+    """How far each score lies below the best one, in shares of the range; infinitely far where there is none. None where all are equal, but for rounding."""
+    halves = [None if score is None else score / 2 for score in scores]  # the range of all floats would be infinite
+    known = [half for half in halves if half is not None]
+    best, worst = max(known, default=0.0), min(known, default=0.0)
+    if best - worst <= EQUAL * max(map(abs, (best, worst))):
+        return None
+    return [math.inf if half is None else (best - half) / (best - worst) for half in halves]
