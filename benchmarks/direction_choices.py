@@ -23,13 +23,14 @@ from focus_rag.attention.steering import focus
 from focus_rag.embedded import embedded_model_folder
 from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.examples import Example, examples_from_rows
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.alpha_sweep import Estimate, answer_texts, measure_quality
 from focus_rag.fitting.direction_training import TrainingSettings, train_directions
 from focus_rag.fitting.head_scoring import example_masses, score_heads
 from focus_rag.fitting.recorded_heads import record_examples
 from focus_rag.fitting.teacher_forcing import TeacherForced, teacher_forced_all
 from focus_rag.generator import FocusGenerator
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.profile import FocusProfile, HeadEntry
 
 HEADS, NEW_TOKENS = 4, 32
 LENGTHS = ((8, 0), (8, 1000), (8, 2000), (20, 0), (40, 0))

@@ -33,7 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from focus_rag.attention.measuring import SpanMeter
 from focus_rag.attention.splitting import split_softmax
 from focus_rag.attention.steering import focus
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.fingerprint import Fingerprint
+from focus_rag.profile import FocusProfile, HeadEntry
 
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 """What transformers calls the cache of a forward pass."""

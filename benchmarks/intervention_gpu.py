@@ -26,9 +26,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
 from benchmarks.intervention import CACHE, variant, written
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.head_scoring import example_masses
 from focus_rag.fitting.teacher_forcing import TeacherForced
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.profile import FocusProfile, HeadEntry
 
 VARIANTS = ("bare", "bare_again", "post_rope", "normed", "projection", "leaning", "answering")
 

@@ -28,9 +28,10 @@ from focus_rag import __version__
 from focus_rag.attention.steering import focus, layer_directions
 from focus_rag.attention.tap import undisturbed
 from focus_rag.errors import InvalidInputError, ProfileError, UnsupportedModelError
+from focus_rag.fingerprint import BAKED
 from focus_rag.model_layout import ModelLayout, config_with_query_bias
 from focus_rag.probing import input_device
-from focus_rag.profile import BAKED, FocusProfile
+from focus_rag.profile import FocusProfile
 from focus_rag.query_layouts import laid_out
 
 EXPORT_FILE = "focus_export.json"

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,13 +19,13 @@ from focus_rag.batch_generation import Batch
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.model_layout import window_of
-from focus_rag.noise import orientation
-from focus_rag.passage_ranking import best_passages, by_relevance, require_count
+from focus_rag.passage_ranking import require_count
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
-from focus_rag.prompting import BuiltPrompt, PromptBuilder
+from focus_rag.prompting import PromptBuilder
+from focus_rag.request_preparation import prepare_request
 from focus_rag.score_split import SplitSetting
 from focus_rag.special_text import Message
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
@@ -402,37 +401,16 @@ class FocusGenerator:
         return self._request(options, **{key: messages_or_prompt}, passages=passages)
 
     def _prepare(self, request: Request) -> PreparedRequest:
-        if not isinstance(request, Request):
-            raise InvalidInputError(f"Requests must be Request objects; got {type(request).__name__}.")
-        settings = request.settings or self.settings
-        room = self.context_window - settings.max_new_tokens
-        if room < 1:
-            raise InvalidInputError(
-                f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {self.context_window} tokens."
-            )
-        request, left_out = self._kept(request)
-        prompt = self._build(request, room)
-        choice = choose_focus(request, prompt.placed, self.profile, self.alpha, self.split)
-        return PreparedRequest(request, settings, prompt, choice, left_out)
-
-    def _kept(self, request: Request) -> tuple[Request, dict[int, Passage]]:
-        """The request with the passages to answer from, and the others by their places."""
-        keep = self.keep_best if request.keep_best is None else request.keep_best
-        if request.question is None or keep is None or len(request.passages) <= keep:
-            return request, {}
-        known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
-        best = best_passages(request.passages, request.question, keep, **known)
-        left_out = {place: passage for place, passage in enumerate(request.passages) if place not in best}
-        kept = tuple(request.passages[place] for place in best)
-        # Which end of the scores is the better one is told by the order of all of them, which fewer may no longer tell.
-        return replace(request, passages=kept, higher_is_better=orientation(request.passages, **known)), left_out
-
-    def _build(self, request: Request, room: int) -> BuiltPrompt:
-        if request.messages is not None:
-            return self.prompts.from_messages(request.messages, request.passages, max_tokens=room)
-        if request.prompt is not None:
-            return self.prompts.from_text(request.prompt, request.passages, max_tokens=room)
-        return self.prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=_worst_first(request))
+        return prepare_request(
+            request,
+            prompts=self.prompts,
+            window=self.context_window,
+            profile=self.profile,
+            settings=self.settings,
+            alpha=self.alpha,
+            split=self.split,
+            keep_best=self.keep_best,
+        )
 
     def _run(
         self,
@@ -457,10 +435,3 @@ class FocusGenerator:
         finally:
             if is_ours:
                 self._lock.release()
-
-
-def _worst_first(request: Request) -> Iterator[int]:
-    """Passages in the order in which to give them up; worked out where one has to be."""
-    yield from reversed(
-        by_relevance(request.passages, request.question, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
-    )

@@ -79,7 +79,8 @@ def by_relevance(
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
-    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them.
+    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them. Those without
+    any text come last.
 
     Args:
         passages: What was retrieved, in retrieval order.
@@ -92,8 +93,10 @@ def by_relevance(
     """
     ranking = rank_passages(passages, question, higher_is_better=higher_is_better, score_kind=score_kind)
     if ranking is None:
-        return worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
-    return sorted(range(len(passages)), key=ranking.behind.__getitem__)
+        order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
+    else:
+        order = sorted(range(len(passages)), key=ranking.behind.__getitem__)
+    return sorted(order, key=lambda place: not passages[place].content.strip())
 
 
 def best_passages(

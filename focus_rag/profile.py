@@ -20,9 +20,10 @@ from torch import Tensor
 
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
 from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
-from focus_rag.model_layout import ModelLayout, Site
+from focus_rag.fingerprint import Fingerprint, refuse_baked
+from focus_rag.model_layout import Site
 from focus_rag.prompt_layout import PromptLayout
-from focus_rag.published_files import published_ranking, published_tensors
+from focus_rag.published_files import published_directions
 from focus_rag.score_split import ScoreSplit
 
 if TYPE_CHECKING:
@@ -31,22 +32,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST = "focus_profile.json"
 TENSORS = "directions.safetensors"
-BAKED = "focus_rag_baked"
-"""In a model's configuration: which focus its weights hold already, see `export_model`."""
-
-
-def refuse_baked(model: nn.Module) -> None:
-    """Refuse a checkpoint that has its focus baked in: what acts on it as well would act on top of that.
-
-    Raises:
-        ProfileMismatchError: It is one.
-    """
-    baked = getattr(getattr(model, "config", None), BAKED, None)
-    if baked is not None:
-        raise ProfileMismatchError(
-            f"This checkpoint has focus directions baked in ({baked}), and more would act on top of them. Use it without a profile; steer, and fit, "
-            "the model that it was exported from."
-        )
 
 
 class HeadEntry(BaseModel):
@@ -63,60 +48,6 @@ class HeadEntry(BaseModel):
     layer: int = Field(ge=0)
     head: int = Field(ge=0)
     score: float | None = None
-
-
-class Fingerprint(BaseModel):
-    """What a model must have in common with the one a profile was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_id: str
-    family: str | None = None
-    layers: int = Field(gt=0)
-    query_heads: int = Field(gt=0)
-    key_heads: int | None = Field(default=None, gt=0)
-    head_dim: int = Field(gt=0)
-    rope: str | None = None
-    tokenizer: str | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any = None, *, model_id: str | None = None) -> Fingerprint:
-        """Read a model's fingerprint."""
-        layout = ModelLayout.of(model)
-        config: Any = model.config
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        return cls(
-            model_id=model_id or str(getattr(config, "_name_or_path", "") or type(model).__name__),
-            family=layout.family,
-            layers=len(layout.layers),
-            query_heads=layout.query_heads,
-            key_heads=layout.key_heads,
-            head_dim=layout.head_dim,
-            rope=_rope_of(text_config),
-            tokenizer=_tokenizer_hash(tokenizer) if tokenizer is not None else None,
-        )
-
-    def mismatches(self, other: Fingerprint) -> list[str]:
-        """Fields known on both sides that differ, in words. The id is a name, not a property, and is left out."""
-        found = []
-        for name in type(self).model_fields:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if name != "model_id" and mine is not None and theirs is not None and mine != theirs:
-                found.append(f"{name}: profile {mine}, model {theirs}")
-        return found
-
-
-def _rope_of(config: Any) -> str | None:
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if parameters is None:
-        theta = getattr(config, "rope_theta", None)
-        return None if theta is None else json.dumps({"rope_theta": theta})
-    return json.dumps(parameters, sort_keys=True, default=str)
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
 class _Manifest(BaseModel):
@@ -372,41 +303,19 @@ class FocusProfile:
         Raises:
             ProfileError: Files are missing or do not fit together.
         """
-        root, name = Path(folder), model.replace("/", "_")
-        ranking_file = root / "contextual_heads_scores_full_seq" / name / "relevant_heads.json"
-        directions_folder = root / "head_features" / name / "direction_relevant"
-        if not ranking_file.is_file() or not directions_folder.is_dir():
-            known = (
-                sorted(path.name for path in (root / "head_features").glob("*"))
-                if (root / "head_features").is_dir()
-                else []
-            )
-            raise ProfileError(
-                f"No published directions for {model!r} under {root}; found: {', '.join(known) or 'none'}."
-            )
-        ranking = published_ranking(ranking_file)
-        queries, keys = published_tensors(directions_folder, "q"), published_tensors(directions_folder, "k")
-        shapes = {tuple(tensor.shape) for tensor in (*queries, *keys)}
-        if len(queries) != len(keys) or len(shapes) != 1 or queries[0].dim() != 2:
-            raise ProfileError(
-                f"{directions_folder} must hold one (heads, head_dim) tensor of queries and of keys per layer; found "
-                f"{len(queries)} and {len(keys)} of shapes {sorted(shapes)}."
-            )
-        layers, (heads_per_layer, head_dim) = len(queries), queries[0].shape
-        if any(not (0 <= layer < layers and 0 <= head < heads_per_layer) for layer, head in ranking):
-            raise ProfileError(f"{ranking_file} ranks heads outside of {layers} layers with {heads_per_layer} heads.")
-        if not 1 <= top_k <= len(ranking):
-            raise ProfileError(
-                f"top_k must lie between 1 and {len(ranking)}, the ranked heads of {model!r}; got {top_k}."
-            )
-        chosen = ranking[:top_k]
+        published = published_directions(folder, model)
+        layers, query_heads, head_dim = published.queries.shape
+        if not 1 <= top_k <= len(published.ranking):
+            raise ProfileError(f"top_k must lie between 1 and {len(published.ranking)}, the ranked heads of {model!r}; got {top_k}.")
+        chosen = published.ranking[:top_k]
+        of_layers, of_heads = [layer for layer, _ in chosen], [head for _, head in chosen]
         return cls(
-            Fingerprint(model_id=model, layers=layers, query_heads=heads_per_layer, head_dim=head_dim),
+            Fingerprint(model_id=model, layers=layers, query_heads=query_heads, head_dim=head_dim),
             [HeadEntry(layer=layer, head=head) for layer, head in chosen],
-            torch.stack([queries[layer][head] for layer, head in chosen]),
+            published.queries[of_layers, of_heads],
             site="post_rope",
-            key_directions=torch.stack([keys[layer][head] for layer, head in chosen]),
-            provenance={"source": "published with arXiv 2503.23306", "licence": "MIT", "heads_ranked": len(ranking)},
+            key_directions=published.keys[of_layers, of_heads],
+            provenance={"source": "published with arXiv 2503.23306", "licence": "MIT", "heads_ranked": len(published.ranking)},
         )
 
 

@@ -10,11 +10,12 @@ from tiny_models import FAMILIES, tiny_model
 from focus_rag.attention.recording import QueryKeyRecorder
 from focus_rag.attention.steering import focus
 from focus_rag.errors import InvalidInputError
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.direction_training import TrainingSettings, head_losses, train_directions
 from focus_rag.fitting.head_scoring import score_heads
 from focus_rag.fitting.recorded_heads import Recording, padded_batch, record_examples
 from focus_rag.fitting.teacher_forcing import run_decoder
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.profile import FocusProfile, HeadEntry
 
 HEADS = [(1, 0), (1, 3)]
 

@@ -14,8 +14,9 @@ from tiny_tokenizer import tiny_tokenizer
 
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, ProfileMismatchError
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.fit import fit_profile
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.profile import FocusProfile, HeadEntry
 from focus_rag.score_split import ScoreSplit
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from focus_rag.attention.steering import focus
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.fingerprint import Fingerprint
+from focus_rag.profile import FocusProfile, HeadEntry
 
 FOLDER = Path(__file__).parent / "parity"
 FAMILIES = ("llama", "qwen2", "mistral")

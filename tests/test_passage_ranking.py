@@ -65,6 +65,13 @@ def test_all_are_kept_where_there_are_no_more():
     assert best_passages([], QUESTION, 3) == []
 
 
+@pytest.mark.parametrize("scores", [FALLING, (None,) * 5, NO_ORDER])
+def test_a_passage_without_text_takes_nobodys_place(scores):
+    given = [Passage(" ", score=scores[0]), *passages(*scores)[1:]]
+    for question in (QUESTION, None):
+        assert 0 not in best_passages(given, question, 4) and best_passages(given, question, 5) == list(range(5))
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
 def test_how_many_to_keep_is_a_whole_number_above_zero(parts, wrong):
     for call in (

@@ -9,8 +9,9 @@ from tiny_models import tiny_model
 
 from focus_rag.attention.steering import focus
 from focus_rag.errors import InvalidInputError
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.polishing import PolishSettings, polish_directions, response_loss
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.profile import FocusProfile, HeadEntry
 
 HEADS = [(0, 1), (2, 3)]
 SETTINGS = PolishSettings(steps=12, batch_examples=3, learning_rate=0.3)

@@ -13,7 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from focus_rag.alpha import FixedAlpha
 from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError
-from focus_rag.profile import MANIFEST, TENSORS, Fingerprint, FocusProfile, HeadEntry
+from focus_rag.fingerprint import Fingerprint
+from focus_rag.profile import MANIFEST, TENSORS, FocusProfile, HeadEntry
 from tests.published_folder import HEAD_FEATURES, RANKING, published_folder
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer

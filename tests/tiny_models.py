@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from focus_rag.profile import Fingerprint, FocusProfile, HeadEntry
+from focus_rag.fingerprint import Fingerprint
+from focus_rag.profile import FocusProfile, HeadEntry
 
 VOCABULARY = 96
 COMMON: dict[str, Any] = {

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from focus_rag.examples import Example
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.answers import FitAnswers
 from focus_rag.fitting.calm_examples import pool_of
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps
 from focus_rag.fitting.teacher_forcing import Rows, TeacherForced, teacher_forced_all
 from focus_rag.model_layout import window_of
-from focus_rag.profile import Fingerprint
 from focus_rag.prompting import PromptBuilder
 
 Progress = Callable[[str, int, int], None]

@@ -14,6 +14,7 @@ from torch import nn
 
 import focus_rag
 from focus_rag.examples import Example, ExampleSet, split_examples
+from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.fitting.alpha_and_split import fit_alpha_and_split
 from focus_rag.fitting.context import FitContext, Progress
 from focus_rag.fitting.directions import fit_directions
@@ -21,7 +22,7 @@ from focus_rag.fitting.report import write_report
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps, fit_digest
 from focus_rag.generator import FocusGenerator
-from focus_rag.profile import Fingerprint, FocusProfile, refuse_baked
+from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
 
 _SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"

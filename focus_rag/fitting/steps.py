@@ -13,8 +13,9 @@ from torch import nn
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.settings import FitSettings
-from focus_rag.profile import Fingerprint, FocusProfile
+from focus_rag.profile import FocusProfile
 from focus_rag.weights_digest import weights_digest
 from focus_rag.whole_files import write_whole
 
