@@ -16,7 +16,7 @@ from typing import Any
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.noise import ScoreKind, is_score_kind, orientation, worst_first
-from focus_rag.passage_ranking import by_relevance
+from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 
 _SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...], "score_kind"?: str}'
@@ -50,8 +50,24 @@ class Example:
         return list(reversed(worst_first(self.passages, score_kind=self.score_kind)))
 
     def by_relevance(self) -> list[int]:
-        """Indices of the passages by scores and shared words together, the best first, as a generator keeps and drops them."""
+        """Indices of the passages by scores and shared words together, the best first, as a generator drops them from the end."""
         return by_relevance(self.passages, self.question, score_kind=self.score_kind)
+
+    def keep_best(self, keep: int) -> Example:
+        """The same question with its best passages by scores and shared words, as `keep_best` of a generator leaves them: which end of the scores is the
+        better one is told by all of them, or by none.
+        """
+        if len(self.passages) <= keep:
+            return self
+        kind = self._known_kind
+        kept = self.with_passages(best_passages(self.passages, self.question, keep, score_kind=self.score_kind))
+        return replace(kept if kind else kept.without_scores(), score_kind=kind)
+
+    @property
+    def _known_kind(self) -> ScoreKind | None:
+        """A kind of score that says which end is the better one, where kind or order tell it."""
+        rises = orientation(self.passages, score_kind=self.score_kind)
+        return self.score_kind or (None if rises is None else "inner_product" if rises else "distance")
 
     def at_count(self, count: int) -> Example:
         """The same question with `count` passages: every gold one that fits and the best scored others, order kept."""
@@ -73,12 +89,10 @@ class Example:
         """The same question with its scores dealt out anew among the passages, drawn from the seed and the question: they say nothing, but
         which end of them is the better one stays known.
         """
-        rises = orientation(self.passages, score_kind=self.score_kind)
-        kind = self.score_kind or (None if rises is None else "inner_product" if rises else "distance")
         scores = [passage.score for passage in self.passages]
         random.Random(f"scores {seed} {self.key}").shuffle(scores)
         dealt = (replace(passage, score=score) for passage, score in zip(self.passages, scores, strict=True))
-        return replace(self, passages=tuple(dealt), score_kind=kind)
+        return replace(self, passages=tuple(dealt), score_kind=self._known_kind)
 
     def without_scores(self) -> Example:
         """The same question as a retriever that keeps its scores to itself hands it on."""

@@ -256,7 +256,7 @@ def orientation(
 
 def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool | None:
     if higher_is_better is not None:
-        return higher_is_better
+        return bool(higher_is_better)  # numpy's too, of which none is the same as False
     if score_kind is not None and score_kind != "unknown":
         return score_kind not in _DISTANCES
     return orientation_by_order(scores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from statistics import fmean
 from typing import Literal
 
@@ -76,27 +77,39 @@ def by_relevance(
     passages: Sequence[Passage],
     question: str | None,
     *,
+    by: Signal = "both",
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
-    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them. Those without
-    any text come last.
+    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them. Repeats of a
+    text come after all that are said once, and those without any text last.
 
     Args:
         passages: What was retrieved, in retrieval order.
         question: What they were retrieved for, where known.
+        by: What to go by.
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
 
     Raises:
-        InvalidInputError: `score_kind` is unknown.
+        InvalidInputError: `question` is no text, or `score_kind` is unknown.
     """
-    ranking = rank_passages(passages, question, higher_is_better=higher_is_better, score_kind=score_kind)
+    if question is not None and not isinstance(question, str):
+        raise InvalidInputError(f"What passages were retrieved for must be a string or None; got {type(question).__name__}.")
+    ranking = rank_passages(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)
     if ranking is None:
         order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
     else:
         order = sorted(range(len(passages)), key=ranking.behind.__getitem__)
-    return sorted(order, key=lambda place: not passages[place].content.strip())
+    seen: set[str] = set()
+
+    def is_worth_less(place: int) -> int:
+        text = passages[place].content.strip()
+        is_repeat = text in seen
+        seen.add(text)
+        return 2 if not text else int(is_repeat)
+
+    return sorted(order, key=is_worth_less)
 
 
 def best_passages(
@@ -104,6 +117,7 @@ def best_passages(
     question: str | None,
     keep: int,
     *,
+    by: Signal = "both",
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
@@ -114,15 +128,16 @@ def best_passages(
     Args:
         passages: What was retrieved, in retrieval order.
         question: What they were retrieved for, where known.
-        keep: How many to keep, where there are more.
+        keep: How many to keep, where there are more; a text that was retrieved twice takes one place, unless all are kept.
+        by: What to go by: `words` where the scores of one list come from several retrievers, and are not to be compared.
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
 
     Raises:
-        InvalidInputError: `keep` is not a whole number above 0, or `score_kind` is unknown.
+        InvalidInputError: `keep` is not a whole number above 0, `question` is no text, or `score_kind` is unknown.
     """
     require_count(keep)
-    return sorted(by_relevance(passages, question, higher_is_better=higher_is_better, score_kind=score_kind)[:keep])
+    return sorted(by_relevance(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)[:keep])
 
 
 def require_count(keep: object) -> None:
@@ -131,7 +146,7 @@ def require_count(keep: object) -> None:
     Raises:
         InvalidInputError: It is not a whole number above 0.
     """
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+    if not isinstance(keep, Integral) or isinstance(keep, bool) or keep < 1:
         raise InvalidInputError(f"The number of passages to keep must be a whole number of at least 1; got {keep!r}.")
 
 

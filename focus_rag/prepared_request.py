@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,14 +27,16 @@ class PreparedRequest:
         settings: How its text is generated.
         prompt: Its prompt.
         choice: What is done to the model, and why.
-        left_out: The passages that were given besides, by their places among all that were.
+        given: All passages that came with it.
+        kept: Which of them it is answered from, in the order of the request's own.
     """
 
     request: Request
     settings: GenerationSettings
     prompt: BuiltPrompt
     choice: FocusChoice
-    left_out: Mapping[int, Passage] = field(default_factory=dict)
+    given: Sequence[Passage]
+    kept: Sequence[int]
 
     def favoured_in(self, length: int) -> list[TokenSpan]:
         """Spans of the favoured passages, in a row padded on the left to `length` tokens."""
@@ -54,11 +56,12 @@ class PreparedRequest:
                 none where nothing was measured.
             index: The request's row of the batch.
         """
-        remaining = iter(self._shares([step[index] for step in steps[: len(text.ids)]]))
-        uses = []
-        for place, (passage, span) in enumerate(zip(self.request.passages, self.prompt.spans, strict=True)):
+        shares = iter(self._shares([step[index] for step in steps[: len(text.ids)]]))
+        uses = [PassageUse(passage, None, used=False, dropped_reason=_NOT_KEPT) for passage in self.given]
+        for place, (at, span) in enumerate(zip(self.kept, self.prompt.spans, strict=True)):
+            passage = self.given[at]
             if span is not None:
-                uses.append(PassageUse(passage, next(remaining, None), used=True, favoured=place in self.choice.favoured))
+                uses[at] = PassageUse(passage, next(shares, None), used=True, favoured=place in self.choice.favoured)
                 continue
             if not passage.content.strip():
                 reason = "it holds no text"
@@ -66,24 +69,17 @@ class PreparedRequest:
                 reason = "the prompt would not have fitted the model's window"
             else:
                 reason = "not found in the prompt"
-            uses.append(PassageUse(passage, None, used=False, dropped_reason=reason))
+            uses[at] = PassageUse(passage, None, used=False, dropped_reason=reason)
         return Answer(
             text=text.text,
             alpha=self.choice.alpha,
             tau=self.choice.tau,
             noise=self.choice.signal.noise,
             reason=self.choice.reason,
-            passages=tuple(self._with_left_out(uses)),
+            passages=tuple(uses),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
         )
-
-    def _with_left_out(self, uses: Sequence[PassageUse]) -> Iterator[PassageUse]:
-        """What became of the passages that were given, in their order."""
-        kept = iter(uses)
-        for place in range(len(uses) + len(self.left_out)):
-            passage = self.left_out.get(place)
-            yield next(kept) if passage is None else PassageUse(passage, None, used=False, dropped_reason=_NOT_KEPT)
 
     def _shares(self, steps: Sequence[Tensor]) -> list[float]:
         """Share of the attention on passages that each located passage got, over heads and response rows."""

@@ -11,7 +11,6 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.noise import orientation
 from focus_rag.passage_ranking import best_passages, by_relevance
-from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder
@@ -51,22 +50,25 @@ def prepare_request(
     room = window - settings.max_new_tokens
     if room < 1:
         raise InvalidInputError(f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {window} tokens.")
-    request, left_out = _kept(request, keep_best if request.keep_best is None else request.keep_best)
+    keep = keep_best if request.keep_best is None else request.keep_best
+    given, kept = request.passages, list(range(len(request.passages)))
+    if request.question is not None and keep is not None and len(given) > keep:
+        request, kept = _of_the_best(request, keep)
     prompt = _prompt(request, prompts, room)
     choice = choose_focus(request, prompt.placed, profile, alpha, split)
-    return PreparedRequest(request, settings, prompt, choice, left_out)
+    return PreparedRequest(request, settings, prompt, choice, given, kept)
 
 
-def _kept(request: Request, keep: int | None) -> tuple[Request, dict[int, Passage]]:
-    """The request with the passages to answer from, and the others by their places."""
-    if request.question is None or keep is None or len(request.passages) <= keep:
-        return request, {}
+def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:
+    """The request as if only the best of its passages had been retrieved, and where these stand among all."""
     known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
     best = best_passages(request.passages, request.question, keep, **known)
-    left_out = {place: passage for place, passage in enumerate(request.passages) if place not in best}
     kept = tuple(request.passages[place] for place in best)
-    # Which end of the scores is the better one is told by the order of all of them, which fewer may no longer tell.
-    return replace(request, passages=kept, higher_is_better=orientation(request.passages, **known)), left_out
+    # Which end of the scores is the better one is told by the order of all of them: fewer may no longer tell it, or seem to.
+    rises = orientation(request.passages, **known)
+    if rises is None:
+        kept = tuple(replace(passage, score=None) for passage in kept)
+    return replace(request, passages=kept, higher_is_better=rises), best
 
 
 def _prompt(request: Request, prompts: PromptBuilder, room: int) -> BuiltPrompt:

@@ -17,6 +17,7 @@ from focus_rag.evaluation.cases import Cell, EmbeddedCases, FileCases, case_of
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
 from focus_rag.evaluation.methods.context_aware import ContextAware
+from focus_rag.evaluation.methods.focusing import ThenAuto
 from focus_rag.evaluation.methods.retrieval_rules import KeepBest, ScoreCutOff, ends_first
 from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
@@ -28,6 +29,7 @@ from focus_rag.evaluation.runner import evaluate
 from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.evaluation.workers import check_workers
 from focus_rag.generator import FocusGenerator
+from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
 from focus_rag.score_split import ScoreSplit
 from tests.tiny_models import tiny_model, tiny_profile
@@ -491,6 +493,18 @@ def test_keep_best_shows_what_a_generator_keeps(generator):
     used = [use.passage for use in keeping.answer(case.example.question, case.example.passages).passages if use.used]
     shown = KeepBest(2).ask(Engine(generator), case).shown
     assert list(shown.example.passages) == used and len(used) == 2 < len(case.example.passages)
+    falling_but_once = [0.9, 0.6, 0.61, *(0.5 - i / 100 for i in range(12))]
+    no_order = [0.2, 0.9, 0.4, 0.8, 0.1, 0.7]
+    leaning = generator.profile.replace(split=ScoreSplit(reach=0.0, tau=0.05))
+    for scores in (falling_but_once, no_order):
+        passages = tuple(Passage(f"text {i}", score=score) for i, score in enumerate(scores))
+        one = replace(case, example=replace(case.example, question="Who?", passages=passages))
+        product = FocusGenerator(generator.model, generator.tokenizer, leaning, settings=GenerationSettings(max_new_tokens=4), keep_best=3)
+        engine = Engine(FocusGenerator(generator.model, generator.tokenizer, leaning), max_new_tokens=4)
+        (answered,) = ThenAuto(KeepBest(3)).answer(engine, [one])
+        answer = product.answer("Who?", passages)
+        assert (answered.text, answered.alpha) == (answer.text, answer.alpha)
+        assert any(use.favoured for use in answer.passages) == (scores is falling_but_once)
     (whole,) = methods_named(["keep best 8"])
     assert whole.ask(Engine(generator), case).shown == case  # there are no more
 

@@ -72,6 +72,33 @@ def test_a_passage_without_text_takes_nobodys_place(scores):
         assert 0 not in best_passages(given, question, 4) and best_passages(given, question, 5) == list(range(5))
 
 
+@pytest.mark.parametrize("scores", [FALLING, (None,) * 5])
+def test_a_text_that_was_retrieved_twice_takes_one_place(scores):
+    given = passages(*scores, texts=(TEXTS[1], TEXTS[1], TEXTS[1], TEXTS[3], TEXTS[4]))
+    assert best_passages(given, QUESTION, 3) == [0, 3, 4]
+    assert best_passages(given, QUESTION, 4) == [0, 1, 3, 4]
+    assert best_passages(given, QUESTION, 5) == list(range(5))
+
+
+def test_what_to_go_by_can_be_said():
+    given = passages(0.1, 0.2, 0.3, 0.9, 0.8)
+    assert best_passages(given, QUESTION, 2, by="scores", score_kind="cosine") == [3, 4]
+    assert best_passages(given, QUESTION, 2, by="words", score_kind="cosine") == [1, 3]
+
+
+def test_numbers_and_truth_of_numpy_are_taken_as_they_are(parts):
+    np = pytest.importorskip("numpy")
+    given = passages(*FALLING)
+    assert best_passages(given, "Who?", np.int64(2), higher_is_better=np.False_) == [3, 4]
+    assert FocusGenerator(*parts, settings=SETTINGS).answer(QUESTION, given, keep_best=np.int64(1)).passages[1].used
+
+
+@pytest.mark.parametrize("question", [7, {"question": "When?"}])
+def test_what_was_asked_is_a_text(question):
+    with pytest.raises(InvalidInputError, match="must be a string or None"):
+        best_passages(passages(*FALLING), question, 2)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 2.0, True, "3"])
 def test_how_many_to_keep_is_a_whole_number_above_zero(parts, wrong):
     for call in (
@@ -133,6 +160,17 @@ def test_orientation_is_told_by_all_that_was_retrieved(parts):
     assert [use.used for use in answer.passages] == [True] * 3 + [False] * 12
     assert [use.favoured for use in answer.passages] == [True] + [False] * 14
     assert not any(use.favoured for use in generator.answer("Who?", given[:3]).passages)
+
+
+def test_scores_that_no_order_tells_apart_do_not_become_known_by_what_is_kept(parts):
+    """Of a shuffled list the three that are kept rise by chance."""
+    texts = ("The Ashford mill was built in 1803.", "Ashford mill.", "The Ashford mill.", "A river.", "Bread.", "Cats.")
+    given = passages(0.2, 0.9, 0.4, 0.8, 0.1, 0.7, texts=texts)
+    assert best_passages(given, QUESTION, 2) == [0, 1]  # 0.2 and 0.9
+    generator = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(reach=0.0, tau=0.05))
+    answer = generator.answer(QUESTION, given, keep_best=2)
+    assert not any(use.favoured for use in answer.passages) and answer.noise == 0.5
+    assert [use.passage for use in answer.passages] == given  # as they were given, scores and all
 
 
 def test_prompts_that_the_caller_laid_out_stay_as_they_are(parts):

@@ -190,7 +190,7 @@ class AnswerBody(GenerationBody):
     """`POST /v1/answers`: a question and its passages, laid out here, all or the best of them; the reply is that to a conversation."""
 
     question: str
-    keep_best: int | None = Field(default=None, ge=1)
+    keep_best: Annotated[int, Strict()] | None = Field(default=None, ge=1)
 
     def request(self, default: GenerationSettings, limits: ServiceSettings) -> Request:
         """As `_request`."""

@@ -704,6 +704,9 @@ ABOUT_MILLS = ["A wheel turned in the river.", "The Ashford mill was built in 18
         ([{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)], {}, [1, 3]),  # as keep_scores says it
         ([{"score": score} for score in (0.1, 0.2, 0.8, 0.9)], {"score_kind": "cosine"}, [1, 3]),
         ([{"score": 0.9}, {"relevance_score": 0.8}, {"score": 0.2}, {"score": 0.1}], {}, [1, 3]),  # of two kinds: not compared
+        ([{"score": 0.9}, {}, {}, {}], {}, [1, 3]),  # of two retrievers, one without scores
+        ([{"score": score, "higher_is_better": True} for score in (300, 0.2, 280, 0.1)], {}, [1, 3]),  # of two, their scores side by side
+        ([{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)], {"by": "scores", "higher_is_better": True}, [2, 3]),
     ],
 )
 async def test_keep_best(metadata: list[dict[str, Any]], options: dict[str, Any], kept: list[int]) -> None:
@@ -725,10 +728,27 @@ def test_a_model_gets_what_keep_best_leaves_with_its_scores() -> None:
     assert request.query == "When was the Ashford mill built?" and request.higher_is_better is True
 
 
+async def test_the_configuration_of_a_call_reaches_the_other_retriever() -> None:
+    store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+    store.add_documents([Document(f"The mill of {tenant}, {i}.", metadata={"tenant": tenant}) for tenant in "ab" for i in range(4)])
+    searching = store.as_retriever(search_kwargs={"k": 8}).configurable_fields(search_kwargs=ConfigurableField(id="search"))
+    retriever = keep_best(searching, 3)
+    only = {"configurable": {"search": {"k": 8, "filter": lambda document: document.metadata["tenant"] == "a"}}}
+    for found in (retriever.invoke("mill", only), await retriever.ainvoke("mill", only), retriever.with_config(only).invoke("mill"), retriever.batch(["mill"], only)[0]):
+        assert len(found) == 3 and {document.metadata["tenant"] for document in found} == {"a"}
+
+
+@pytest.mark.parametrize("returned", [["text"], None, 7, [("text", 0.5)]])
+def test_keep_best_of_what_is_no_retriever(returned: Any) -> None:
+    with pytest.raises(InvalidInputError, match="which returns documents; got"):
+        keep_best(RunnableLambda(lambda query: returned), 2).invoke("mill")
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "problem"),
     [
         (("store", 2), {}, "retriever"),
+        ((Retriever(documents=[]), True), {}, "top_n"),
         ((Retriever(documents=[]), 0), {}, "top_n"),
         ((Retriever(documents=[]), 2), {"score_kind": "stars"}, "score_kind"),
         ((Retriever(documents=[]), 2), {"k": 3}, "k: Extra inputs"),

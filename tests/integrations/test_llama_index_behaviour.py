@@ -483,6 +483,22 @@ def test_keep_best_goes_by_scores_where_nothing_is_asked_and_says_what_is_wrong(
     nodes = scored([0.2, 0.9, 0.3, 0.8, 0.1])
     assert KeepBest(top_n=2, score_kind="cosine").postprocess_nodes(nodes) == [nodes[1], nodes[3]]
     assert KeepBest(top_n=9).postprocess_nodes(nodes) == nodes
-    for wrong in ({"top_n": 0}, {"score_kind": "stars"}, {"k": 3}):
+    for wrong in ({"top_n": 0}, {"top_n": True}, {"score_kind": "stars"}, {"k": 3}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             KeepBest(**wrong)
+
+
+def test_keep_best_reads_the_metadata_that_the_model_is_shown() -> None:
+    texts = [("It went up in 1803 and is of stone.", "Ashford mill"), ("The barn was built of wood.", "Bakery")]
+    nodes = [NodeWithScore(node=TextNode(text=text, metadata={"title": title})) for text, title in texts]
+    assert KeepBest(top_n=1).postprocess_nodes(nodes, query_str="When was the Ashford mill built?") == [nodes[0]]
+    for node in nodes:
+        node.node.excluded_llm_metadata_keys = ["title"]
+    assert KeepBest(top_n=1).postprocess_nodes(nodes, query_str="When was the Ashford mill built?") == [nodes[1]]
+
+
+def test_keep_best_is_read_back_from_its_dumps() -> None:
+    keeping = KeepBest(top_n=3, by="words", score_kind="cosine")
+    copies = [KeepBest.model_validate(keeping.model_dump()), KeepBest.model_validate_json(keeping.model_dump_json()), KeepBest.from_dict(keeping.to_dict())]
+    for copy in copies:
+        assert (copy.top_n, copy.by, copy.score_kind) == (3, "words", "cosine")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from focus_rag.evaluation.cases import Case
@@ -62,7 +62,7 @@ class KeepBest:
         return f"The bare model with the {self.m} best passages by scores and the words that they share with the question (keep_best={self.m})."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return Ask(case.with_passages(sorted(case.example.by_relevance()[: self.m])))
+        return Ask(replace(case, example=case.example.keep_best(self.m)))
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
         return engine.answer([self.ask(engine, case).shown for case in cases])
