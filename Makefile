@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet torch==2.13.0
-	$(VENV)/bin/python -m pip install --quiet -e '.[langchain,llama-index,eval,serve,test]'
+	$(VENV)/bin/python -m pip install --quiet -e '.[langchain,llama-index,eval,serve,structured,test]'
 	touch $(STAMP)
 
 clean:

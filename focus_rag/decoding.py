@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import FinishReason, GenerationSettings
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -70,14 +71,36 @@ def _generator(seed: int | None) -> torch.Generator:
     return generator
 
 
+class RowLimits(LogitsProcessor):
+    """Leaves each row the tokens by which its text goes on following its schema, if it has one."""
+
+    def __init__(self, rows: Sequence[RowText]) -> None:
+        self._grammars = [(index, row, row.grammar) for index, row in enumerate(rows) if row.grammar is not None]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any row has a schema."""
+        return bool(self._grammars)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        limited = scores.clone()
+        for index, row, grammar in self._grammars:
+            if row.finish_reason is None:
+                limited[index].masked_fill_(~grammar.allowed(scores.shape[-1]).to(scores.device), -float("inf"))
+        return limited
+
+
 class RowText:
-    """The text of one row as its tokens arrive, ended by an end-of-sequence token, a stop string or the length.
+    """The text of one row as its tokens arrive, ended by an end-of-sequence token, a stop string, the length, or because it follows its schema to the end.
 
     Args:
         tokenizer: The model's tokenizer.
-        settings: Length and stop strings.
+        settings: Length, stop strings and schema.
         end_tokens: Ids that end a sequence.
         on_text: Called with every piece of text that is final; a piece that may yet become a stop string waits.
+
+    Attributes:
+        grammar: What follows its schema; None where there is none.
     """
 
     def __init__(
@@ -95,6 +118,7 @@ class RowText:
         self._settled_tokens = 0
         self._settled_text = ""
         self._text = ""
+        self.grammar = None if settings.json_schema is None else AnswerGrammar(settings.json_schema, tokenizer, end_tokens)
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
 
@@ -112,7 +136,12 @@ class RowText:
                 self.finish("stop")
                 return True
             self._emit(self._safe_length())
-        if len(self.ids) >= self._settings.max_new_tokens:
+        if self.grammar is not None:
+            self.grammar.take(token)
+            if self.grammar.is_complete:
+                self.finish("stop")
+                return True
+        if len(self.ids) >= self._settings.max_new_tokens or (self.grammar is not None and self.grammar.has_failed):
             self.finish("length")
             return True
         return False

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.middleware import trustedhost
 
-from focus_rag import FocusGenerator, GenerationSettings, Passage, Request, ScoreSplit
+from focus_rag import FocusGenerator, GenerationSettings, Passage, Request, ScoreSplit, answer_grammar
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError
 from focus_rag.serving.app import create_app
@@ -75,6 +75,15 @@ class HeldGenerator(RecordingGenerator):
 def client(what: Any, limits: ServerSettings | None = None, **options: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(create_app(what, limits), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **options)
+
+
+@contextmanager
+def without_module(module: str) -> Iterator[None]:
+    answer_grammar._llguidance.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module, None)
+        yield
+    answer_grammar._llguidance.cache_clear()
 
 
 async def post(what: Any, path: str, body: Any, limits: ServerSettings | None = None, **options: Any) -> httpx.Response:
@@ -137,6 +146,28 @@ async def test_a_question_is_answered_from_the_best_passages_that_it_asks_for(ge
     assert sum(use["used"] for use in reply["focus_rag"]["passages"]) == 1 < len(PASSAGES)
     assert (await post(generator, "/v1/answers", {**body, "keep_best": 0})).status_code == 400
     assert (await post(generator, "/v1/chat/completions", {"messages": CONVERSATION, "passages": BODIES, "keep_best": 1})).status_code == 400
+
+
+@pytest.mark.parametrize(("path", "what"), [("/v1/chat/completions", {"messages": CONVERSATION}), ("/v1/completions", {"prompt": QUESTION}), ("/v1/answers", {"question": QUESTION})])
+async def test_answers_follow_the_format_that_is_asked_for(generator: FocusGenerator, path: str, what: dict[str, Any]) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    asked = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+    body = {**what, "max_tokens": 30, "response_format": asked}
+    reply = (await post(generator, path, body)).json()["choices"][0]
+    text = reply["text"] if path == "/v1/completions" else reply["message"]["content"]
+    assert list(json.loads(text)) == ["sure"] and reply["finish_reason"] == "stop"
+    for nothing in (None, {"type": "text"}):
+        plain = (await post(generator, path, {**body, "response_format": nothing})).json()["choices"]
+        assert plain == (await post(generator, path, {**what, "max_tokens": 30})).json()["choices"]
+    open_object = (await post(generator, path, {**body, "response_format": {"type": "json_object"}})).json()["choices"][0]
+    assert (open_object["text"] if path == "/v1/completions" else open_object["message"]["content"]).startswith("{")
+    for wrong in ({"type": "json_schema"}, {"type": "json_object", "json_schema": {"schema": {}}}, {"type": "xml"}, {"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}):
+        refused = await post(generator, path, {**body, "response_format": wrong})
+        assert refused.status_code == 400 and refused.json()["error"]["type"] == "invalid_request_error"
+    with without_module("llguidance"):
+        missing = await post(generator, path, body)
+    assert missing.status_code == 501 and "focus-rag[structured]" in missing.json()["error"]["message"]
 
 
 async def test_passages_are_found_in_a_conversation(generator: FocusGenerator) -> None:

@@ -33,6 +33,7 @@ _GENERATION: Final = {
     "top_k": "top_k",
     "seed": "seed",
     "stop": "stop",
+    "json_schema": "json_schema",
 }
 """Options of a call, and the generation settings that they are."""
 

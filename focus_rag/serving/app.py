@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from focus_rag import __version__
 from focus_rag.answers import Request as GeneratorRequest
-from focus_rag.errors import InvalidInputError, PromptTooLongError, first_problem
+from focus_rag.errors import InvalidInputError, MissingDependencyError, PromptTooLongError, first_problem
 from focus_rag.generator import FocusGenerator
 from focus_rag.serving.bodies import AnswerBody, ChatBody, CompletionBody, GenerationBody
 from focus_rag.serving.body_limit import BodyLimit
@@ -240,6 +240,8 @@ def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
             return 400, error_body(str(error), "invalid_request_error", "context_length_exceeded")
         case InvalidInputError():
             return 400, error_body(str(error), "invalid_request_error")
+        case MissingDependencyError():
+            return 501, error_body(str(error), "server_error")
         case LineFullError():
             return 503, error_body(str(error), "server_error", "overloaded")
         case TimeoutError():

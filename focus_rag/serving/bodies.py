@@ -29,7 +29,6 @@ _NOT_HERE: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "n": (1,),
     "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -52,7 +51,8 @@ class _Body(BaseModel):
             return body
         given = {name: value for name, value in body.items() if value is not None and name not in cls._ignored()}
         # One is enough to be told: a body of many would take as many lines.
-        unknown = next((name for name in given if name not in cls.model_fields), None)
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in given if name not in fields), None)
         if unknown is not None:
             raise ValueError(f"{unknown[:80]!r} is no field here")
         return given
@@ -103,6 +103,35 @@ class StreamOptions(_Body):
     include_obfuscation: bool = False
 
 
+class JsonSchemaBody(_Body):
+    """A named JSON Schema, as the OpenAI API wraps it."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What an answer has to be: any text, any JSON object, or what follows a JSON Schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaBody | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type json_schema, and to no other")
+        return self
+
+    @property
+    def as_schema(self) -> dict[str, Any] | None:
+        """What generation is held to."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class GenerationBody(_Body):
     """What all requests have in common: how to generate, and what was retrieved.
 
@@ -120,6 +149,7 @@ class GenerationBody(_Body):
     top_k: int | None = Field(default=None, ge=0)
     seed: int | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
+    response_format: ResponseFormat | None = None
     passages: list[PassageBody] = Field(default_factory=list, fail_fast=True)
     alpha: Annotated[float, Strict()] | Literal["auto"] | None = None
     split: ScoreSplit | Literal["auto", "off"] | None = None
@@ -156,7 +186,8 @@ class GenerationBody(_Body):
         longest = self.max_completion_tokens or self.max_tokens
         if longest is not None and longest > limits.most_new_tokens:
             raise InvalidInputError(f"max_tokens is {longest}, more than this server allows ({limits.most_new_tokens}).")
-        changes = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")}
+        changes: dict[str, Any] = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")}
+        changes["json_schema"] = None if self.response_format is None else self.response_format.as_schema
         settings = default.changed({**changes, "max_new_tokens": longest or min(default.max_new_tokens, limits.most_new_tokens)})
         signal = {name: getattr(self, name) for name in ("alpha", "split", "score_kind", "higher_is_better", "noise")}
         passages = [Passage(**passage.model_dump()) for passage in self.passages]

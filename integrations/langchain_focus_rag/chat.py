@@ -12,16 +12,17 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams, Langu
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, get_executor_for_config
 from langchain_core.runnables.utils import gather_with_concurrency
-from pydantic import ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from focus_rag import Answer, FocusCall, InvalidInputError
 from langchain_focus_rag.batching import LARGEST_BATCH, GatheredBatch, Row
 from langchain_focus_rag.calls import LangChainSettings
 from langchain_focus_rag.capture import StartedRuns, text_of
 from langchain_focus_rag.messages import chat_template_messages
+from langchain_focus_rag.structured import structured
 
 
 class ChatFocus(LangChainSettings, BaseChatModel):
@@ -31,7 +32,7 @@ class ChatFocus(LangChainSettings, BaseChatModel):
     field to say them, and `query=` what they were retrieved for. `passages=[]` turns focusing off, for a model that rewrites or grades. How each answer came about is in
     `response_metadata["focus_rag"]`: alpha, noise, reason, how the passages were found, and how much attention each got.
 
-    It has no tools and no structured output (`bind_tools` raises NotImplementedError) and, as a loaded model cannot be
+    `with_structured_output` holds answers to a schema (extra `[structured]`). It has no tools (`bind_tools` raises NotImplementedError) and, as a loaded model cannot be
     written down, is not serialised by `dumpd`. A cache answers by prompt and settings; the scores of captured passages are not part of
     its key.
 
@@ -61,6 +62,14 @@ class ChatFocus(LangChainSettings, BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of a text by the model's own tokenizer; nothing is fetched."""
         return self.token_ids(text)
+
+    def with_structured_output(self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """As in LangChain: a model whose answers follow a schema, parsed, by whichever `method`.
+
+        Whatever the model, the answer follows the schema, unless it was cut off at `max_tokens`. The model is not told of the schema: say in the prompt what is
+        wanted.
+        """
+        return structured(self, schema, include_raw=include_raw, **kwargs)
 
     def batch(
         self,

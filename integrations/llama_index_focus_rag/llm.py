@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from typing import Any, Self
 
@@ -22,7 +23,10 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
-from pydantic import ConfigDict
+from llama_index.core.program.utils import FlexibleModel
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.types import Model
+from pydantic import BaseModel, ConfigDict
 
 from focus_rag import Answer, FocusGenerator, FocusSettings, InvalidInputError, Passage, as_passages
 from llama_index_focus_rag.calls import Call, assistant, collector, from_node
@@ -42,7 +46,7 @@ class FocusLLM(FocusSettings, CustomLLM):
     in `additional_kwargs["focus_rag"]` of the response, and in the reports of `collect_reports`.
 
     Calls take `passages` (which then replace the captured ones), `query` (what those were retrieved for), `alpha`, `split`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens`
-    (or `max_tokens`), `temperature`, `top_p`, `top_k`, `seed` and `stop`. Asynchronous methods never block the event loop.
+    (or `max_tokens`), `temperature`, `top_p`, `top_k`, `seed`, `stop` and `json_schema`. Asynchronous methods never block the event loop.
     Fields are those of `focus_rag.FocusSettings` and these:
 
     Attributes:
@@ -143,6 +147,30 @@ class FocusLLM(FocusSettings, CustomLLM):
         call = await asyncio.to_thread(self._call, self._chat_prompt(messages), kwargs)
         return await self._astream(call, _chat_piece, call.chat)
 
+    def structured_predict(self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any) -> Model:
+        """As in LlamaIndex, with the answer held to the schema of the class where the extra `[structured]` is installed."""
+        predicted: Model = super().structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+        return predicted
+
+    async def astructured_predict(
+        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+    ) -> Model:
+        """As `structured_predict`."""
+        predicted: Model = await super().astructured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+        return predicted
+
+    def stream_structured_predict(
+        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+    ) -> Generator[Model | FlexibleModel, None, None]:
+        """As `structured_predict`, part by part."""
+        return super().stream_structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+
+    async def astream_structured_predict(
+        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+    ) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """As `structured_predict`, part by part."""
+        return await super().astream_structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+
     async def _answer(self, call: Call) -> Answer:
         (answer,) = await self.generator.aanswer_batch([call.request])
         return answer  # type: ignore[no-any-return]
@@ -210,6 +238,12 @@ class FocusLLM(FocusSettings, CustomLLM):
             return chat_template_messages(messages)
         chat_template_messages(messages)  # refuses what is not text
         return str(self.messages_to_prompt(messages))  # type: ignore[misc]
+
+
+def _held_to(output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a call whose answer has to follow the schema of a class; without llguidance it is left to the prompt, as LlamaIndex has it."""
+    schema = {} if importlib.util.find_spec("llguidance") is None else {"json_schema": output_cls.model_json_schema()}
+    return {**schema, **(llm_kwargs or {})}
 
 
 def _completion_piece(text: str, delta: str) -> CompletionResponse:

@@ -17,6 +17,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.exceptions import OutputParserException
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -27,6 +28,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, Vector
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_best, keep_scores
 from langchain_focus_rag.batching import GatheredBatch, Row
 from langchain_focus_rag.messages import chat_template_messages
+from pydantic import BaseModel, Field
 
 from focus_rag import (
     FittedAlpha,
@@ -941,3 +943,40 @@ def test_a_batch_of_which_no_row_waits_is_not_begun() -> None:
         return generator.asked
 
     assert asyncio.run(run()) == []
+
+
+# --- structured output ----------------------------------------------------------------------------------------------------------------
+
+
+class Reply(BaseModel):
+    answer: str = Field(max_length=8)
+    sure: bool
+
+
+def test_a_chain_of_structured_output_is_focused_as_any_other(tiny: FocusGenerator) -> None:
+    pytest.importorskip("llguidance")
+    found = documents([0.9, 0.5, 0.4, 0.35, 0.3, 0.28])
+    llm = ChatFocus(tiny, max_tokens=120)
+    message = chain(llm.with_structured_output(Reply, include_raw=True), found).invoke(QUESTION)
+    assert isinstance(message["parsed"], Reply) and message["parsing_error"] is None
+    plain = report_of(chain(llm, found).invoke(QUESTION))
+    assert {**report_of(message["raw"]), "passages": None} == {**plain, "passages": None} and plain["found"] == "lineage" and plain["alpha"] > 0
+    (parsed, other) = chain(llm.with_structured_output(Reply.model_json_schema()), found).batch([QUESTION] * 2)
+    assert parsed == other == message["parsed"].model_dump()
+    choice = FocusLLM(tiny, max_tokens=20).invoke(QUESTION, json_schema={"enum": ["yes", "no"]})
+    assert choice in ('"yes"', '"no"')
+
+
+def test_structured_output_that_is_cut_off_is_an_error_or_told_beside_the_message(tiny: FocusGenerator) -> None:
+    pytest.importorskip("llguidance")
+    short = ChatFocus(tiny, max_tokens=3)
+    with pytest.raises(OutputParserException):
+        short.with_structured_output(Reply).invoke(QUESTION)
+    outcome = short.with_structured_output(Reply, include_raw=True).invoke(QUESTION)
+    assert outcome["parsed"] is None and isinstance(outcome["parsing_error"], OutputParserException)
+    assert outcome["raw"].response_metadata["finish_reason"] == "length"
+
+
+def test_structured_output_by_no_known_method() -> None:
+    with pytest.raises(InvalidInputError, match="method must be one of"):
+        model_of("chat")[0].with_structured_output(Reply, method="telepathy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index_focus_rag import FocusLLM, KeepBest, collect_reports
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, PassageRegistry, ScoreSplit
 from tests.integrations.recording_generator import RecordingGenerator, prompt_of
@@ -502,3 +503,29 @@ def test_keep_best_is_read_back_from_its_dumps() -> None:
     copies = [KeepBest.model_validate(keeping.model_dump()), KeepBest.model_validate_json(keeping.model_dump_json()), KeepBest.from_dict(keeping.to_dict())]
     for copy in copies:
         assert (copy.top_n, copy.by, copy.score_kind) == (3, "words", "cosine")
+
+
+class Reply(BaseModel):
+    answer: str = Field(max_length=8)
+    sure: bool
+
+
+async def test_structured_answers_follow_their_class(real: FocusLLM) -> None:
+    pytest.importorskip("llguidance")
+    llm = FocusLLM(real.generator, max_new_tokens=120)
+    prompt = PromptTemplate("Where is the {thing}?")
+    reply = llm.structured_predict(Reply, prompt, thing="mill")
+    assert isinstance(reply, Reply) and reply == await llm.astructured_predict(Reply, prompt, thing="mill")
+    assert list(llm.stream_structured_predict(Reply, prompt, thing="mill"))[-1].model_dump() == reply.model_dump()
+    assert [part async for part in await llm.astream_structured_predict(Reply, prompt, thing="mill")][-1].model_dump() == reply.model_dump()
+    with collect_reports() as reports:
+        engine = RetrieverQueryEngine.from_args(Fixed(scored([0.9, 0.5, 0.4, 0.3, 0.2])), llm=llm, output_cls=Reply)
+        answer = engine.query("Where is the mill?").response
+    assert isinstance(answer, Reply) and reports[0]["found"] == "lineage" and reports[0]["alpha"] == 0.4
+
+
+def test_without_llguidance_structure_is_left_to_the_prompt(generator: RecordingGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    generator.text = '{"answer": "there", "sure": true}'
+    assert FocusLLM(generator).structured_predict(Reply, PromptTemplate("Where?")) == Reply(answer="there", sure=True)
+    assert generator.requests[0].settings.json_schema is None and "JSON" in prompt_of(generator.requests[0])

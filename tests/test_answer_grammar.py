@@ -1,0 +1,137 @@
+"""Answers that follow a JSON Schema, whatever the model would rather say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel, Field
+
+pytest.importorskip("llguidance")
+
+from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, Request, answer_grammar
+from focus_rag.answer_grammar import AnswerGrammar, check_schema
+from focus_rag.errors import MissingDependencyError
+from tests.tiny_models import tiny_model, tiny_profile
+from tests.tiny_tokenizer import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+END = frozenset({TOKENIZER.eos_token_id})
+QUESTION, PASSAGES = "When was the mill built?", [Passage("The mill was built in 1841.", 0.9), Passage("The bakery is old.", 0.4)]
+
+
+class Source(BaseModel):
+    title: str = Field(max_length=6)
+    page: int = Field(ge=1, le=99)
+
+
+class Reply(BaseModel):
+    answer: str = Field(max_length=12)
+    kind: str = Field(pattern="^(date|name)$")
+    sure: bool
+    sources: list[Source] = Field(max_length=2)
+
+
+CHOICE = {"enum": ["1841", "1902", "not stated"]}
+
+
+@pytest.fixture(scope="module")
+def generator() -> FocusGenerator:
+    model = tiny_model(vocab_size=300, max_position_embeddings=1024, seed=3)  # more logits than the tokenizer has tokens
+    return FocusGenerator(model, TOKENIZER, tiny_profile(model), alpha=0.5, settings=GenerationSettings(max_new_tokens=200))
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_what_a_random_model_says_is_read_by_the_class(generator, seed):
+    options: dict[str, Any] = {} if seed is None else {"temperature": 1.0, "seed": seed}
+    answer = generator.answer(QUESTION, PASSAGES, json_schema=Reply, **options)
+    assert answer.finish_reason == "stop" and answer.alpha == 0.5
+    reply = Reply.model_validate_json(answer.text)
+    assert answer.text == json.dumps(reply.model_dump(), ensure_ascii=False) or "\\" in answer.text
+    # It ends with the brace; nobody has to say so.
+    assert answer.usage.completion_tokens == len(TOKENIZER.encode(answer.text, add_special_tokens=False)) or "\N{REPLACEMENT CHARACTER}" in answer.text
+    assert "".join(generator.stream(QUESTION, PASSAGES, json_schema=Reply, **options)) == answer.text
+    assert asyncio.run(generator.aanswer(QUESTION, PASSAGES, json_schema=Reply.model_json_schema(), **options)).text == answer.text
+
+
+def test_rows_of_a_batch_follow_each_their_own(generator):
+    settings = [GenerationSettings(max_new_tokens=200, json_schema=schema) for schema in (Reply, None, CHOICE, {"type": "integer", "minimum": 0, "maximum": 50})]
+    requests = [Request(question=QUESTION, passages=PASSAGES, settings=one) for one in settings]
+    answers = generator.answer_batch(requests)
+    assert [one.text for one in answers] == [generator.run(request).text for request in requests]
+    Reply.model_validate_json(answers[0].text)
+    assert answers[1].text == generator.answer(QUESTION, PASSAGES).text
+    assert json.loads(answers[2].text) in CHOICE["enum"] and 0 <= json.loads(answers[3].text) <= 50
+
+
+def test_an_answer_that_is_cut_off_says_so(generator):
+    answer = generator.answer(QUESTION, PASSAGES, json_schema=Reply, max_new_tokens=4)
+    assert (answer.finish_reason, answer.usage.completion_tokens) == ("length", 4) and answer.text.startswith('{"a')
+
+
+def test_only_what_is_whole_may_end():
+    grammar = AnswerGrammar({"type": "integer", "minimum": 0, "maximum": 50}, TOKENIZER, END)
+    digits = {TOKENIZER.encode(digit, add_special_tokens=False)[0] for digit in "0123456789"}
+
+    def allowed() -> set[int]:
+        return set(grammar.allowed(300).nonzero().flatten().tolist())
+
+    assert allowed() == digits
+    grammar.take(TOKENIZER.encode("5", add_special_tokens=False)[0])
+    assert allowed() == {TOKENIZER.encode("0", add_special_tokens=False)[0], *END} and not grammar.is_complete
+    grammar.take(TOKENIZER.encode("0", add_special_tokens=False)[0])
+    assert grammar.is_complete and not grammar.has_failed
+    grammar.take(5)
+    assert grammar.has_failed and not grammar.is_complete
+    assert grammar.allowed(200).shape == (200,)  # fewer logits than tokens
+
+
+def test_objects_have_no_other_fields_than_those_named():
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": {"type": "object", "properties": {"b": {"type": "null"}}}}}
+    said = {**schema, "additionalProperties": {"type": "null"}}
+    for one, text, goes in ((schema, '{"a": {"b": null}}', True), (schema, '{"c"', False), (schema, '{"a": {"c"', False), (said, '{"c": null}', True)):
+        grammar = AnswerGrammar(one, TOKENIZER, END)
+        for token in TOKENIZER.encode(text, add_special_tokens=False):
+            grammar.take(token)
+        assert grammar.has_failed != goes
+
+
+@pytest.mark.parametrize("schema", [{"type": "strin"}, {"not": {"type": "string"}}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://example.org/s"}, {"enum": [{1}]}])
+def test_a_schema_that_cannot_be_followed_is_refused_and_costs_the_others_nothing(generator, schema):
+    with pytest.raises(InvalidInputError, match="JSON Schema"):
+        check_schema(schema, TOKENIZER)
+    good = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5))
+    bad = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5, json_schema=schema))
+    answer, error = generator.answer_batch([good, bad], return_errors=True)
+    assert answer == generator.run(good) and isinstance(error, InvalidInputError)
+
+
+@pytest.mark.parametrize("schema", ["{}", 5, [1]])
+def test_a_schema_is_a_mapping_or_a_class(schema):
+    with pytest.raises(InvalidInputError, match="json_schema"):
+        GenerationSettings().changed({"json_schema": schema})
+
+
+def test_without_llguidance_it_is_said_what_brings_it(generator, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    answer_grammar._llguidance.cache_clear()
+    try:
+        with pytest.raises(MissingDependencyError, match=r"focus-rag\[structured\]"):
+            generator.answer(QUESTION, json_schema=CHOICE)
+        assert generator.answer(QUESTION, max_new_tokens=3).text is not None
+    finally:
+        answer_grammar._llguidance.cache_clear()
+
+
+def test_logits_are_left_as_they_are_where_a_token_may_come(generator):
+    """Among what may come, the model chooses: with every token allowed that it would have said, it says the same."""
+    free = generator.answer(QUESTION, PASSAGES, max_new_tokens=12)
+    texts = TOKENIZER.decode(TOKENIZER.encode(free.text, add_special_tokens=False)[:3])
+    held = generator.answer(QUESTION, PASSAGES, max_new_tokens=40, json_schema={"enum": [texts, "something else"]})
+    assert json.loads(held.text) in (texts, "something else")
+    first = AnswerGrammar(CHOICE, TOKENIZER, END).allowed(300)
+    assert first.dtype == torch.bool and int(first.sum()) == 1  # the quotation mark
