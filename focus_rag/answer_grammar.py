@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,9 +68,9 @@ class AnswerGrammar:
         Args:
             width: Logits that the model has; those beyond the tokenizer's are no tokens.
         """
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        may = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[:width].bool()
-        may = torch.nn.functional.pad(may, (0, width - len(may)))
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:width]
+        may = torch.zeros(width, dtype=torch.bool)
+        may[: len(bits)] = torch.from_numpy(bits).bool()
         may[self._ends] = bool(self._matcher.is_accepting())
         return may
 
