@@ -103,13 +103,14 @@ def by_relevance(
         order = sorted(range(len(passages)), key=ranking.behind.__getitem__)
     seen: set[str] = set()
 
-    def is_worth_less(place: int) -> int:
+    def comes_last(place: int) -> int:
+        """0 for a text that is said first, 1 for a repeat, 2 for none."""
         text = passages[place].content.strip()
         is_repeat = text in seen
         seen.add(text)
         return 2 if not text else int(is_repeat)
 
-    return sorted(order, key=is_worth_less)
+    return sorted(order, key=comes_last)
 
 
 def best_passages(
