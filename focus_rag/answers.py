@@ -31,7 +31,8 @@ class GenerationSettings(BaseModel):
         seed: Makes sampling repeatable. A row of a batch draws from its own seed, whatever stands beside it.
         stop: Generation ends before the first of these strings, which is not part of the answer.
         json_schema: The answer is JSON that follows this JSON Schema, or that of a pydantic class; cut off where `max_new_tokens` are too few
-            (`finish_reason` is `length`). The model is not told of it: say in the question what is wanted. Needs the extra `[structured]`.
+            (`finish_reason` is `length`); stop strings do not count then. The model is not told of it: say in the question what is wanted. Needs the
+            extra `[structured]`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,7 +48,12 @@ class GenerationSettings(BaseModel):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _schema_of_a_class(cls, value: Any) -> Any:
-        return value.model_json_schema() if isinstance(value, type) and issubclass(value, BaseModel) else value
+        if not (isinstance(value, type) and issubclass(value, BaseModel)):
+            return value
+        try:
+            return value.model_json_schema()
+        except Exception as error:  # pydantic's own, of many kinds
+            raise ValueError(f"{value.__name__} has no JSON Schema: {error!s:.200}") from error
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -51,7 +51,7 @@ class Batch:
             on_text: Told every piece of text that is final.
             is_cancelled: Asked before the model runs and after every token.
         """
-        texts = [RowText(self._tokenizer, row.settings, self._ends, on_text) for row in self._rows]
+        texts = [RowText(self._tokenizer, row.settings, self._ends, on_text, row.grammar) for row in self._rows]
         choosing = [one for one in (RowLimits(texts), RowSampler([row.settings for row in self._rows])) if one.is_needed]
         meter = self._meter()
         answered: set[int] = set()

@@ -75,18 +75,24 @@ class RowLimits(LogitsProcessor):
     """Leaves each row the tokens by which its text goes on following its schema, if it has one."""
 
     def __init__(self, rows: Sequence[RowText]) -> None:
-        self._grammars = [(index, row, row.grammar) for index, row in enumerate(rows) if row.grammar is not None]
+        self._held = [(index, row) for index, row in enumerate(rows) if row.is_held]
 
     @property
     def is_needed(self) -> bool:
         """Whether any row has a schema."""
-        return bool(self._grammars)
+        return bool(self._held)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         limited = scores.clone()
-        for index, row, grammar in self._grammars:
-            if row.finish_reason is None:
-                limited[index].masked_fill_(~grammar.allowed(scores.shape[-1]).to(scores.device), -float("inf"))
+        for index, row in self._held:
+            allowed = row.allowed(scores.shape[-1])
+            if allowed is None:  # whatever comes now is not read
+                continue
+            allowed = allowed.to(scores.device)
+            row_scores = scores[index].masked_fill(~allowed, -float("inf"))
+            if not row_scores.isfinite().any():  # ruled out by the model's own configuration, which does not know the schema
+                row_scores = torch.zeros_like(row_scores).masked_fill(~allowed, -float("inf"))
+            limited[index] = row_scores
         return limited
 
 
@@ -95,11 +101,9 @@ class RowText:
 
     Args:
         tokenizer: The model's tokenizer.
-        settings: Length, stop strings and schema.
+        settings: Length, and stop strings where there is no schema.
         end_tokens: Ids that end a sequence.
         on_text: Called with every piece of text that is final; a piece that may yet become a stop string waits.
-
-    Attributes:
         grammar: What follows its schema; None where there is none.
     """
 
@@ -109,16 +113,18 @@ class RowText:
         settings: GenerationSettings,
         end_tokens: frozenset[int],
         on_text: Callable[[str], None] | None = None,
+        grammar: AnswerGrammar | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._settings = settings
+        self._most = settings.max_new_tokens
+        self._stop = () if grammar is not None else settings.stop
+        self._grammar = grammar
         self._end_tokens = end_tokens
         self._on_text = on_text
         self._emitted = 0
         self._settled_tokens = 0
         self._settled_text = ""
         self._text = ""
-        self.grammar = None if settings.json_schema is None else AnswerGrammar(settings.json_schema, tokenizer, end_tokens)
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
 
@@ -126,22 +132,25 @@ class RowText:
         """Take a token; True once the row is finished."""
         if self.finish_reason is not None:
             return True
+        if self._grammar is not None and self._grammar.is_lost:
+            self.finish("length")
+            return True
         self.ids.append(token)
         if token in self._end_tokens:
             self.finish("stop")
             return True
-        if self._settings.stop or self._on_text is not None:
+        if self._stop or self._on_text is not None:
             self._decode()
             if self._cut_at_stop():
                 self.finish("stop")
                 return True
             self._emit(self._safe_length())
-        if self.grammar is not None:
-            self.grammar.take(token)
-            if self.grammar.is_complete:
+        if self._grammar is not None:
+            self._grammar.take(token)
+            if self._grammar.is_complete:
                 self.finish("stop")
                 return True
-        if len(self.ids) >= self._settings.max_new_tokens or (self.grammar is not None and self.grammar.has_failed):
+        if len(self.ids) >= self._most:
             self.finish("length")
             return True
         return False
@@ -153,6 +162,18 @@ class RowText:
             self._decode()
             self._cut_at_stop()
             self._emit(len(self._text))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is a schema."""
+        return self._grammar is not None
+
+    def allowed(self, width: int) -> Tensor | None:
+        """Which tokens may come next, `(vocabulary,)` of bool, by the schema; None where the row is finished or its schema lost."""
+        if self._grammar is None or self.finish_reason is not None:
+            return None
+        allowed = self._grammar.allowed(width, self._end_tokens)
+        return None if self._grammar.is_lost else allowed
 
     @property
     def text(self) -> str:
@@ -173,7 +194,7 @@ class RowText:
                 self._settled_tokens = keep
 
     def _cut_at_stop(self) -> bool:
-        found = [start for stop in self._settings.stop if (start := self._text.find(stop)) >= 0]
+        found = [start for stop in self._stop if (start := self._text.find(stop)) >= 0]
         if not found:
             return False
         self._text = self._text[: min(found)]
@@ -182,7 +203,7 @@ class RowText:
     def _safe_length(self) -> int:
         """How much of the text no later token can change."""
         settled = self._text.rstrip(_REPLACEMENT)
-        beginnings = (stop[:size] for stop in self._settings.stop for size in range(1, min(len(stop), len(settled) + 1)))
+        beginnings = (stop[:size] for stop in self._stop for size in range(1, min(len(stop), len(settled) + 1)))
         # Every stop string that may be under way counts, not only the one that began last.
         return len(settled) - max((len(begun) for begun in beginnings if settled.endswith(begun)), default=0)
 

@@ -66,8 +66,10 @@ class Example:
     @property
     def _known_kind(self) -> ScoreKind | None:
         """A kind of score that says which end is the better one, where kind or order tell it."""
-        rises = orientation(self.passages, score_kind=self.score_kind)
-        return self.score_kind or (None if rises is None else "inner_product" if rises else "distance")
+        if self.score_kind not in (None, "unknown"):
+            return self.score_kind
+        rises = orientation(self.passages)
+        return None if rises is None else "inner_product" if rises else "distance"
 
     def at_count(self, count: int) -> Example:
         """The same question with `count` passages: every gold one that fits and the best scored others, order kept."""

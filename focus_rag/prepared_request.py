@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.attention.formulas import split_weights
 from focus_rag.decoding import RowText
@@ -29,6 +30,7 @@ class PreparedRequest:
         choice: What is done to the model, and why.
         given: All passages that came with it.
         kept: Which of them it is answered from, in the order of the request's own.
+        grammar: What its answer follows, if it has a schema; it follows one answer, so a prepared request is answered once.
     """
 
     request: Request
@@ -37,6 +39,7 @@ class PreparedRequest:
     choice: FocusChoice
     given: Sequence[Passage]
     kept: Sequence[int]
+    grammar: AnswerGrammar | None = None
 
     def favoured_in(self, length: int) -> list[TokenSpan]:
         """Spans of the favoured passages, in a row padded on the left to `length` tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from focus_rag.answer_grammar import check_schema
+from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import AlphaSetting, GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
 from focus_rag.focus_choice import choose_focus
@@ -52,15 +52,14 @@ def prepare_request(
     room = window - settings.max_new_tokens
     if room < 1:
         raise InvalidInputError(f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {window} tokens.")
-    if settings.json_schema is not None:
-        check_schema(settings.json_schema, prompts.tokenizer)
+    grammar = None if settings.json_schema is None else AnswerGrammar(settings.json_schema, prompts.tokenizer)
     keep = keep_best if request.keep_best is None else request.keep_best
     given, kept = request.passages, list(range(len(request.passages)))
     if request.question is not None and keep is not None and len(given) > keep:
         request, kept = _of_the_best(request, keep)
     prompt = _prompt(request, prompts, room)
     choice = choose_focus(request, prompt.placed, profile, alpha, split)
-    return PreparedRequest(request, settings, prompt, choice, given, kept)
+    return PreparedRequest(request, settings, prompt, choice, given, kept, grammar)
 
 
 def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field
 pytest.importorskip("llguidance")
 
 from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, Request, answer_grammar
-from focus_rag.answer_grammar import AnswerGrammar, check_schema
+from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.errors import MissingDependencyError
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -74,40 +75,128 @@ def test_an_answer_that_is_cut_off_says_so(generator):
 
 
 def test_only_what_is_whole_may_end():
-    grammar = AnswerGrammar({"type": "integer", "minimum": 0, "maximum": 50}, TOKENIZER, END)
-    digits = {TOKENIZER.encode(digit, add_special_tokens=False)[0] for digit in "0123456789"}
+    grammar = AnswerGrammar({"type": "integer", "minimum": 0, "maximum": 50}, TOKENIZER)
+    digits = {digit: TOKENIZER.encode(digit, add_special_tokens=False)[0] for digit in "0123456789"}
 
     def allowed() -> set[int]:
-        return set(grammar.allowed(300).nonzero().flatten().tolist())
+        return set(grammar.allowed(300, [*END, 5000]).nonzero().flatten().tolist())  # some models name ends that they do not have
 
-    assert allowed() == digits
-    grammar.take(TOKENIZER.encode("5", add_special_tokens=False)[0])
-    assert allowed() == {TOKENIZER.encode("0", add_special_tokens=False)[0], *END} and not grammar.is_complete
-    grammar.take(TOKENIZER.encode("0", add_special_tokens=False)[0])
-    assert grammar.is_complete and not grammar.has_failed
-    grammar.take(5)
-    assert grammar.has_failed and not grammar.is_complete
-    assert grammar.allowed(200).shape == (200,)  # fewer logits than tokens
+    assert allowed() == set(digits.values())
+    grammar.take(digits["5"])
+    assert allowed() == {digits["0"], *END} and not grammar.is_complete
+    assert grammar.allowed(200, END).shape == (200,)  # fewer logits than tokens
+    grammar.take(digits["0"])
+    assert grammar.is_complete and not grammar.is_lost
 
 
-def test_objects_have_no_other_fields_than_those_named():
-    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": {"type": "object", "properties": {"b": {"type": "null"}}}}}
-    said = {**schema, "additionalProperties": {"type": "null"}}
-    for one, text, goes in ((schema, '{"a": {"b": null}}', True), (schema, '{"c"', False), (schema, '{"a": {"c"', False), (said, '{"c": null}', True)):
-        grammar = AnswerGrammar(one, TOKENIZER, END)
-        for token in TOKENIZER.encode(text, add_special_tokens=False):
-            grammar.take(token)
-        assert grammar.has_failed != goes
+def follows(schema: dict[str, Any], text: str) -> bool:
+    grammar = AnswerGrammar(schema, TOKENIZER)
+    for token in TOKENIZER.encode(text, add_special_tokens=False):
+        if not grammar.allowed(300, END)[token]:
+            return False
+        grammar.take(token)
+    return True
 
 
-@pytest.mark.parametrize("schema", [{"type": "strin"}, {"not": {"type": "string"}}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://example.org/s"}, {"enum": [{1}]}])
+INNER = {"type": "object", "properties": {"b": {"type": "null"}}}
+EXTENDED = {"allOf": [{"$ref": "#/$defs/base"}, {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}]}
+BASE = {"base": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "expected"),
+    [
+        ({"type": "object", "properties": {"a": INNER}}, '{"a": {"b": null}}', True),
+        ({"type": "object", "properties": {"a": INNER}}, '{"c"', False),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": INNER}}, '{"a": {"c"', False),
+        ({"type": "object", "properties": {"a": INNER}, "additionalProperties": {"type": "null"}}, '{"c": null}', True),
+        ({"type": "object", "properties": {"properties": {"type": "null"}, "format": {"type": "null"}}}, '{"properties": null, "format": null}', True),
+        # Objects put together of several parts, none of which can say that there is no more.
+        ({**EXTENDED, "$defs": BASE}, '{"a": null, "b": null}', True),
+        ({"anyOf": [EXTENDED, {"type": "null"}], "$defs": BASE}, '{"a": null, "b": null}', True),
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "anyOf": [{"properties": {"b": {"type": "null"}}, "required": ["b"]}]}, '{"a": null, "b": null}', True),
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a", "b"]}, '{"a": null, "b": 1}', True),
+        # What cannot be held and is only remarked.
+        ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, "[null, null]", True),
+        ({"type": "string", "format": "path"}, '"/tmp"', True),
+        ({"type": "string", "format": "date"}, '"/tmp"', False),
+        ({"const": {"format": "path", "uniqueItems": True}}, '{"format": "path", "uniqueItems": true}', True),
+    ],
+)
+def test_what_a_schema_says_is_what_may_be_written(schema, text, expected):
+    assert follows(schema, text) == expected
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": nested(depth - 1)}} if depth else {"type": "null"}
+
+
+def cyclic() -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    schema["properties"] = {"a": schema}
+    return schema
+
+
+REFUSED = [
+    {"type": "strin"}, {"not": {"type": "string"}}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://example.org/s"}, {"enum": [{1}]},
+    {"$ref": "#"}, nested(300), cyclic(),
+    {"type": "integer", "multipleOf": 9_999_991}, {"type": "number", "multipleOf": 0.0000001},
+    {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 997}, "b": {"type": "integer", "multipleOf": 991}}},
+    {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (97, 101, 103)]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", REFUSED, ids=range(len(REFUSED)))
 def test_a_schema_that_cannot_be_followed_is_refused_and_costs_the_others_nothing(generator, schema):
     with pytest.raises(InvalidInputError, match="JSON Schema"):
-        check_schema(schema, TOKENIZER)
+        AnswerGrammar(schema, TOKENIZER)
     good = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5))
     bad = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5, json_schema=schema))
     answer, error = generator.answer_batch([good, bad], return_errors=True)
     assert answer == generator.run(good) and isinstance(error, InvalidInputError)
+
+
+def test_small_multiples_are_held(generator):
+    answer = generator.answer(QUESTION, json_schema={"type": "integer", "multipleOf": 25, "minimum": 0, "maximum": 9999})
+    assert json.loads(answer.text) % 25 == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
+def test_a_schema_that_is_lost_on_the_way_costs_the_others_nothing(generator, monkeypatch, options, caplog):
+    """As one of extreme complexity is: its row is cut off, and says so."""
+    plain = GenerationSettings(max_new_tokens=12, **options)
+    asked = [Request(question=QUESTION, passages=PASSAGES, settings=plain), Request(question=QUESTION, passages=PASSAGES, settings=plain.changed({"json_schema": Reply}))]
+    alone = generator.run(asked[0])
+    taken = AnswerGrammar.take
+    counts: dict[int, int] = {}
+
+    def take(self: AnswerGrammar, token: int) -> None:
+        counts[id(self)] = counts.get(id(self), 0) + 1
+        taken(self, token if counts[id(self)] < 4 else 5)  # a token that nothing allows
+
+    monkeypatch.setattr(AnswerGrammar, "take", take)
+    whole, cut = generator.answer_batch(asked)
+    assert (whole.text, whole.usage, whole.finish_reason) == (alone.text, alone.usage, alone.finish_reason)
+    assert cut.finish_reason == "length" and cut.text == '{"an' and "no longer be followed" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
+def test_what_the_models_own_configuration_rules_out_gives_way(options):
+    model = tiny_model(vocab_size=300, max_position_embeddings=1024, seed=3)
+    model.generation_config.suppress_tokens = TOKENIZER.encode('"', add_special_tokens=False)
+    generator = FocusGenerator(model, TOKENIZER, settings=GenerationSettings(max_new_tokens=40))
+    assert json.loads(generator.answer(QUESTION, json_schema=CHOICE, **options).text) in CHOICE["enum"]
+
+
+def test_stop_strings_do_not_cut_what_follows_a_schema(generator):
+    answer = generator.answer(QUESTION, json_schema={"enum": ["a b", "a c"]}, stop=["a"])
+    assert json.loads(answer.text) in ("a b", "a c")
+
+
+@pytest.mark.parametrize("wrong", [BaseModel, type("Odd", (BaseModel,), {"__annotations__": {"call": Callable[[int], int]}})])
+def test_a_class_without_a_schema_is_refused(wrong):
+    with pytest.raises(InvalidInputError, match="has no JSON Schema"):
+        GenerationSettings().changed({"json_schema": wrong})
 
 
 @pytest.mark.parametrize("schema", ["{}", 5, [1]])
@@ -133,5 +222,5 @@ def test_logits_are_left_as_they_are_where_a_token_may_come(generator):
     texts = TOKENIZER.decode(TOKENIZER.encode(free.text, add_special_tokens=False)[:3])
     held = generator.answer(QUESTION, PASSAGES, max_new_tokens=40, json_schema={"enum": [texts, "something else"]})
     assert json.loads(held.text) in (texts, "something else")
-    first = AnswerGrammar(CHOICE, TOKENIZER, END).allowed(300)
+    first = AnswerGrammar(CHOICE, TOKENIZER).allowed(300, END)
     assert first.dtype == torch.bool and int(first.sum()) == 1  # the quotation mark

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -496,13 +497,13 @@ def test_keep_best_shows_what_a_generator_keeps(generator):
     falling_but_once = [0.9, 0.6, 0.61, *(0.5 - i / 100 for i in range(12))]
     no_order = [0.2, 0.9, 0.4, 0.8, 0.1, 0.7]
     leaning = generator.profile.replace(split=ScoreSplit(reach=0.0, tau=0.05))
-    for scores in (falling_but_once, no_order):
+    for scores, kind in itertools.product((falling_but_once, no_order), (None, "unknown")):
         passages = tuple(Passage(f"text {i}", score=score) for i, score in enumerate(scores))
-        one = replace(case, example=replace(case.example, question="Who?", passages=passages))
+        one = replace(case, example=replace(case.example, question="Who?", passages=passages, score_kind=kind))
         product = FocusGenerator(generator.model, generator.tokenizer, leaning, settings=GenerationSettings(max_new_tokens=4), keep_best=3)
         engine = Engine(FocusGenerator(generator.model, generator.tokenizer, leaning), max_new_tokens=4)
         (answered,) = ThenAuto(KeepBest(3)).answer(engine, [one])
-        answer = product.answer("Who?", passages)
+        answer = product.answer("Who?", passages, score_kind=kind)
         assert (answered.text, answered.alpha) == (answer.text, answer.alpha)
         assert any(use.favoured for use in answer.passages) == (scores is falling_but_once)
     (whole,) = methods_named(["keep best 8"])
