@@ -58,8 +58,9 @@ class FocusGenerator:
         layout: How question and passages are laid out; by default as where the profile was fitted.
         split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is `"auto"` too), a
             `ScoreSplit`, or `"off"`.
-        keep_best: How many of the passages of a question to lay out, where a request does not say it: the best by scores and shared words together. None
-            for all that fit the window, of which the worst by these are dropped first.
+        keep_best: How many of the passages of a question to lay out, where a request does not say it: the best by scores and shared words together. Among
+            fewer than the profile's split begins with (`fewest`) nothing is leaned on. None for all that fit the window, of which the worst by these are
+            dropped first.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
         name: What to call the model in reports; by default its id or the last part of its folder.
