@@ -38,6 +38,9 @@ class AnswerGrammar:
     Objects have no other properties than those named, unless the schema says otherwise or puts its objects together of several parts. `uniqueItems` and
     unknown formats are not held.
 
+    Attributes:
+        is_lost: Whether the schema can no longer be followed, which takes one of extreme complexity.
+
     Args:
         schema: A JSON Schema.
         tokenizer: The model's fast tokenizer.
@@ -57,24 +60,17 @@ class AnswerGrammar:
             problem = "nothing follows it" if not any(self._matcher.compute_bitmask()) else self._matcher.get_error()
         if problem:
             raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {problem.splitlines()[0]:.300}")
-        self._is_lost = False
+        self.is_lost = False
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer is whole and nothing can follow."""
         return bool(self._matcher.is_stopped()) and not self.is_lost
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the schema can no longer be followed, which takes one of extreme complexity."""
-        if not self._is_lost and self._matcher.is_error():
-            self._is_lost = True
-            logger.warning("An answer is cut off, for its JSON Schema can no longer be followed: %.300s", self._matcher.get_error().partition("\n")[0])
-        return self._is_lost
-
     def take(self, token: int) -> None:
         """Note a token of the answer, none that ends it."""
         self._matcher.consume_token(token)
+        self._notice_loss()
 
     def allowed(self, width: int, end_tokens: Iterable[int]) -> Tensor:
         """Which tokens may come next, `(vocabulary,)` of bool; none where the schema can no longer be followed.
@@ -84,11 +80,17 @@ class AnswerGrammar:
             end_tokens: Ids that end an answer; they may come as soon as it is whole.
         """
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")[:width]
+        self._notice_loss()
         may = torch.zeros(width, dtype=torch.bool)
         if not self.is_lost:
             may[: len(bits)] = torch.from_numpy(bits).bool()
             may[[token for token in end_tokens if token < width]] = bool(self._matcher.is_accepting())
         return may
+
+    def _notice_loss(self) -> None:
+        if not self.is_lost and self._matcher.is_error():
+            self.is_lost = True
+            logger.warning("An answer is cut off, for its JSON Schema can no longer be followed: %.300s", self._matcher.get_error().partition("\n")[0])
 
 
 def _grammar(schema: Mapping[str, Any]) -> str:
