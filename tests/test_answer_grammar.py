@@ -150,6 +150,9 @@ REFUSED = [
 def test_a_schema_that_cannot_be_followed_is_refused_and_costs_the_others_nothing(generator, schema):
     with pytest.raises(InvalidInputError, match="JSON Schema"):
         AnswerGrammar(schema, TOKENIZER)
+    with pytest.raises(InvalidInputError) as told:
+        generator.answer(QUESTION, json_schema=schema)
+    assert str(told.value).count("JSON Schema") == 1
     good = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5))
     bad = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5, json_schema=schema))
     answer, error = generator.answer_batch([good, bad], return_errors=True)

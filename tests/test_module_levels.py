@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "fitting.head_inputs", "probing", "special_text", "weights_digest", "whole_files"),
-    ("passages", "answer_grammar", "attention.formulas", "query_layouts", "published_files", "turns"),
-    ("noise", "alpha", "locating", "model_layout", "shared_words"),
+    ("passages", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
+    ("noise", "alpha", "answer_grammar", "locating", "model_layout", "shared_words"),
     ("prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
     ("attention.tap", "prompting", "adapters.prompt_scan", "profile", "search.documents", "search.embedders", "examples", "answers"),
