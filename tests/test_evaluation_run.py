@@ -506,6 +506,10 @@ def test_keep_best_shows_what_a_generator_keeps(generator):
         answer = product.answer("Who?", passages, score_kind=kind)
         assert (answered.text, answered.alpha) == (answer.text, answer.alpha)
         assert any(use.favoured for use in answer.passages) == (scores is falling_but_once)
+    named = methods_named(["keep best 3", "keep best 12, then auto"])
+    assert named == [KeepBest(3), ThenAuto(KeepBest(12))] and [one.name for one in named] == ["keep best 3", "keep best 12, then auto"]
+    with pytest.raises(InvalidInputError, match="keep best NUMBER"):
+        methods_named(["keep best 0"])
     (whole,) = methods_named(["keep best 8"])
     assert whole.ask(Engine(generator), case).shown == case  # there are no more
 

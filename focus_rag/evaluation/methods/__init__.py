@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -32,6 +33,7 @@ _CONTRASTS = (0.5, 1.0)
 _TAUS = (0.1, 0.03, 0.01)
 _REACHES = (0.0, 0.3)
 _KEPT = (3, 8)
+_KEEP_BEST = re.compile(r"keep best ([1-9]\d{0,3})(, then auto)?")
 _SPANS: tuple[PassageChoice, ...] = ("top 1", "all", "gold")
 
 
@@ -85,7 +87,7 @@ def every_name() -> tuple[str, ...]:
 
 
 def methods_named(names: Sequence[str]) -> list[Method | Tuned]:
-    """The methods of these names; `alpha=NUMBER` is one for any number.
+    """The methods of these names; `alpha=NUMBER` is one for any number, and so is `keep best NUMBER`, alone or followed by `, then auto`.
 
     Raises:
         InvalidInputError: No such method; the message lists them.
@@ -96,8 +98,11 @@ def methods_named(names: Sequence[str]) -> list[Method | Tuned]:
             found.append(_METHODS[name]())
         elif name.startswith("alpha=") and _is_number(name[6:]):
             found.append(Fixed(float(name[6:])))
+        elif kept := _KEEP_BEST.fullmatch(name):
+            rule = KeepBest(int(kept[1]))
+            found.append(ThenAuto(rule) if kept[2] else rule)
         else:
-            raise InvalidInputError(f"No method {name!r}. There are: {'; '.join(_METHODS)}; alpha=NUMBER.")
+            raise InvalidInputError(f"No method {name!r}. There are: {'; '.join(_METHODS)}; alpha=NUMBER; keep best NUMBER; keep best NUMBER, then auto.")
     return found
 
 
