@@ -194,7 +194,7 @@ def one_process(name: str, length: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small prompts, under a minute")
+    parser.add_argument("--quick", action="store_true", help="small prompts, a few minutes")
     parser.add_argument(
         "--full", action="store_true", help="batch 8 with prompts of 4096 too: half an hour on two cores"
     )

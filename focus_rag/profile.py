@@ -216,7 +216,7 @@ class FocusProfile:
         """Write the profile; a profile already there is replaced only once the new one is complete.
 
         Raises:
-            ProfileError: `folder` exists and is something else, or cannot be written to.
+            ProfileError: `folder` is a file, or cannot be written to.
         """
         folder = Path(folder)
         if folder.is_file():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from focus_rag.examples import Example
+from focus_rag.fitting import alpha_sweep
 from focus_rag.fitting.grading import grade, grading_for
+from focus_rag.passages import Passage
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,13 @@ def test_a_model_that_writes_sentences_or_knows_nothing_is_graded_by_what_its_an
     assert grading_for(answered("It was 405", "There were 405 of them"), 0.8) == "contains"
     assert grading_for(answered("17"), 0.8) == "contains"
     assert grading_for([], 0.8) == "contains"
+
+
+def test_saying_so_counts_where_the_gold_passage_is_missing_in_whatever_words(monkeypatch):
+    """Also of a model that else answers exactly."""
+    one = Example("When?", ("1841",), (Passage("In 1841."),), frozenset({0}))
+    said = ["The year is not stated.", "not stated", "1841"]
+    monkeypatch.setattr(alpha_sweep, "answer_texts", lambda generator, examples, alpha, **options: said)
+    options = {"grading": "exact", "max_new_tokens": 9}
+    assert alpha_sweep.measure_quality(None, [one] * 3, 0.0, gold_missing=True, **options) == [1.0, 1.0, 0.0]
+    assert alpha_sweep.measure_quality(None, [one] * 3, 0.0, **options) == [0.0, 0.0, 1.0]

@@ -71,7 +71,7 @@ class FocusSettings(BaseModel):
         noise: Expected share of irrelevant passages, if it is known.
         score_kind: What the retriever's scores are, if it is known (see `focus_rag.estimate_noise`).
         higher_is_better: Orientation of the scores; by default their order at retrieval tells it.
-        passages: Passages of every call, instead of the captured ones. Empty: never focus.
+        passages: Passages of every call, instead of the captured ones. Empty: none, and nothing is focused unless alpha is a number.
         temperature: 0 decodes greedily.
         top_p: Sample from the smallest set of tokens with this probability mass.
         top_k: Sample from this many tokens; 0 for all.

@@ -37,7 +37,7 @@ def alpha_rows(alpha: Alpha) -> Tensor:
     """Bring alpha into the shape `(requests,)`; a single number serves every row.
 
     Raises:
-        InvalidInputError: Not numbers, not finite, or not one number per row.
+        InvalidInputError: Not numbers, not finite, or no list of them.
     """
     try:
         rows = torch.as_tensor(alpha, dtype=torch.float32).detach().cpu()
@@ -59,7 +59,7 @@ def moved_rows(profile: FocusProfile, passages_at: PassagesAt | None) -> Tensor 
         None where nothing is to be turned: they stand where they did, it is not known where they stood, or the site does not depend on it.
 
     Raises:
-        InvalidInputError: Not a position, or not one per row.
+        InvalidInputError: Not a position, nor a list of them.
     """
     if passages_at is None or profile.passages_at is None or profile.site != "post_rope":
         return None
@@ -133,7 +133,7 @@ class FocusHandle:
         """Change where the passages stand while attached, see `focus`.
 
         Raises:
-            InvalidInputError: Not a position, or not one per row.
+            InvalidInputError: Not a position, nor a list of them.
             UnsupportedModelError: The model's RoPE cannot be reproduced.
         """
         self._moved = moved_rows(self.profile, passages_at)
@@ -289,6 +289,7 @@ def focus(
 
     Raises:
         InvalidInputError: alpha or passages_at is not usable.
+        AttachError: In a forward pass: it has other rows than alpha or passages_at were given for.
         ProfileMismatchError: The profile belongs to another model.
         UnsupportedModelError: The model cannot be steered at the profile's site.
     """

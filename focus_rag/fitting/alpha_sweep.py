@@ -181,8 +181,9 @@ def measure_quality(
         One grade per example, 0 or 1.
     """
     texts = answer_texts(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split)
-    wanted = [(NOT_STATED,) if gold_missing else one.answers for one in examples]
-    return [grade(text, answers, grading) for text, answers in zip(texts, wanted, strict=True)]
+    if gold_missing:  # said in whatever words stand around it, also by a model that else answers exactly
+        return [grade(text, (NOT_STATED,), "contains") for text in texts]
+    return [grade(text, one.answers, grading) for text, one in zip(texts, examples, strict=True)]
 
 
 def sweep_of(

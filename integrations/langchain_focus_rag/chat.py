@@ -29,7 +29,7 @@ class ChatFocus(LangChainSettings, BaseChatModel):
     """Chat model that focuses on the relevant ones among the passages that its chain retrieved.
 
     The passages and scores of a call are found by themselves (see `PassageCapture`); pass `passages=` by `bind`, per call or as a
-    field to say them, and `query=` what they were retrieved for. `passages=[]` turns focusing off, for a model that rewrites or grades. How each answer came about is in
+    field to say them, and `query=` what they were retrieved for. `passages=[]` turns focusing off unless alpha is a number, for a model that rewrites or grades. How each answer came about is in
     `response_metadata["focus_rag"]`: alpha, noise, reason, how the passages were found, and how much attention each got.
 
     `with_structured_output` holds answers to a schema (extra `[structured]`). It has no tools (`bind_tools` raises NotImplementedError) and, as a loaded model cannot be
