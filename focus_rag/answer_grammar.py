@@ -41,13 +41,9 @@ class AnswerGrammar:
     """
 
     def __init__(self, schema: Mapping[str, Any], tokenizer: Any) -> None:
-        matcher = _llguidance().LLMatcher
-        grammar = _grammar(schema)
-        # Errors of the schema are told here, those that show only when it is put to use by the first mask.
-        problem = matcher.validate_grammar(grammar, _tokenizer(tokenizer))
-        if not problem:
-            self._matcher = matcher(_tokenizer(tokenizer), grammar, log_level=0)
-            problem = "nothing follows it" if not any(self._matcher.compute_bitmask()) else self._matcher.get_error()
+        self._matcher = _llguidance().LLMatcher(_tokenizer(tokenizer), _grammar(schema), log_level=0)
+        can_begin = any(self._matcher.compute_bitmask())  # some errors show only when the schema is put to use
+        problem = self._matcher.get_error() or ("" if can_begin else "nothing follows it")
         if problem:
             raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {problem.splitlines()[0]:.300}")
         self.is_lost = False

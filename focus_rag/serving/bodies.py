@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -51,8 +52,7 @@ class _Body(BaseModel):
             return body
         given = {name: value for name, value in body.items() if value is not None and name not in cls._ignored()}
         # One is enough to be told: a body of many would take as many lines.
-        fields = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next((name for name in given if name not in fields), None)
+        unknown = next((name for name in given if name not in _fields_of(cls)), None)
         if unknown is not None:
             raise ValueError(f"{unknown[:80]!r} is no field here")
         return given
@@ -60,6 +60,12 @@ class _Body(BaseModel):
     @classmethod
     def _ignored(cls) -> Collection[str]:
         return ()
+
+
+@cache
+def _fields_of(body: type[_Body]) -> frozenset[str]:
+    """Names of a body's fields as they come over the wire."""
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
 
 
 class PassageBody(_Body):

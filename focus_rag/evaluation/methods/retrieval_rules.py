@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,8 +23,21 @@ def chosen_passages(case: Case, which: PassageChoice) -> list[int]:
     return case.example.best_first()[:1]
 
 
+class _Rule(ABC):
+    """The bare model, shown what a rule makes of the passages."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def ask(self, engine: Engine, case: Case) -> Ask:
+        """What it is asked."""
+
+    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
+        return engine.answer([self.ask(engine, case).shown for case in cases])
+
+
 @dataclass(frozen=True, slots=True)
-class TopM:
+class TopM(_Rule):
     """Only the m best scored passages."""
 
     m: int = 3
@@ -41,12 +55,9 @@ class TopM:
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(case.with_passages(sorted(case.example.best_first()[: self.m])))
 
-    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self.ask(engine, case).shown for case in cases])
-
 
 @dataclass(frozen=True, slots=True)
-class KeepBest:
+class KeepBest(_Rule):
     """Only the m best passages by scores and shared words together, as `keep_best` of a generator leaves them."""
 
     m: int = 8
@@ -64,12 +75,9 @@ class KeepBest:
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(replace(case, example=case.example.keep_best(self.m)))
 
-    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self.ask(engine, case).shown for case in cases])
-
 
 @dataclass(frozen=True, slots=True)
-class ScoreCutOff:
+class ScoreCutOff(_Rule):
     """Only passages whose score lies in the upper part of the question's own range.
 
     LlamaIndex's SimilarityPostprocessor has no default cut-off, and scores of different retrievers share no scale, so
@@ -84,9 +92,6 @@ class ScoreCutOff:
     )
     needs_profile: bool = False
     oracle: bool = False
-
-    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self.ask(engine, case).shown for case in cases])
 
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(self._cut(case))
@@ -106,7 +111,7 @@ class ScoreCutOff:
 
 
 @dataclass(frozen=True, slots=True)
-class Reorder:
+class Reorder(_Rule):
     """Best passages at both ends, worst in the middle."""
 
     name: str = "long-context reorder"
@@ -119,9 +124,6 @@ class Reorder:
 
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(case.with_passages(ends_first(case.example.best_first())))
-
-    def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer([self.ask(engine, case).shown for case in cases])
 
 
 def ends_first(order: Sequence[int]) -> list[int]:
