@@ -16,6 +16,7 @@ _HOMES = {
     "AnswerStream": "focus_rag.streams",
     "AsyncAnswerStream": "focus_rag.streams",
     "CapturedPassages": "focus_rag.adapters.passage_registry",
+    "Evidence": "focus_rag.evidence",
     "FitSettings": "focus_rag.fitting.settings",
     "FittedAlpha": "focus_rag.alpha",
     "FixedAlpha": "focus_rag.alpha",
@@ -58,6 +59,7 @@ __all__ = [
     "AnswerStream",
     "AsyncAnswerStream",
     "CapturedPassages",
+    "Evidence",
     "FitSettings",
     "FittedAlpha",
     "FixedAlpha",
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from focus_rag.attention.steering import FocusHandle, focus
     from focus_rag.embedded.retrieval import generated_examples
     from focus_rag.errors import FocusRagError, InvalidInputError
+    from focus_rag.evidence import Evidence
     from focus_rag.examples import load_examples
     from focus_rag.export import export_model
     from focus_rag.fitting.fit import fit_profile

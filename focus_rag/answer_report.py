@@ -1,4 +1,4 @@
-"""An answer as one HTML page that loads nothing: its passages shaded by attention, alpha and noise in words.
+"""An answer as one HTML page that loads nothing: its passages shaded by attention and its evidence underlined, alpha and noise in words.
 
 With the attention of each answer token at hand (`answer_trace.trace_answer`), pointing at a token, or reaching it with the tab key,
 shades the passages by what was attended to while that token was chosen.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from focus_rag.answers import Answer, PassageUse
+    from focus_rag.evidence import Evidence
 
 _STYLE = """
 :root{color-scheme:light dark;--shade:255,170,0}
@@ -24,6 +26,7 @@ ol{padding:0;list-style:none}
 li{padding:.6rem .8rem;margin:.5rem 0;border-radius:6px;border:1px solid #8884;
  background:rgba(var(--shade),calc(var(--share)*.75))}
 .meta{font-size:.85rem;opacity:.8;display:flex;gap:1rem;flex-wrap:wrap}
+mark{background:none;color:inherit;text-decoration:underline 2px rgb(var(--shade))}
 .dropped{opacity:.6;border-style:dashed}
 """
 
@@ -73,7 +76,7 @@ def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None)
         f"<h1>{html.escape(question)}</h1>" if question else "",
         f'<p class="answer">{_answer_text(trace)}</p>',
         f"<p>alpha {given.alpha:.3g}, noise {given.noise:.2f}: {html.escape(given.reason)}</p>",
-        "<ol>" + "".join(_passage(place, use) for place, use in enumerate(given.passages)) + "</ol>",
+        "<ol>" + "".join(_passage(place, use, given.evidence) for place, use in enumerate(given.passages)) + "</ol>",
         f'<script type="application/json" id="attention">{data}</script><script>{_SCRIPT}</script>',
     ]
     return (
@@ -92,11 +95,12 @@ def _answer_text(trace: AnswerTrace) -> str:
     )
 
 
-def _passage(place: int, use: PassageUse) -> str:
+def _passage(place: int, use: PassageUse, evidence: Sequence[Evidence]) -> str:
     title = f"<strong>{html.escape(use.passage.title)}</strong> " if use.passage.title else ""
     score = "" if use.passage.score is None else f"<span>score {use.passage.score:.3g}</span>"
     source = f"<span>{html.escape(str(use.passage.id))}</span>" if use.passage.id else ""
-    text = f"{title}{html.escape(use.passage.text)}"
+    marked = sorted((one.start, one.end) for one in evidence if one.passage == place and one.start is not None and one.end is not None)
+    text = title + _marked(use.passage.text, marked)
     if not use.used:
         meta = (
             f"<span>[{place + 1}]</span><span>not read: {html.escape(use.dropped_reason or '')}</span>{score}{source}"
@@ -107,6 +111,15 @@ def _passage(place: int, use: PassageUse) -> str:
     return (
         f'<li data-place="{place}" style="--share:{use.attention or 0:.4f}"><div class="meta">{meta}</div>{text}</li>'
     )
+
+
+def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """A text with some of its characters underlined; the spans follow one another."""
+    parts, position = [], 0
+    for start, end in spans:
+        parts += [html.escape(text[position:start]), f"<mark>{html.escape(text[start:end])}</mark>"]
+        position = end
+    return "".join([*parts, html.escape(text[position:])])
 
 
 def _rounded(share: float | None) -> float | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from focus_rag.alpha import AlphaPolicy
 from focus_rag.errors import InvalidInputError, first_problem
+from focus_rag.evidence import Evidence
 from focus_rag.noise import ScoreKind
 from focus_rag.passage_ranking import require_count
 from focus_rag.passages import Passage
@@ -190,6 +191,8 @@ class Answer:
         passages: What became of every passage, in the order given.
         usage: Token counts.
         finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
+        evidence: The sentences of the passages that the answer stands on, by attention and shared words, the best first and at most three. Of an answer
+            that says nothing is stated, too, the closest ones.
     """
 
     text: str
@@ -200,15 +203,17 @@ class Answer:
     usage: Usage
     finish_reason: FinishReason
     tau: float = 1.0
+    evidence: tuple[Evidence, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         plain = asdict(self)
-        plain["passages"] = list(plain["passages"])
+        plain["passages"], plain["evidence"] = list(plain["passages"]), list(plain["evidence"])
         return plain
 
     def report(self, found: str, note: str) -> dict[str, Any]:
-        """What a framework's response carries of it, in plain JSON types: alpha and why, and what became of every passage.
+        """What a framework's response carries of it, in plain JSON types: alpha and why, what became of every passage, and
+        the sentences that it stands on.
 
         Args:
             found: How the passages of the call were found.
@@ -233,6 +238,7 @@ class Answer:
                 }
                 for use in self.passages
             ],
+            "evidence": [asdict(sentence) for sentence in self.evidence],
         }
 
     def to_html(self, question: str | None = None) -> str:

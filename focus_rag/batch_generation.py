@@ -100,7 +100,7 @@ class Batch:
     def _meter(self) -> SpanMeter | None:
         if not self._measure or self._profile is None:
             return None
-        spans = [row.spans_in(self._length) for row in self._rows]
+        spans = [row.measured_in(self._length) for row in self._rows]
         return SpanMeter(self._model, self._profile.head_pairs, spans, self._length) if any(spans) else None
 
     def _generation_options(self, max_new_tokens: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.attention.formulas import split_weights
 from focus_rag.decoding import RowText
+from focus_rag.evidence import Evidence, best_supported, values_of
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.passages import Passage
 from focus_rag.prompting import BuiltPrompt, TokenSpan
@@ -46,20 +47,23 @@ class PreparedRequest:
         spans = self.prompt.spans_in(length)
         return [span for index in self.choice.favoured if (span := spans[index]) is not None]
 
-    def spans_in(self, length: int) -> list[TokenSpan]:
-        """Spans of the passages in the prompt, in a row padded on the left to `length` tokens."""
-        return [span for span in self.prompt.spans_in(length) if span is not None]
+    def measured_in(self, length: int) -> list[TokenSpan]:
+        """Spans of the passages in the prompt, and behind them of their sentences, in a row padded on the left to `length` tokens."""
+        padding = length - len(self.prompt.input_ids)
+        sentences = [(sentence.tokens[0] + padding, sentence.tokens[1] + padding) for sentence in self.prompt.sentences]
+        return [span for span in self.prompt.spans_in(length) if span is not None] + sentences
 
     def answer(self, text: RowText, steps: Sequence[Tensor], index: int) -> Answer:
         """The answer.
 
         Args:
             text: What the model wrote.
-            steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on the spans of each row;
-                none where nothing was measured.
+            steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on what is measured in each row
+                (`measured_in`); none where nothing was.
             index: The request's row of the batch.
         """
-        shares = iter(self._shares([step[index] for step in steps[: len(text.ids)]]))
+        on_passages, on_sentences = self._shares([step[index] for step in steps[: len(text.ids)]])
+        shares = iter(on_passages)
         uses = [PassageUse(passage, None, used=False, dropped_reason=_NOT_KEPT) for passage in self.given]
         for place, (at, span) in enumerate(zip(self.kept, self.prompt.spans, strict=True)):
             passage = self.given[at]
@@ -82,17 +86,48 @@ class PreparedRequest:
             passages=tuple(uses),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
+            evidence=self._evidence(text.text, on_sentences),
         )
 
-    def _shares(self, steps: Sequence[Tensor]) -> list[float]:
-        """Share of the attention on passages that each located passage got, over heads and response rows."""
-        located = sum(span is not None for span in self.prompt.spans)
-        if not located or not steps:
-            return []
-        by_head = torch.stack([step[:, 0, :located] for step in steps])
-        if self.choice.favoured:  # the meter reads queries and keys, which split softmax leaves as they are
-            shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
-            by_head = split_weights(by_head, torch.tensor([index in self.choice.favoured for index in shown]), self.choice.tau)
-        mass = by_head.mean(dim=(0, 1))
-        total = float(mass.sum())
-        return [float(value) / total for value in mass] if total > 0 else []
+    def _evidence(self, answer: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
+        shown, said = self.prompt.sentences, answer if self.grammar is None else values_of(answer)
+        found = []
+        for place in best_supported(said, [sentence.text for sentence in shown], shares):
+            at, text = self.kept[shown[place].passage], shown[place].text
+            start = self.given[at].text.find(text)
+            is_there = start >= 0
+            found.append(Evidence(at, text, start if is_there else None, start + len(text) if is_there else None, shares[place] if shares else None))
+        return tuple(found)
+
+    def _shares(self, steps: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+        shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
+        of_passage = [shown.index(sentence.passage) for sentence in self.prompt.sentences]
+        return attention_shares(steps, of_passage, [index in self.choice.favoured for index in shown], self.choice.tau)
+
+
+def attention_shares(
+    steps: Sequence[Tensor], of_passage: Sequence[int], favoured: Sequence[bool], tau: float
+) -> tuple[list[float], list[float]]:
+    """Shares of the attention on passages, over heads and response rows: that of each passage, and that of each of their sentences.
+
+    Args:
+        steps: For every forward pass the mass `(heads, rows, spans)` on the passages, and behind them on the sentences, of its first row; behind those
+            may be others.
+        of_passage: Which passage each sentence belongs to.
+        favoured: Whether split softmax leaned on each passage: what was measured reads queries and keys, which that leaves as they are.
+        tau: Its exponent.
+
+    Returns:
+        The shares; those of the passages add up to 1. Nothing where there are no passages, no steps, or no mass.
+    """
+    if not favoured or not steps:
+        return [], []
+    measured = torch.stack([step[:, 0, : len(favoured) + len(of_passage)] for step in steps])
+    passages, sentences = measured.split([len(favoured), len(of_passage)], dim=-1)
+    if any(favoured):
+        split = split_weights(passages, torch.tensor(favoured), tau)
+        sentences = sentences * torch.where(passages > 0, split / passages, 1.0)[..., list(of_passage)]
+        passages = split
+    mass, parts = passages.mean(dim=(0, 1)), sentences.mean(dim=(0, 1))
+    total = mass.sum()
+    return ((mass / total).tolist(), (parts / total).tolist()) if total > 0 else ([], [])

@@ -17,6 +17,7 @@ from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.locating import SHORTEST, CharSpan, locate_passages
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
+from focus_rag.sentences import sentence_spans
 from focus_rag.special_text import Message, SpecialTextGuard, broken, encodable, through_template
 
 TokenSpan = tuple[int, int]
@@ -24,6 +25,21 @@ _LABEL_TOKENS = (
     12  # at most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped
 )
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSentence:
+    """A sentence of a passage as it stands in a prompt.
+
+    Attributes:
+        passage: Index of the passage.
+        text: The sentence.
+        tokens: Its tokens `[start, end)`.
+    """
+
+    passage: int
+    text: str
+    tokens: TokenSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +51,14 @@ class BuiltPrompt:
         input_ids: Its tokens, special tokens included.
         spans: For every passage of the request its tokens `[start, end)`, None where it is not in the prompt.
         dropped: Indices of passages left out so that the prompt fits the window.
+        sentences: The sentences of the passages' texts, their titles left out.
     """
 
     text: str
     input_ids: tuple[int, ...]
     spans: tuple[TokenSpan | None, ...]
     dropped: tuple[int, ...] = ()
+    sentences: tuple[ShownSentence, ...] = ()
 
     @property
     def passages_at(self) -> int | None:
@@ -153,7 +171,7 @@ class PromptBuilder:
         shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
         found = locate_passages(_without_assistant(text, safe), shown)
         spans = [None if span is None else token_span(offsets, span) for span in found]
-        return BuiltPrompt(text, tuple(ids), tuple(spans))
+        return BuiltPrompt(text, tuple(ids), tuple(spans), sentences=_sentences(text, offsets, shown, found))
 
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
         """Take a prompt as it is, neutralise the passages that stand in it, and locate them.
@@ -164,7 +182,7 @@ class PromptBuilder:
             PromptTooLongError: It does not fit.
         """
         for fold in (False, True):
-            text, spans = self._neutralised(encodable(prompt), passages, fold=fold)
+            text, shown, spans = self._neutralised(encodable(prompt), passages, fold=fold)
             # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
             begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
             ids, offsets = self._tokens(text, add_special_tokens=not begins)
@@ -174,12 +192,12 @@ class PromptBuilder:
                 break
         else:
             raise InvalidInputError(_STILL_SPECIAL.format("passage"))
-        return BuiltPrompt(text, tuple(ids), found)
+        return BuiltPrompt(text, tuple(ids), found, sentences=_sentences(text, offsets, shown, spans))
 
     def _neutralised(
         self, prompt: str, passages: Sequence[Passage], *, fold: bool
-    ) -> tuple[str, list[CharSpan | None]]:
-        """A raw prompt with the passages in it neutralised, and where they stand in it then."""
+    ) -> tuple[str, list[Passage], list[CharSpan | None]]:
+        """A raw prompt with the passages in it neutralised, these passages, and where they stand in it then."""
         shown = []
         for passage in passages:
             text = encodable(passage.text)
@@ -197,7 +215,7 @@ class PromptBuilder:
             length += start - position
             spans[index] = (length, length + len(inside))
             length, position = length + len(inside), end
-        return "".join([*parts, prompt[position:]]), spans
+        return "".join([*parts, prompt[position:]]), shown, spans
 
     def _question_prompt(self, question: str, passages: Sequence[Passage], kept: list[int]) -> BuiltPrompt:
         benign, _ = self.layout.user_content("x", ["x"] * len(kept))
@@ -217,13 +235,14 @@ class PromptBuilder:
                 "The chat template changes the message's text, so that passages cannot be found in it; use another template."
             )
         start -= len(content) - len(content.lstrip())
-        spans: list[TokenSpan | None] = [None] * len(passages)
+        found: list[CharSpan | None] = [None] * len(passages)
         for index, (first, last) in zip(kept, within, strict=True):
-            spans[index] = token_span(offsets, (start + first, start + last))
+            found[index] = (start + first, start + last)
+        spans = [None if span is None else token_span(offsets, span) for span in found]
         dropped = tuple(
             index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
         )
-        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped)
+        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped, _sentences(text, offsets, passages, found))
 
     def _data(self, text: str, *, fold: bool) -> str:
         """A question or passage as it may stand in a prompt."""
@@ -300,6 +319,30 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
             )
         checked.append({"role": role, "content": content})
     return checked
+
+
+def _sentences(
+    text: str, offsets: Sequence[tuple[int, int]], passages: Sequence[Passage], found: Sequence[CharSpan | None]
+) -> tuple[ShownSentence, ...]:
+    """The sentences of passages in a prompt.
+
+    Args:
+        text: The prompt.
+        offsets: Characters of each of its tokens.
+        passages: The passages as they were looked for in it.
+        found: Where each stands.
+    """
+    shown = []
+    for index, (passage, span) in enumerate(zip(passages, found, strict=True)):
+        if span is None:
+            continue
+        begin, end = span
+        if passage.title and text.startswith(f"{passage.title}: ", begin, end):
+            begin += len(passage.title) + 2
+        for first, last in sentence_spans(text[begin:end]):
+            if (tokens := token_span(offsets, (begin + first, begin + last))) is not None:
+                shown.append(ShownSentence(index, text[begin + first : begin + last], tokens))
+    return tuple(shown)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:

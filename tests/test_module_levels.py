@@ -14,10 +14,10 @@ import focus_rag
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "fitting.head_inputs", "probing", "special_text", "weights_digest", "whole_files"),
+    ("errors", "fitting.head_inputs", "probing", "sentences", "special_text", "weights_digest", "whole_files"),
     ("passages", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "answer_grammar", "locating", "model_layout", "shared_words"),
-    ("prompt_layout", "passage_ranking", "fingerprint"),
+    ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
     ("attention.tap", "prompting", "adapters.prompt_scan", "profile", "search.documents", "search.embedders", "examples", "answers"),
     ("focus_choice", "answer_report", "fitting.calm_examples", "fitting.grading", "attention.measuring", "search.passage_index", "adapters.retrieval_records", "decoding", "streams", "token_rows", "fitting.teacher_forcing", "embedded"),

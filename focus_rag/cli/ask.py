@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,6 +145,7 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
             "prompt_tokens": answer.usage.prompt_tokens,
             "completion_tokens": answer.usage.completion_tokens,
         },
+        "evidence": [asdict(sentence) for sentence in answer.evidence],
         "sources": [
             {
                 "id": use.passage.id,
@@ -165,6 +167,8 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
 def _show(answer: Answer) -> None:
     typer.echo(one_line(answer.text) or "(the model answered with nothing)")
     typer.echo()
+    for sentence in answer.evidence:
+        typer.echo(f'[{sentence.passage + 1}] "{one_line(sentence.text)}"')
     typer.echo(f"alpha {answer.alpha:.3g}, noise {answer.noise:.2f}: {one_line(answer.reason)}")
     write_table(
         ["", "score", "attention", "source", "text"],

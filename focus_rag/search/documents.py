@@ -15,14 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import DocumentError, MissingDependencyError
 from focus_rag.passages import Passage
+from focus_rag.sentences import SENTENCE_END
 
 SUFFIXES: Final = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
 
 _HEADING_CHARACTERS: Final = 100
-# Not after the initial of a name or a title before it: "J. R. Lee", "Dr. Lee".
-_SENTENCE_END: Final = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])"
-)
 _HTML_CHARSET: Final = re.compile(rb"""<meta[^>]*charset\s*=\s*["']?([A-Za-z0-9._:-]+)""", re.IGNORECASE)
 _FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n(---|\.\.\.)\n", re.DOTALL)
 _MARKDOWN_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
@@ -186,7 +183,7 @@ def split_document(document: Document, settings: DocumentSettings | None = None)
 def _pieces(text: str, limit: int) -> Iterator[str]:
     """Sentences; those longer than `limit` words are cut."""
     for paragraph in text.split("\n\n"):
-        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
+        for sentence in SENTENCE_END.split(" ".join(paragraph.split())):
             words = sentence.split()
             for start in range(0, len(words), limit):
                 yield " ".join(words[start : start + limit])

@@ -962,7 +962,8 @@ def test_a_chain_of_structured_output_is_focused_as_any_other(tiny: FocusGenerat
     message = chain(llm.with_structured_output(Reply, include_raw=True), found).invoke(QUESTION)
     assert isinstance(message["parsed"], Reply) and message["parsing_error"] is None
     plain = report_of(chain(llm, found).invoke(QUESTION))
-    assert {**report_of(message["raw"]), "passages": None} == {**plain, "passages": None} and plain["found"] == "lineage" and plain["alpha"] > 0
+    by_answer = {"passages": None, "evidence": None}
+    assert {**report_of(message["raw"]), **by_answer} == {**plain, **by_answer} and plain["found"] == "lineage" and plain["alpha"] > 0
     (parsed, other) = chain(llm.with_structured_output(Reply.model_json_schema()), found).batch([QUESTION] * 2)
     assert parsed == other == message["parsed"].model_dump()
     choice = FocusLLM(tiny, max_tokens=20).invoke(QUESTION, json_schema={"enum": ["yes", "no"]})

@@ -1,0 +1,25 @@
+"""Where sentences end."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# Not after the initial of a name or a title before it: "J. R. Lee", "Dr. Lee".
+SENTENCE_END: Final = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])"
+)
+# What ends a sentence as it is laid out: a blank line, the next item of a list; and the full stops after which no space has to follow.
+_ANY_END: Final = re.compile(rf"{SENTENCE_END.pattern}|\n\s*\n\s*|\n\s*(?=(?:[-*\u2022]|\d+[.)])\s)|(?<=[\u3002\uff01\uff1f])\s*")
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Characters `[start, end)` of each sentence of a text, white space around it left out."""
+    spans, start = [], 0
+    for end in (*(match.end() for match in _ANY_END.finditer(text)), len(text)):
+        piece = text[start:end].rstrip()
+        first = start + len(piece) - len(piece.lstrip())
+        if first < start + len(piece):
+            spans.append((first, start + len(piece)))
+        start = end
+    return spans
