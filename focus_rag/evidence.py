@@ -11,6 +11,8 @@ from focus_rag.passages import Passage
 from focus_rag.shared_words import shared_word_scores
 
 _MOST = 3
+_LOOKED = 0.5
+"""What attention says beside shared words, which tell better where an answer is copied and nothing where it is put in other words."""
 _SHARE_OF_BEST = 0.5
 """What a sentence has to have of the best one's support to stand beside it."""
 
@@ -34,20 +36,20 @@ class Evidence:
     attention: float | None
 
 
-def best_supported(answer: str, sentences: Sequence[str], attention: Sequence[float]) -> list[int]:
+def best_supported(answer: str, sentences: Sequence[Passage], attention: Sequence[float]) -> list[int]:
     """Indices of the sentences that an answer stands on, the best first: few, for one that has less than half of the best one's support is left out.
 
-    Support is attention and shared words (BM25) together, each as a share of the highest among the sentences.
+    Support is the words shared with the answer (BM25) and half as much the attention, each as a share of the highest among the sentences.
 
     Args:
         answer: The answer.
-        sentences: Sentences of the passages.
+        sentences: Sentences, under the titles of their passages.
         attention: Attention paid to each while answering; empty where nothing was measured.
     """
     if not answer.strip() or not sentences:
         return []
-    words = _of_highest(shared_word_scores(answer, [Passage(sentence) for sentence in sentences]))
-    support = [word + looked for word, looked in zip(words, _of_highest(attention or [0.0] * len(sentences)), strict=True)]
+    words = _of_highest(shared_word_scores(answer, sentences))
+    support = [word + _LOOKED * looked for word, looked in zip(words, _of_highest(attention or [0.0] * len(sentences)), strict=True)]
     limit = _SHARE_OF_BEST * max(support)
     best = [index for index, value in enumerate(support) if value >= limit > 0]
     return sorted(best, key=lambda index: -support[index])[:_MOST]

@@ -92,7 +92,7 @@ class PreparedRequest:
     def _evidence(self, answer: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
         shown, said = self.prompt.sentences, answer if self.grammar is None else values_of(answer)
         found = []
-        for place in best_supported(said, [sentence.text for sentence in shown], shares):
+        for place in best_supported(said, [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown], shares):
             at, text = self.kept[shown[place].passage], shown[place].text
             start = self.given[at].text.find(text)
             is_there = start >= 0
