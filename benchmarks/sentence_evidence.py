@@ -75,10 +75,13 @@ def _holding(generator: FocusGenerator, example: Example, keep: int | None) -> d
     assert generator.profile is not None
     with SpanMeter(generator.model, generator.profile.head_pairs, [spans], len(prompt.input_ids)) as meter:  # type: ignore[list-item]
         answer = generator.answer(shown.question, shown.passages, **known)
-    value = normalised_answer(min(example.answers, key=len))
+    said = [accepted for accepted in example.answers if substring_match(answer.text, [accepted])]
+    if not said:
+        return None
+    value = normalised_answer(min(said, key=len))  # of a statement and the value in it, the value
     holds = [float(value in normalised_answer(one.text)) for one in prompt.sentences]
     in_gold = [held * (one.passage in shown.gold) for held, one in zip(holds, prompt.sentences, strict=True)]
-    if not substring_match(answer.text, example.answers) or not sum(in_gold) or sum(holds) == len(holds):
+    if not sum(in_gold) or sum(holds) == len(holds):
         return None
     steps = [step[0] for step in meter.steps[: answer.usage.completion_tokens]]
     _, attention = attention_shares(steps, of_passage, [answer.passages[index].favoured for index in prompt.placed], answer.tau)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from focus_rag.alpha import AlphaPolicy
+from focus_rag.confidence import Support
 from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.evidence import Evidence
 from focus_rag.noise import ScoreKind
@@ -193,6 +194,9 @@ class Answer:
         finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
         evidence: The sentences of the passages that the answer stands on, by attention and shared words, the best first and at most three. Of an answer
             that says nothing is stated, too, the closest ones.
+        support: What speaks for the answer; None where it holds no token.
+        confidence: Probability that the answer is right, by the profile, which was fitted with the gold passage missing in some questions; None where
+            the profile does not say. Of an answer that says nothing is stated it tells nothing.
     """
 
     text: str
@@ -204,6 +208,8 @@ class Answer:
     finish_reason: FinishReason
     tau: float = 1.0
     evidence: tuple[Evidence, ...] = ()
+    support: Support | None = None
+    confidence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -212,8 +218,8 @@ class Answer:
         return plain
 
     def report(self, found: str, note: str) -> dict[str, Any]:
-        """What a framework's response carries of it, in plain JSON types: alpha and why, what became of every passage, and
-        the sentences that it stands on.
+        """What a framework's response carries of it, in plain JSON types: alpha and why, what became of every passage,
+        the sentences that it stands on, and how likely it is right.
 
         Args:
             found: How the passages of the call were found.
@@ -239,6 +245,8 @@ class Answer:
                 for use in self.passages
             ],
             "evidence": [asdict(sentence) for sentence in self.evidence],
+            "support": None if self.support is None else asdict(self.support),
+            "confidence": self.confidence,
         }
 
     def to_html(self, question: str | None = None) -> str:

@@ -13,7 +13,7 @@ from focus_rag.answers import Answer
 from focus_rag.attention.measuring import SpanMeter
 from focus_rag.attention.splitting import SplitSoftmaxTap
 from focus_rag.attention.steering import focus
-from focus_rag.decoding import RowLimits, RowSampler, RowStopping, RowText
+from focus_rag.decoding import RowLimits, RowLogprobs, RowSampler, RowStopping, RowText
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
@@ -52,6 +52,7 @@ class Batch:
             is_cancelled: Asked before the model runs and after every token.
         """
         texts = [RowText(self._tokenizer, row.settings, self._ends, on_text, row.grammar) for row in self._rows]
+        logprobs = RowLogprobs()
         choosing = [one for one in (RowLimits(texts), RowSampler([row.settings for row in self._rows])) if one.is_needed]
         meter = self._meter()
         answered: set[int] = set()
@@ -72,8 +73,8 @@ class Batch:
                     input_ids=self._input_ids,
                     attention_mask=self._mask,
                     **self._generation_options(max(row.settings.max_new_tokens for row in self._rows)),
-                    logits_processor=LogitsProcessorList(choosing),
-                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, is_cancelled, finish)]),
+                    logits_processor=LogitsProcessorList([logprobs, *choosing]),
+                    stopping_criteria=StoppingCriteriaList([RowStopping(texts, logprobs, is_cancelled, finish)]),
                 )
         for index, text in enumerate(texts):
             text.finish("cancelled" if is_cancelled() else "length")

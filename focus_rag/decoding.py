@@ -19,7 +19,27 @@ from transformers import (
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import FinishReason, GenerationSettings
 
+_LEAST_LOGPROB = -100.0  # of a token that the model's configuration rules out, and a schema needs
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class RowLogprobs(LogitsProcessor):
+    """Keeps the model's own logits of a step until it is known which tokens were taken."""
+
+    def __init__(self) -> None:
+        self._logits: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        self._logits = scores
+        return scores
+
+    def of(self, tokens: Tensor) -> list[float]:
+        """Log-probability, natural logarithm, of the token `(batch,)` that each row took in this step."""
+        if self._logits is None:
+            raise RuntimeError("no logits were seen")
+        logits = self._logits.float()
+        found = logits.gather(1, tokens[:, None].to(logits.device))[:, 0] - logits.logsumexp(dim=-1)
+        return found.clamp_min(_LEAST_LOGPROB).tolist()
 
 
 class RowSampler(LogitsProcessor):
@@ -126,10 +146,11 @@ class RowText:
         self._settled_text = ""
         self._text = ""
         self.ids: list[int] = []
+        self.logprobs: list[float] = []
         self.finish_reason: FinishReason | None = None
 
-    def push(self, token: int) -> bool:
-        """Take a token; True once the row is finished."""
+    def push(self, token: int, logprob: float) -> bool:
+        """Take a token and its log-probability; True once the row is finished."""
         if self.finish_reason is not None:
             return True
         if self._grammar is not None and self._grammar.is_lost:
@@ -139,6 +160,7 @@ class RowText:
         if token in self._end_tokens:
             self.finish("stop")
             return True
+        self.logprobs.append(logprob)
         if self._stop or self._on_text is not None:
             self._decode()
             if self._cut_at_stop():
@@ -218,18 +240,23 @@ class RowStopping(StoppingCriteria):
 
     Args:
         rows: The texts.
+        logprobs: Sees the logits of every step.
         is_cancelled: Asked after every token.
         on_finished: Called with the index of each row that its own text has ended, once.
     """
 
-    def __init__(self, rows: Sequence[RowText], is_cancelled: Callable[[], bool], on_finished: Callable[[int], None]) -> None:
+    def __init__(
+        self, rows: Sequence[RowText], logprobs: RowLogprobs, is_cancelled: Callable[[], bool], on_finished: Callable[[int], None]
+    ) -> None:
         self._rows = rows
+        self._logprobs = logprobs
         self._is_cancelled = is_cancelled
         self._on_finished = on_finished
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
         open_rows = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
-        done = [row.push(token) for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True)]
+        tokens = input_ids[:, -1]
+        done = [row.push(*taken) for row, *taken in zip(self._rows, tokens.tolist(), self._logprobs.of(tokens), strict=True)]
         for index in open_rows:
             if done[index]:
                 self._on_finished(index)

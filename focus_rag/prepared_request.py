@@ -11,11 +11,13 @@ from torch import Tensor
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.attention.formulas import split_weights
+from focus_rag.confidence import Confidence, Support
 from focus_rag.decoding import RowText
 from focus_rag.evidence import Evidence, best_supported, values_of
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.passages import Passage
 from focus_rag.prompting import BuiltPrompt, TokenSpan
+from focus_rag.shared_words import word_share
 
 _NOT_KEPT = "it is none of the best that were to be kept"
 
@@ -31,6 +33,7 @@ class PreparedRequest:
         choice: What is done to the model, and why.
         given: All passages that came with it.
         kept: Which of them it is answered from, in the order of the request's own.
+        confidence: From what speaks for its answer to how likely that is right; None where the profile does not say.
         grammar: What its answer follows, if it has a schema; it follows one answer, so a prepared request is answered once.
     """
 
@@ -40,6 +43,7 @@ class PreparedRequest:
     choice: FocusChoice
     given: Sequence[Passage]
     kept: Sequence[int]
+    confidence: Confidence | None
     grammar: AnswerGrammar | None = None
 
     def favoured_in(self, length: int) -> list[TokenSpan]:
@@ -64,6 +68,9 @@ class PreparedRequest:
         """
         on_passages, on_sentences = self._shares([step[index] for step in steps[: len(text.ids)]])
         shares = iter(on_passages)
+        said = text.text if self.grammar is None else values_of(text.text)
+        evidence = self._evidence(said, on_sentences)
+        support = self._support(said, text.logprobs, evidence)
         uses = [PassageUse(passage, None, used=False, dropped_reason=_NOT_KEPT) for passage in self.given]
         for place, (at, span) in enumerate(zip(self.kept, self.prompt.spans, strict=True)):
             passage = self.given[at]
@@ -86,11 +93,22 @@ class PreparedRequest:
             passages=tuple(uses),
             usage=Usage(len(self.prompt.input_ids), len(text.ids)),
             finish_reason=text.finish_reason or "length",
-            evidence=self._evidence(text.text, on_sentences),
+            evidence=evidence,
+            support=support,
+            confidence=None if self.confidence is None or support is None else self.confidence.of(support),
         )
 
-    def _evidence(self, answer: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
-        shown, said = self.prompt.sentences, answer if self.grammar is None else values_of(answer)
+    def _support(self, said: str, logprobs: Sequence[float], evidence: Sequence[Evidence]) -> Support | None:
+        if not logprobs:
+            return None
+        best = Passage(evidence[0].text, title=self.given[evidence[0].passage].title) if evidence else None
+        asked = self.request.question or self.request.query or None
+        return Support(
+            sum(logprobs) / len(logprobs), min(logprobs), word_share(said, best), None if asked is None else word_share(asked, best)
+        )
+
+    def _evidence(self, said: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
+        shown = self.prompt.sentences
         found = []
         for place in best_supported(said, [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown], shares):
             at, text = self.kept[shown[place].passage], shown[place].text

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
+from focus_rag.confidence import Confidence
 from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.model_layout import Site
@@ -62,6 +63,7 @@ class _Manifest(BaseModel):
     heads: tuple[HeadEntry, ...] = Field(min_length=1)
     policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
     split: ScoreSplit | None = None
+    confidence: Confidence | None = None
     layout: PromptLayout | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     report: dict[str, Any] = Field(default_factory=dict)
@@ -84,6 +86,7 @@ class FocusProfile:
             added to every key adds one constant to a row of logits, which softmax removes.
         policy: From the retrieval to alpha.
         split: How far to lean on the best scored passages where scores tell them apart; None leaves that out.
+        confidence: How likely an answer is right, from what speaks for it; None where that was not fitted.
         layout: How question and passages were laid out where it was fitted, options of the chat template among it; None where that is not known.
         provenance: How it was made.
         report: Figures of its training and evaluation.
@@ -99,6 +102,7 @@ class FocusProfile:
         passages_at: int | None = None,
         policy: AlphaPolicy | None = None,
         split: ScoreSplit | None = None,
+        confidence: Confidence | None = None,
         layout: PromptLayout | None = None,
         key_directions: Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -117,6 +121,7 @@ class FocusProfile:
                 heads=tuple(heads),
                 policy=policy or RetrievalAlpha(),
                 split=split,
+                confidence=confidence,
                 layout=layout,
                 provenance=dict(provenance or {}),
                 report=dict(report or {}),
@@ -155,6 +160,10 @@ class FocusProfile:
         return self._manifest.split
 
     @property
+    def confidence(self) -> Confidence | None:
+        return self._manifest.confidence
+
+    @property
     def layout(self) -> PromptLayout | None:
         return self._manifest.layout
 
@@ -178,7 +187,7 @@ class FocusProfile:
         """A copy with some of the constructor's arguments changed."""
         current: dict[str, Any] = {
             "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
-            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "layout": self.layout, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "confidence": self.confidence, "layout": self.layout, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
         }  # fmt: skip
         return FocusProfile(**{**current, **changes})
 
@@ -272,6 +281,7 @@ class FocusProfile:
             passages_at=manifest.passages_at,
             policy=manifest.policy,
             split=manifest.split,
+            confidence=manifest.confidence,
             layout=manifest.layout,
             key_directions=tensors.get("key_directions"),
             provenance=manifest.provenance,

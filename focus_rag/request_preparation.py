@@ -59,7 +59,7 @@ def prepare_request(
         request, kept = _of_the_best(request, keep)
     prompt = _prompt(request, prompts, room)
     choice = choose_focus(request, prompt.placed, profile, alpha, split)
-    return PreparedRequest(request, settings, prompt, choice, given, kept, grammar)
+    return PreparedRequest(request, settings, prompt, choice, given, kept, None if profile is None else profile.confidence, grammar)
 
 
 def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:

@@ -51,6 +51,12 @@ def shared_word_scores(question: str, passages: Sequence[Passage]) -> list[float
     return [word + _PAIR * pair for word, pair in zip(_bm25(asked, texts), by_pairs, strict=True)]
 
 
+def word_share(text: str, passage: Passage | None) -> float:
+    """Share of a text's different words that stand in a passage, its title or its text; 0 without words, or without a passage."""
+    words = set(_words(text))
+    return len(words & set(_words(passage.content))) / len(words) if words and passage else 0.0
+
+
 def _bm25(asked: Sequence[Term], texts: Sequence[Sequence[Term]]) -> list[float]:
     wanted = frozenset(asked)
     counts = [Counter(term for term in text if term in wanted) for text in texts]

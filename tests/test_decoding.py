@@ -18,7 +18,7 @@ def feed(text: str, stop: tuple[str, ...] = (), max_new_tokens: int = 10_000) ->
     pieces: list[str] = []
     row = RowText(TOKENIZER, GenerationSettings(stop=stop, max_new_tokens=max_new_tokens), END, pieces.append)
     for token in [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]:
-        if row.push(token):
+        if row.push(token, 0.0):
             break
     return row, pieces
 

@@ -45,7 +45,7 @@ def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(tmp_path: Path
     profile = fit_profile(
         small_model(), tiny_tokenizer(), wordless_examples(20), tmp_path, settings, directions_of=given, progress=lambda name, *_: phases.add(name)
     )
-    assert phases == {"measuring activation", "fitting alpha", "fitting the split"}
+    assert phases == {"measuring activation", "fitting alpha", "fitting the split", "fitting confidence"}
     assert torch.equal(profile.directions, given.directions) and torch.equal(profile.key_directions, given.key_directions)
     assert profile.heads == given.heads and profile.site == given.site and profile.passages_at is None
     assert profile.split == ScoreSplit(reach=0.0, tau=0.03) and profile.policy.kind == "fitted"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "fitting.head_inputs", "probing", "sentences", "special_text", "weights_digest", "whole_files"),
-    ("passages", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
+    ("passages", "confidence", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "answer_grammar", "locating", "model_layout", "shared_words"),
     ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("batch_generation",),
     ("generator",),
     ("fitting.recorded_heads", "fitting.alpha_sweep", "answer_trace", "fitting.polishing", "adapters.calls"),
-    ("fitting.direction_training", "fitting.alpha_fitting", "fitting.oracle", "fitting.passage_order"),
+    ("fitting.direction_training", "fitting.alpha_fitting", "fitting.confidence_fitting", "fitting.oracle", "fitting.passage_order"),
     ("fitting.settings", "fitting.variants", "fitting.report", "fitting.sweep_cells"),
     ("fitting.steps", "fitting.split_fitting"),
     ("fitting.answers",),

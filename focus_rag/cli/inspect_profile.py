@@ -53,6 +53,8 @@ def command(
             typer.echo(f"prompts with {name}: {json.dumps(value)}")
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
     typer.echo(f"split: {'none' if loaded.split is None else loaded.split.in_words}")
+    if loaded.confidence is not None:
+        typer.echo(f"confidence: {', '.join(f'{name} {weight:.3g}' for name, weight in loaded.confidence.named.items())}")
     write_table(
         ["", "layer", "head", "contextual score", "direction norm"],
         [
@@ -78,6 +80,7 @@ def _record(profile: FocusProfile) -> dict[str, Any]:
         "passages_at": profile.passages_at,
         "policy": profile.policy.model_dump(mode="json"),
         "split": None if profile.split is None else profile.split.model_dump(mode="json"),
+        "confidence": None if profile.confidence is None else profile.confidence.model_dump(mode="json"),
         "layout": None if profile.layout is None else profile.layout.model_dump(mode="json"),
         "heads": [
             {"layer": head.layer, "head": head.head, "score": head.score, "direction_norm": float(norm)}

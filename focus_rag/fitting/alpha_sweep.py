@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focus_rag.answers import AlphaSetting, GenerationSettings, Request
+from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.examples import Example
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
@@ -122,7 +122,7 @@ def shown_passages(example: Example, gold_missing: bool) -> tuple[Passage, ...]:
     return without_gold(example) if gold_missing else example.passages
 
 
-def answer_texts(
+def answers_to(
     generator: FocusGenerator,
     examples: Sequence[Example],
     alpha: AlphaSetting,
@@ -130,7 +130,7 @@ def answer_texts(
     max_new_tokens: int,
     gold_missing: bool = False,
     split: SplitSetting = "off",
-) -> list[str]:
+) -> list[Answer]:
     """Answer every example at one alpha.
 
     Args:
@@ -142,7 +142,7 @@ def answer_texts(
         split: As for a request.
 
     Returns:
-        One text per example, in their order.
+        One answer per example, in their order.
     """
     settings = GenerationSettings(max_new_tokens=max_new_tokens)
     requests = [
@@ -159,10 +159,22 @@ def answer_texts(
     # Neighbours in length share a batch: less padding, the same answers.
     order = sorted(range(len(requests)), key=lambda i: sum(len(passage.text) for passage in requests[i].passages))
     answers = generator.answer_batch([requests[i] for i in order])
-    texts = [""] * len(examples)
-    for place, answer in zip(order, answers, strict=True):
-        texts[place] = answer.text
-    return texts
+    by_place = dict(zip(order, answers, strict=True))
+    return [by_place[place] for place in range(len(examples))]
+
+
+def answer_texts(
+    generator: FocusGenerator,
+    examples: Sequence[Example],
+    alpha: AlphaSetting,
+    *,
+    max_new_tokens: int,
+    gold_missing: bool = False,
+    split: SplitSetting = "off",
+) -> list[str]:
+    """The texts of `answers_to`."""
+    answers = answers_to(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split)
+    return [answer.text for answer in answers]
 
 
 def measure_quality(

@@ -7,20 +7,25 @@ goes on where it stopped and ends with the profile of an uninterrupted run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import focus_rag
+from focus_rag.confidence import Confidence, Support
 from focus_rag.examples import Example, ExampleSet, split_examples
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.fitting.alpha_and_split import fit_alpha_and_split
+from focus_rag.fitting.alpha_sweep import examples_at
+from focus_rag.fitting.confidence_fitting import Judged, fit_confidence
 from focus_rag.fitting.context import FitContext, Progress
 from focus_rag.fitting.directions import fit_directions
 from focus_rag.fitting.report import write_report
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps, fit_digest
+from focus_rag.fitting.sweep_cells import is_answered_elsewhere
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
@@ -87,6 +92,8 @@ def fit_profile(
         before = dict(directions_of.provenance)
         provenance = {_TRAINED_ON: before.pop(_TRAINED_ON, []), "directions": before}
     profile, how_much = fit_alpha_and_split(fit, profile)
+    confidence, how_sure = _confidence(fit, profile)
+    profile = profile.replace(confidence=confidence)
     if directions_of is not None and directions_of.provenance.get("source") == _SOURCE and _TRAINED_ON not in directions_of.provenance:
         how_much["warnings"].append(
             "The profile does not say which questions its directions were trained on. If these are among them, everything here flatters it: fit "
@@ -95,6 +102,7 @@ def fit_profile(
     figures = {
         **found,
         **how_much,
+        "confidence": how_sure,
         "site": profile.site,
         "passages_at": profile.passages_at,
         "grading": fit.answers.grading,
@@ -121,6 +129,25 @@ def fit_profile(
     if not settings.keep_work:
         work.remove()
     return profile
+
+
+def _confidence(fit: FitContext, profile: FocusProfile) -> tuple[Confidence | None, dict[str, Any]]:
+    """From what speaks for an answer to how likely it is right: of dev questions as retrieved, with their gold passages and without them."""
+
+    def asked(count: int, gold_missing: bool) -> list[Judged]:
+        questions = [one for one in examples_at(fit.dev, count) if not (gold_missing and is_answered_elsewhere(one))]
+        rows = fit.work.step(
+            f"judged-{count}{'-missing' if gold_missing else ''}",
+            lambda: [asdict(one) for one in fit.answers.judged(profile, questions, gold_missing=gold_missing)],
+        )
+        return [Judged(**{**row, "support": Support(**row["support"])}) for row in rows]
+
+    found: list[Judged] = []
+    cells = [(count, gold_missing) for count in fit.counts for gold_missing in (False, True) if count > 1 or not gold_missing]
+    for done, cell in enumerate(cells, start=1):
+        found += asked(*cell)
+        fit.progress("fitting confidence", done, len(cells))
+    return fit_confidence(found, fit.settings.missing_share, fit.settings.seed)
 
 
 def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> ExampleSet:
@@ -156,7 +183,7 @@ def _by_key(examples: Sequence[Example]) -> list[Example]:
 
 def _in_brief(figures: dict[str, Any]) -> dict[str, Any]:
     """What goes into the profile itself; the rest is in report.json."""
-    names = ("grading", "loss", "cells", "best_single", "overall", "activation", "split", "warnings")
+    names = ("grading", "loss", "cells", "best_single", "overall", "activation", "split", "confidence", "warnings")
     return {name: figures[name] for name in names if name in figures}
 
 

@@ -113,6 +113,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
         ),
         "## Split",
         *_split_section(figures["split"], profile.split),
+        "## Confidence",
+        _confidence_in_words(figures["confidence"]),
         *(_trained_sections(profile, figures) if "trainings" in figures else _taken_sections(profile)),
         "All heads steered at once, dev examples:",
         _table(
@@ -276,6 +278,19 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
         + ":",
         _table(cells, [[_share(one["split"]) for one in words["cells"]]]),
     ]
+
+
+def _confidence_in_words(figures: dict[str, Any]) -> str:
+    told = f"{figures['answers']} answers that do not say that nothing is stated, with the gold passages and without them, {figures['right']} of them right"
+    if "auroc" not in figures:
+        return f"{told}: too few right or wrong ones to fit how likely an answer is right."
+    area, found = figures["auroc"], figures["found"]
+    return (
+        f"{told}. Of a right and a wrong answer to questions that it was not fitted on, the right one gets the higher probability in "
+        f"{area['mean']:.0%} ({area['low']:.0%} to {area['high']:.0%}). A threshold that {found['lost']:.0%} of the right answers do not reach "
+        f"is not reached by {found['wrong']:.0%} of the wrong ones, and by {found['missing']:.0%} of those whose gold passage was missing. The "
+        f"probability itself takes it to be missing for {figures['missing_share']:.0%} of all questions."
+    )
 
 
 def _cell_in_words(cell: dict[str, Any]) -> str:

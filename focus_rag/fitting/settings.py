@@ -52,6 +52,8 @@ class FitSettings(BaseModel):
         split_reaches: How far down the scores a split may favour passages, see `ScoreSplit`; the first decides the exponent. Empty: no split is fitted.
         split_taus: Exponents to compare.
         alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
+        missing_share: Share of questions whose gold passage the retriever is taken to miss, in the probability that an answer is right; it is
+            fitted on as many with as without.
         max_new_tokens: Longest answer.
         grading: What counts as a right answer, see `grading`; None grades exactly if the model answers exactly.
         exact_share: How many of the answers from the gold passages alone must then be exact, among those that hold the value.
@@ -92,6 +94,7 @@ class FitSettings(BaseModel):
     split_reaches: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.3, 0.15, 0.0)
     split_taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.1, 0.05, 0.03), min_length=1)
     alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    missing_share: float = Field(default=0.3, ge=0, lt=1)
     max_new_tokens: int = Field(default=32, ge=1)
     grading: Grading | None = None
     exact_share: float = Field(default=0.8, gt=0, le=1)

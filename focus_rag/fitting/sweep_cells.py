@@ -63,13 +63,13 @@ def cells_of(
             )
     # Whether a model still says that nothing is stated is a guard, not the aim: one count, half of the questions.
     if counts[-1] > 1:
-        questions = tuple(one for one in examples_at(dev, counts[-1]) if not _is_answered_elsewhere(one))
+        questions = tuple(one for one in examples_at(dev, counts[-1]) if not is_answered_elsewhere(one))
         if questions:
             cells.append(SweepCell(counts[-1], 1.0, questions[: max(len(questions) // 2, 1)], gold_missing=True))
     return cells, warnings
 
 
-def _is_answered_elsewhere(example: Example) -> bool:
+def is_answered_elsewhere(example: Example) -> bool:
     """Whether its other passages hold the answer too, so that it is stated without the gold ones."""
     return any(holds_answer(passage.content, example.answers) for passage in without_gold(example))
 

@@ -1,0 +1,105 @@
+"""The last step of a fit: how likely an answer is right, told from what speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
+
+from focus_rag.answers import Answer
+from focus_rag.confidence import Confidence, Support
+from focus_rag.examples import Example
+from focus_rag.fitting.alpha_sweep import NOT_STATED
+from focus_rag.fitting.grading import Grading, grade
+
+_FEWEST = 20
+"""Right answers, and wrong ones, that a fit takes."""
+_FOLDS, _RESAMPLES = 5, 500
+_LOST = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """An answer that is meant as one.
+
+    Attributes:
+        key: Of its question.
+        support: What speaks for it.
+        is_right: Whether it is an accepted one; never where the gold passage was missing.
+        gold_missing: Whether that was so.
+    """
+
+    key: str
+    support: Support
+    is_right: bool
+    gold_missing: bool
+
+
+def judged(answers: Sequence[Answer], questions: Sequence[Example], grading: Grading, *, gold_missing: bool) -> list[Judged]:
+    """Answers with whether they are right; those that say nothing is stated, or nothing at all, are left out."""
+    return [
+        Judged(question.key, answer.support, not gold_missing and grade(answer.text, question.answers, grading) == 1.0, gold_missing)
+        for question, answer in zip(questions, answers, strict=True)
+        if answer.support is not None and not grade(answer.text, (NOT_STATED,), "contains")
+    ]
+
+
+def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> tuple[Confidence | None, dict[str, Any]]:
+    """A logistic model of what speaks for answers, and how well it tells those of questions that it has not seen.
+
+    Args:
+        found: Answers to questions with and without their gold passages.
+        missing_share: Share of questions whose gold passage is taken to be missing, whatever the share among these.
+        seed: Of the resampling.
+
+    Returns:
+        The model, None where right or wrong answers are too few, and figures: the area under the curve of right against wrong answers in
+        cross-validation by question with its 95% interval (bootstrap over questions), and the share of the wrong ones that lie below a threshold under
+        which one right answer in twenty lies.
+    """
+    is_right = np.array([one.is_right for one in found], dtype=bool)
+    figures: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum()), "missing_share": missing_share}
+    if min(is_right.sum(), len(found) - is_right.sum()) < _FEWEST:
+        return None, figures
+    supports = np.array([astuple(one.support) for one in found])
+    missing = np.array([one.gold_missing for one in found], dtype=bool)
+    weights = np.where(missing, missing_share / max(missing.mean(), 1e-9), (1 - missing_share) / max(1 - missing.mean(), 1e-9))
+    _, groups = np.unique([one.key for one in found], return_inverse=True)
+    scaler = StandardScaler().fit(supports)
+    scaled, model = scaler.transform(supports), LogisticRegression()
+    folds = GroupKFold(min(_FOLDS, len(set(groups))))
+    unseen = cross_val_predict(model, scaled, is_right, groups=groups, cv=folds, method="predict_proba", params={"sample_weight": weights})[:, 1]
+    figures["auroc"] = area_under_curve(unseen, is_right, groups, seed)
+    threshold = np.quantile(unseen[is_right], _LOST)
+    figures["found"] = {"lost": _LOST, "wrong": float((unseen[~is_right] < threshold).mean()), "missing": float((unseen[missing] < threshold).mean())}
+    model.fit(scaled, is_right, sample_weight=weights)
+    slopes = model.coef_[0] / scaler.scale_
+    first, second, third, fourth = (float(value) for value in slopes)
+    return Confidence(intercept=float(model.intercept_[0] - slopes @ scaler.mean_), weights=(first, second, third, fourth)), figures
+
+
+def area_under_curve(told: NDArray[Any], is_right: NDArray[Any], groups: NDArray[Any], seed: int) -> dict[str, float]:
+    """How often a right answer is told from a wrong one, with its 95% interval by a bootstrap over questions.
+
+    Args:
+        told: What each answer `(answers,)` is rated.
+        is_right: Whether it is right.
+        groups: Number of its question, from 0.
+        seed: Of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    of_question = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    areas = []
+    for _ in range(_RESAMPLES):
+        drawn = np.concatenate([of_question[index] for index in rng.integers(len(of_question), size=len(of_question))])
+        if 0 < is_right[drawn].sum() < len(drawn):
+            areas.append(roc_auc_score(is_right[drawn], told[drawn]))
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return {"mean": float(roc_auc_score(is_right, told)), "low": float(low), "high": float(high), "n": len(of_question)}
