@@ -52,8 +52,9 @@ def main() -> None:
     if confidence is None:
         raise SystemExit(f"Too few right or wrong answers: {fitted}")
     if options.write:
-        report = {**profile.report, "confidence": fitted}
-        profile.replace(confidence=confidence, report=report).save(options.write)
+        chosen_on = sorted({*profile.provenance.get("chosen_on", []), *(one.key[:12] for one in dev)})
+        changes = {"provenance": {**profile.provenance, "chosen_on": chosen_on}, "report": {**profile.report, "confidence": fitted}}
+        profile.replace(confidence=confidence, **changes).save(options.write)
     result: dict[str, Any] = {"confidence": confidence.named, "fitted": fitted}
     if options.questions:
         cells = list(_asked(generator, "test", options.questions, set()))

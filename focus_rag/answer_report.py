@@ -1,4 +1,4 @@
-"""An answer as one HTML page that loads nothing: its passages shaded by attention and its evidence underlined, alpha and noise in words.
+"""An answer as one HTML page that loads nothing: its passages shaded by attention and its evidence underlined, confidence, alpha and noise in words.
 
 With the attention of each answer token at hand (`answer_trace.trace_answer`), pointing at a token, or reaching it with the tab key,
 shades the passages by what was attended to while that token was chosen.
@@ -75,7 +75,7 @@ def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None)
     parts = [
         f"<h1>{html.escape(question)}</h1>" if question else "",
         f'<p class="answer">{_answer_text(trace)}</p>',
-        f"<p>alpha {given.alpha:.3g}, noise {given.noise:.2f}: {html.escape(given.reason)}</p>",
+        f"<p>{'' if given.confidence is None else f'confidence {given.confidence:.0%}, '}alpha {given.alpha:.3g}, noise {given.noise:.2f}: {html.escape(given.reason)}</p>",
         "<ol>" + "".join(_passage(place, use, given.evidence) for place, use in enumerate(given.passages)) + "</ol>",
         f'<script type="application/json" id="attention">{data}</script><script>{_SCRIPT}</script>',
     ]

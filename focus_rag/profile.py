@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
@@ -240,7 +240,7 @@ class FocusProfile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-                save_file(tensors, Path(temporary, TENSORS))
+                Path(temporary, TENSORS).write_bytes(save(tensors))  # with the permissions of any other file
                 Path(temporary, MANIFEST).write_text(text, encoding="utf-8")
                 for name in (TENSORS, MANIFEST):
                     shutil.move(str(Path(temporary, name)), str(folder / name))

@@ -61,6 +61,13 @@ def test_round_trip_is_exact(profile, model, tmp_path):
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted([MANIFEST, TENSORS])
 
 
+def test_both_halves_can_be_read_by_whoever_may_read_new_files(profile, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("")
+    profile.save(tmp_path / "p")
+    assert {(tmp_path / "p" / name).stat().st_mode for name in (MANIFEST, TENSORS)} == {other.stat().st_mode}
+
+
 def test_a_save_that_fails_keeps_the_old_profile(profile, tmp_path, monkeypatch):
     profile.save(tmp_path)
     with pytest.raises(ProfileError, match="plain JSON"):

@@ -145,6 +145,8 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
             "prompt_tokens": answer.usage.prompt_tokens,
             "completion_tokens": answer.usage.completion_tokens,
         },
+        "confidence": answer.confidence,
+        "support": None if answer.support is None else asdict(answer.support),
         "evidence": [asdict(sentence) for sentence in answer.evidence],
         "sources": [
             {
@@ -169,7 +171,8 @@ def _show(answer: Answer) -> None:
     typer.echo()
     for sentence in answer.evidence:
         typer.echo(f'[{sentence.passage + 1}] "{one_line(sentence.text)}"')
-    typer.echo(f"alpha {answer.alpha:.3g}, noise {answer.noise:.2f}: {one_line(answer.reason)}")
+    sure = "" if answer.confidence is None else f"confidence {answer.confidence:.0%}, "
+    typer.echo(f"{sure}alpha {answer.alpha:.3g}, noise {answer.noise:.2f}: {one_line(answer.reason)}")
     write_table(
         ["", "score", "attention", "source", "text"],
         [
