@@ -72,7 +72,7 @@ def test_a_save_that_fails_keeps_the_old_profile(profile, tmp_path, monkeypatch)
     profile.save(tmp_path)
     with pytest.raises(ProfileError, match="plain JSON"):
         profile.replace(provenance={"what": object()}).save(tmp_path)
-    monkeypatch.setattr("focus_rag.profile.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("focus_rag.profile.save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(ProfileError, match="disk full"):
         profile.replace(directions=profile.directions + 1).save(tmp_path)
     assert same(FocusProfile.load(tmp_path), profile)
