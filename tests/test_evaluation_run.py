@@ -10,6 +10,7 @@ import torch
 
 from focus_rag import __version__
 from focus_rag.answers import GenerationSettings, Request
+from focus_rag.confidence import Confidence
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation import pictures
 from focus_rag.evaluation.answering import Task, _record
@@ -24,7 +25,7 @@ from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
 from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
-from focus_rag.evaluation.report import verdict, write_report
+from focus_rag.evaluation.report import _sections, verdict, write_report
 from focus_rag.evaluation.results import Evaluation
 from focus_rag.evaluation.runner import evaluate
 from focus_rag.evaluation.settings import EvalSettings
@@ -207,6 +208,38 @@ def test_attention_under_a_split_is_what_the_generator_reports(generator):
         assert found.shares == pytest.approx([use.attention for use in answer.passages], abs=1e-4)
         assert 0 < found.gold_mass + found.sink_mass < 1
         assert max(found.shares) > max(plain.shares) + 0.05
+
+
+def test_confidence_is_what_the_generator_reports(generator, tmp_path):
+    known = generator.profile.replace(confidence=Confidence(intercept=2.0, weights=(0.1, 0.2, 1.0, -1.0)))
+    sure = FocusGenerator(generator.model, generator.tokenizer, known, settings=GenerationSettings(max_new_tokens=3))
+    evaluation = evaluate(sure, cases(12), tmp_path / "run", settings(methods=("bare", "auto"), max_new_tokens=3))
+    assert all(0 < record["confidence"] < 1 for record in evaluation.records)
+    case = cases(1).all[0]
+    (answered,) = Engine(sure, max_new_tokens=3).answer([case], alpha="auto", split="auto")
+    example = case.example
+    assert answered.confidence == pytest.approx(sure.run(Request(question=example.question, passages=example.passages, score_kind=example.score_kind)).confidence, abs=1e-6)
+    unsure = evaluate(generator, cases(12), tmp_path / "other", settings(methods=("bare",), max_new_tokens=3))
+    assert {record["confidence"] for record in unsure.records} == {None} and unsure.telling("bare") == {} == unsure.summary()["confidence"]
+
+
+def test_right_answers_are_told_from_wrong_ones_over_all_cells_and_sayings_that_nothing_is_stated_left_out(tmp_path):
+    def record(cell: str, number: int, quality: float, confidence: float | None, abstained: float = 0.0) -> dict:
+        return {"cell": cell, "method": "auto", "id": str(number), "question": f"q{number}", "answers": ["a"], "text": "a", "alpha": 0.1,
+                "scores": {"quality": quality, "abstained": abstained}, "shares": [], "gold": [0], "confidence": confidence}  # fmt: skip
+
+    records = [record("n=5", number, number % 2, 0.8 if number % 2 else 0.4) for number in range(40)]
+    records += [record("gold missing", number, 0.0, 0.05) for number in range(20)] + [record("gold missing", number, 1.0, 0.01, 1.0) for number in range(20, 40)]
+    records += [record("n=5", 50, 1.0, None)]
+    evaluation = Evaluation(tuple(records), ("n=5", "gold missing"), ("auto",), "n=5", {"grading": "exact"}, {}, frozenset(), {}, {})
+    told = evaluation.telling("auto")
+    assert (told["answers"], told["right"], told["auroc"]["mean"]) == (60, 20, 1.0)
+    assert told["below"] == {"0.1": [0.0, 0.5], "0.3": [0.0, 0.5], "0.5": [0.0, 1.0]}
+    (table,) = [rows for title, _, (_, rows) in _sections(evaluation) if title == "How likely an answer is right"]
+    assert table == [["auto", "60", "20", "100.0 [100.0, 100.0]", "0.0, 50.0", "0.0, 50.0", "0.0, 100.0"]]
+    right = Evaluation(tuple(one for one in records if one["scores"]["quality"]), ("n=5",), ("auto",), "n=5", {"grading": "exact"}, {}, frozenset(), {}, {})
+    assert right.telling("auto") == {"answers": 20, "right": 20}  # nothing to be told apart
+    assert not [title for title, _, _ in _sections(right) if title == "How likely an answer is right"]
 
 
 def test_a_split_on_random_heads_is_a_control_of_its_own(generator):

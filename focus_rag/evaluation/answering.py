@@ -133,6 +133,7 @@ def _record(task: Task, case: Case, answered: Answered, grading: Grading) -> Rec
         "gold_mass": _rounded(answered.gold_mass),
         "sink_mass": _rounded(answered.sink_mass),
         "source_correct": source_correct,
+        "confidence": _rounded(answered.confidence),
     }
 
 

@@ -79,6 +79,7 @@ class Answered:
         shares: Share of the contextual heads' passage attention for each passage; empty where not measured.
         gold_mass: Mass of the contextual heads on gold passages while answering; None where not measured.
         sink_mass: Their mass on the first token.
+        confidence: How likely it is right, by the profile; None where that does not tell.
     """
 
     case: Case
@@ -89,6 +90,7 @@ class Answered:
     shares: tuple[float, ...] = ()
     gold_mass: float | None = None
     sink_mass: float | None = None
+    confidence: float | None = None
 
 
 class Engine:
@@ -235,10 +237,11 @@ class Engine:
         return left_padded(rows, pad_token(self.model, self.tokenizer), device)
 
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
-        # Measuring is done here, for all methods alike, and not twice.
+        # Measuring is done here, for all methods alike, and not twice; but confidence is told as a user's generator tells it.
         if id(profile) not in self._generators:
+            measure = profile is not None and profile.confidence is not None
             made = FocusGenerator(
-                self.model, self.tokenizer, profile, settings=self.settings, measure=False, max_batch=1024
+                self.model, self.tokenizer, profile, settings=self.settings, measure=measure, max_batch=1024
             )
             made.prompts = self._prompts
             self._generators[id(profile)] = made
@@ -288,7 +291,7 @@ def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *
     """
     case, prompt_tokens, answer_tokens = batch.cases[row], len(batch.prompts[row].input_ids), answer.usage.completion_tokens
     if not steps or answer_tokens == 0:
-        return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens)
+        return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens, confidence=answer.confidence)
     n = len(case.example.passages)
     by_head = torch.stack([step[row, :, 0, : n + 1] for step in steps[:answer_tokens]])  # other rows may have more passages
     if is_split_here and answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
@@ -306,4 +309,5 @@ def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *
         tuple(value / total for value in on_passages) if total > 0 else (),
         sum(on_passages[index] for index in case.example.gold) if case.example.gold else None,
         float(mass[0]),
+        answer.confidence,
     )

@@ -7,11 +7,12 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
-from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, Evaluation
+from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, THRESHOLDS, Evaluation
 from focus_rag.evaluation.statistics import Difference
 from focus_rag.fitting.grading import Grading
 
@@ -74,6 +75,16 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
         ),
         ("Quality in every cell", "Means; the intervals are in summary.json. Where a method answered fewer of the questions, n says how many.", _cells_table(evaluation)),
     ]
+    told = {method: figures for method in evaluation.methods if "auroc" in (figures := evaluation.telling(method))}
+    if told:
+        found.append(
+            (
+                "How likely an answer is right",
+                "Answers of all cells but those that say nothing is stated. The area is how often a right answer gets a higher confidence than a wrong one; "
+                "below: right and wrong answers whose confidence is lower, in percent.",
+                _confidence_table(told),
+            )
+        )
     if evaluation.choices:
         rows = [
             [
@@ -182,6 +193,15 @@ def _cells_table(evaluation: Evaluation) -> Table:
     rows = [[method, *(shown(cell, method) for cell in evaluation.cells)] for method in evaluation.reported_methods]
     counts = ["questions", *(str(n) for n in most.values())]
     return ["method", *evaluation.cells], [counts, *rows]
+
+
+def _confidence_table(told: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = []
+    for method, figures in told.items():
+        area = figures["auroc"]
+        shares = [f"{_share(right)}, {_share(wrong)}" for right, wrong in figures["below"].values()]
+        rows.append([method, str(figures["answers"]), str(figures["right"]), f"{_share(area['mean'])} [{_share(area['low'])}, {_share(area['high'])}]", *shares])
+    return ["method", "answers", "right", "area", *(f"below {limit:g}" for limit in THRESHOLDS)], rows
 
 
 def _speed_table(evaluation: Evaluation) -> Table:

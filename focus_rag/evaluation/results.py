@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.statistics import Difference, Interval, bootstrap_mean, paired_difference
+from focus_rag.fitting.confidence_fitting import area_under_curve
 from focus_rag.whole_files import write_whole
 
 Record = dict[str, Any]
@@ -22,6 +25,8 @@ DIRECTIONS = "directions alone"
 RANDOM_HEADS, SPLIT_GOLD = "random heads", "split softmax, gold"
 SPLIT_TUNED = "split softmax, gold, tau by dev"
 BEST_OF_ALPHAS = "per-question best alpha"
+THRESHOLDS = (0.1, 0.3, 0.5)
+"""Of confidence, in reports."""
 RATES = (
     "exact_match", "substring_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass",
     "sink_mass", "alpha",
@@ -182,6 +187,10 @@ class Evaluation:
     def _differences(self) -> dict[tuple[str, str, str], Difference]:
         return {}
 
+    @cached_property
+    def _told(self) -> dict[str, dict[str, Any]]:
+        return {}
+
     def mean(self, cell: str, method: str, name: str) -> float | None:
         """Mean of one of `RATES` over questions; None where it was not measured."""
         found = {}
@@ -205,6 +214,35 @@ class Evaluation:
             return None
         return sum(own[one] - bare[one] for one in common) / gap
 
+    def telling(self, method: str) -> dict[str, Any]:
+        """How confidence tells right answers of all cells from wrong ones; those that say nothing is stated are left out.
+
+        Returns:
+            Number of answers and of right ones, and where there are both, the area under the curve with its interval over questions, and the shares of
+            right and of wrong answers below each of some thresholds; nothing where the profile does not tell how likely an answer is right.
+        """
+        if method not in self._told:
+            self._told[method] = self._telling(method)
+        return self._told[method]
+
+    def _telling(self, method: str) -> dict[str, Any]:
+        found = [
+            record
+            for cell in self.cells
+            for record in self.answers(cell, method).values()
+            if record.get("confidence") is not None and not record["scores"]["abstained"]
+        ]
+        if not found:
+            return {}
+        told = np.array([record["confidence"] for record in found])
+        is_right = np.array([record["scores"]["quality"] == 1.0 for record in found])
+        counted: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum())}
+        if is_right.all() or not is_right.any():
+            return counted
+        _, groups = np.unique([self._question_of[record["id"]] for record in found], return_inverse=True)
+        below = {f"{limit:g}": [float((told[which] < limit).mean()) for which in (is_right, ~is_right)] for limit in THRESHOLDS}
+        return {**counted, "auroc": area_under_curve(told, is_right, groups, 0), "below": below}
+
     @property
     def reported_methods(self) -> list[str]:
         """Methods of the tables: those that ran, and the bound that follows from the alphas."""
@@ -220,6 +258,7 @@ class Evaluation:
             "skipped": dict(self.skipped),
             "speed": {name: dict(values) for name, values in self.speed.items()},
             "cells": {cell: self._cell_summary(cell) for cell in self.cells},
+            "confidence": {method: told for method in self.methods if (told := self.telling(method))},
         }
 
     def _cell_summary(self, cell: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def described(
             "passages_at": profile.passages_at,
             "policy": profile.policy.model_dump(mode="json"),
             "split": None if profile.split is None else profile.split.model_dump(mode="json"),
+            "confidence": None if profile.confidence is None else profile.confidence.model_dump(mode="json"),
         },
         "data": source.name,
         "left_out": {reason: len(places) for reason, places in left_out.items()} | dict(screened),

@@ -75,7 +75,7 @@ class LangChainSettings(FocusSettings):
             "weights": self.generator.identity,
             "alpha": alpha.model_dump_json() if isinstance(alpha, BaseModel) else repr(alpha),
             "layout": repr(self.generator.prompts.layout),
-            "profile": None if profile is None else _profile_identity(profile),
+            "profile": None if profile is None else profile.digest,
             "split": split if isinstance(split, str) else split.model_dump_json(),
             "noise": self.noise,
             "score_kind": self.score_kind,
@@ -112,8 +112,3 @@ def _said_by(given: Any) -> bool | None:
     documents = [one for one in given if isinstance(one, Document) and SCORE_KEY in one.metadata] if isinstance(given, Iterable) else []
     ways = {document.metadata.get(HIGHER_IS_BETTER_KEY) for document in documents}
     return ways.pop() if ways in ({True}, {False}) else None
-
-
-def _profile_identity(profile: Any) -> str:
-    heads = ",".join(f"{head.layer}.{head.head}" for head in profile.heads)
-    return f"{profile.site}:{heads}:{profile.policy.model_dump_json()}:{profile.split!r}:{sorted(map(str, profile.provenance.items()))}"
