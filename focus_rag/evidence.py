@@ -24,7 +24,7 @@ class Evidence:
     Attributes:
         passage: Index of its passage among those that were given.
         text: The sentence as it stands in the prompt.
-        start: First character of it in the passage's text; None where it stands there otherwise than in the prompt.
+        start: First character of it in the passage's text; None where it stands there in other characters than in the prompt, white space apart.
         end: The character after its last one.
         attention: Its share of the attention that the contextual heads paid to passages while answering; None where nothing was measured.
     """

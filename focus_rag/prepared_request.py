@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,17 +110,30 @@ class PreparedRequest:
 
     def _evidence(self, said: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
         shown = self.prompt.sentences
+        best = best_supported(said, [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown], shares)
+        spans = self._sentence_spans() if best else []
         found = []
-        for place in best_supported(said, [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown], shares):
-            at, text = self.kept[shown[place].passage], shown[place].text
-            start = self.given[at].text.find(text)
-            is_there = start >= 0
-            found.append(Evidence(at, text, start if is_there else None, start + len(text) if is_there else None, shares[place] if shares else None))
+        for place in best:
+            start, end = spans[place] or (None, None)
+            found.append(Evidence(self.kept[shown[place].passage], shown[place].text, start, end, shares[place] if shares else None))
         return tuple(found)
+
+    def _sentence_spans(self) -> list[tuple[int, int] | None]:
+        """Where each sentence of the prompt stands in its passage's text, white space apart; of the same ones each in its place."""
+        found: list[tuple[int, int] | None] = []
+        searched: dict[int, int] = {}
+        for sentence in self.prompt.sentences:
+            words = re.compile(r"\s+".join(map(re.escape, sentence.text.split())))
+            match = words.search(self.request.passages[sentence.passage].text, searched.get(sentence.passage, 0))
+            found.append(match and match.span())
+            if match:
+                searched[sentence.passage] = match.end()
+        return found
 
     def _shares(self, steps: Sequence[Tensor]) -> tuple[list[float], list[float]]:
         shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
-        of_passage = [shown.index(sentence.passage) for sentence in self.prompt.sentences]
+        places = {index: place for place, index in enumerate(shown)}
+        of_passage = [places[sentence.passage] for sentence in self.prompt.sentences]
         return attention_shares(steps, of_passage, [index in self.choice.favoured for index in shown], self.choice.tau)
 
 

@@ -188,6 +188,17 @@ def test_evidence_is_the_same_alone_and_in_a_batch_and_names_passages_as_they_we
     assert together[4].evidence == () and all(e.passage == 3 for e in together[3].evidence) and together[3].evidence
 
 
+def test_a_sentence_that_stands_twice_in_a_passage_is_found_where_it_stands(parts, monkeypatch):
+    generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
+    monkeypatch.setattr("focus_rag.prepared_request.best_supported", lambda said, sentences, shares: [2, 0, 3])
+    again = Passage("It is old. A mill. It is old. It is old.")
+    answer = generator.answer(QUESTION, [again, PASSAGES[1]])
+    assert [(one.start, one.end) for one in answer.evidence] == [(19, 29), (0, 10), (30, 40)]
+    # In a prompt that somebody else laid out, white space may be another.
+    other = generator.generate("It is old. A mill. It is old. It is old.\nWhen?", passages=[Passage("It is old.  A mill. It\nis old. It is old."), PASSAGES[1]])
+    assert [(one.start, one.end) for one in other.evidence] == [(20, 30), (0, 10), (31, 41)]
+
+
 def test_without_attention_the_words_of_the_answer_tell(parts, monkeypatch):
     model, tokenizer, _ = parts
     bare = FocusGenerator(model, tokenizer, settings=SETTINGS)

@@ -962,7 +962,7 @@ def test_a_chain_of_structured_output_is_focused_as_any_other(tiny: FocusGenerat
     message = chain(llm.with_structured_output(Reply, include_raw=True), found).invoke(QUESTION)
     assert isinstance(message["parsed"], Reply) and message["parsing_error"] is None
     plain = report_of(chain(llm, found).invoke(QUESTION))
-    by_answer = {"passages": None, "evidence": None}
+    by_answer = dict.fromkeys(("passages", "evidence", "support", "confidence"))
     assert {**report_of(message["raw"]), **by_answer} == {**plain, **by_answer} and plain["found"] == "lineage" and plain["alpha"] > 0
     (parsed, other) = chain(llm.with_structured_output(Reply.model_json_schema()), found).batch([QUESTION] * 2)
     assert parsed == other == message["parsed"].model_dump()
