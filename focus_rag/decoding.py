@@ -19,7 +19,8 @@ from transformers import (
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import FinishReason, GenerationSettings
 
-_LEAST_LOGPROB = -100.0  # of a token that the model's configuration rules out, and a schema needs
+# Of a token that the model's configuration rules out, and a schema needs; and where the model computes no number.
+_LEAST_LOGPROB = -100.0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -39,7 +40,7 @@ class RowLogprobs(LogitsProcessor):
             raise RuntimeError("no logits were seen")
         logits = self._logits.float()
         found = logits.gather(1, tokens[:, None].to(logits.device))[:, 0] - logits.logsumexp(dim=-1)
-        return found.clamp_min(_LEAST_LOGPROB).tolist()
+        return found.nan_to_num(nan=_LEAST_LOGPROB).clamp_min(_LEAST_LOGPROB).tolist()
 
 
 class RowSampler(LogitsProcessor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -97,6 +98,15 @@ def test_a_schema_that_needs_what_the_model_would_never_say_is_still_a_number():
     answer = FocusGenerator(model, tokenizer).answer(QUESTION, PASSAGES, json_schema={"enum": ["1841", "1902"]})
     assert answer.support.least_logprob == -100.0 and math.isfinite(answer.support.logprob)
     assert answer.support.answer_words == 1.0 and answer.evidence[0].passage == (0 if "1841" in answer.text else 1)
+
+
+def test_a_model_that_computes_no_numbers_still_gets_numbers(parts):
+    model = tiny_model(vocab_size=300, max_position_embeddings=1024, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    answer = FocusGenerator(model, tiny_tokenizer(), parts[2]).answer(QUESTION, PASSAGES, max_new_tokens=3)
+    json.dumps(answer.to_dict(), allow_nan=False)
+    assert answer.support is None or answer.support.logprob == -100.0
 
 
 def test_without_a_fit_there_is_support_and_no_confidence(parts):
