@@ -86,7 +86,7 @@ def _holding(generator: FocusGenerator, example: Example, keep: int | None) -> d
     steps = [step[0] for step in meter.steps[: answer.usage.completion_tokens]]
     _, attention = attention_shares(steps, of_passage, [answer.passages[index].favoured for index in prompt.placed], answer.tau)
     first = {
-        "evidence": best_supported(answer.text, texts, attention)[0],
+        "evidence": best_supported(answer.text, texts, of_passage, attention)[0],
         "attention alone": _highest(attention),
         "words of the answer alone": _highest(shared_word_scores(answer.text, texts)),
         "words of the question alone": _highest(shared_word_scores(shown.question, texts)),

@@ -114,9 +114,9 @@ def _passage(place: int, use: PassageUse, evidence: Sequence[Evidence]) -> str:
 
 
 def _marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """A text with some of its characters underlined; the spans follow one another."""
+    """A text with some of its characters underlined; of spans that overlap, what is new."""
     parts, position = [], 0
-    for start, end in spans:
+    for start, end in ((max(start, position), end) for start, end in spans if end > position):
         parts += [html.escape(text[position:start]), f"<mark>{html.escape(text[start:end])}</mark>"]
         position = end
     return "".join([*parts, html.escape(text[position:])])

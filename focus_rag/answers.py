@@ -194,7 +194,7 @@ class Answer:
         finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
         evidence: The sentences of the passages that the answer stands on, by attention and shared words, the best first and at most three. Of an answer
             that says nothing is stated, too, the closest ones.
-        support: What speaks for the answer; None where it holds no token.
+        support: What speaks for the answer; None where that says nothing.
         confidence: Probability that the answer is right, by the profile, which was fitted with the gold passage missing in some questions; None where
             the profile does not say. Of an answer that says nothing is stated it tells nothing.
     """

@@ -15,7 +15,8 @@ class Support:
     """What speaks for an answer.
 
     Attributes:
-        logprob: Mean log-probability of its tokens, as the model with its focus has them, whatever they were sampled or held by; natural logarithm.
+        logprob: Mean log-probability of its tokens, those of a stop string that cut it off among them and the end of the sequence not, as the model has
+            them with its focus and its generation configuration, whatever they were sampled or held by; natural logarithm.
         least_logprob: That of its least likely token.
         answer_words: Share of its words that stand in the first sentence of its evidence, or in the title of that sentence's passage.
         question_words: Share of the question's words that stand there; None where the question is not known.

@@ -25,7 +25,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class RowLogprobs(LogitsProcessor):
-    """Keeps the model's own logits of a step until it is known which tokens were taken."""
+    """Keeps the logits of a step, as the model's configuration leaves them, until it is known which tokens were taken."""
 
     def __init__(self) -> None:
         self._logits: Tensor | None = None

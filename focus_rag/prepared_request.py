@@ -17,9 +17,10 @@ from focus_rag.decoding import RowText
 from focus_rag.evidence import Evidence, best_supported, values_of
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.passages import Passage
-from focus_rag.prompting import BuiltPrompt, TokenSpan
+from focus_rag.prompting import BuiltPrompt, ShownSentence, TokenSpan
 from focus_rag.shared_words import word_share
 
+_MOST_MEASURED = 2**21  # sentences times tokens: 250 in 8,000
 _NOT_KEPT = "it is none of the best that were to be kept"
 
 
@@ -52,10 +53,16 @@ class PreparedRequest:
         spans = self.prompt.spans_in(length)
         return [span for index in self.choice.favoured if (span := spans[index]) is not None]
 
+    @property
+    def measured_sentences(self) -> Sequence[ShownSentence]:
+        """The sentences whose attention is measured: all, or none where so many in so long a prompt would take memory."""
+        sentences = self.prompt.sentences
+        return sentences if len(sentences) * len(self.prompt.input_ids) <= _MOST_MEASURED else ()
+
     def measured_in(self, length: int) -> list[TokenSpan]:
-        """Spans of the passages in the prompt, and behind them of their sentences, in a row padded on the left to `length` tokens."""
+        """Spans of the passages in the prompt, and behind them of the measured sentences, in a row padded on the left to `length` tokens."""
         padding = length - len(self.prompt.input_ids)
-        sentences = [(sentence.tokens[0] + padding, sentence.tokens[1] + padding) for sentence in self.prompt.sentences]
+        sentences = [(sentence.tokens[0] + padding, sentence.tokens[1] + padding) for sentence in self.measured_sentences]
         return [span for span in self.prompt.spans_in(length) if span is not None] + sentences
 
     def answer(self, text: RowText, steps: Sequence[Tensor], index: int) -> Answer:
@@ -100,7 +107,7 @@ class PreparedRequest:
         )
 
     def _support(self, said: str, logprobs: Sequence[float], evidence: Sequence[Evidence]) -> Support | None:
-        if not logprobs:
+        if not logprobs or not said.strip():
             return None
         best = Passage(evidence[0].text, title=self.given[evidence[0].passage].title) if evidence else None
         asked = self.request.question or self.request.query or None
@@ -110,7 +117,8 @@ class PreparedRequest:
 
     def _evidence(self, said: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
         shown = self.prompt.sentences
-        best = best_supported(said, [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown], shares)
+        sentences = [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown]
+        best = best_supported(said, sentences, [one.passage for one in shown], shares)
         spans = self._sentence_spans() if best else []
         found = []
         for place in best:
@@ -133,7 +141,7 @@ class PreparedRequest:
     def _shares(self, steps: Sequence[Tensor]) -> tuple[list[float], list[float]]:
         shown = [index for index, span in enumerate(self.prompt.spans) if span is not None]
         places = {index: place for place, index in enumerate(shown)}
-        of_passage = [places[sentence.passage] for sentence in self.prompt.sentences]
+        of_passage = [places[sentence.passage] for sentence in self.measured_sentences]
         return attention_shares(steps, of_passage, [index in self.choice.favoured for index in shown], self.choice.tau)
 
 

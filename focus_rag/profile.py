@@ -178,7 +178,7 @@ class FocusProfile:
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this profile from any other one, down to its report."""
-        return hashlib.sha256(self._manifest.model_dump_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self._manifest.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"FocusProfile({self.fingerprint.model_id!r}, heads={len(self.heads)}, site={self.site!r})"

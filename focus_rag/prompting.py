@@ -171,7 +171,7 @@ class PromptBuilder:
         shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
         found = locate_passages(_without_assistant(text, safe), shown)
         spans = [None if span is None else token_span(offsets, span) for span in found]
-        return BuiltPrompt(text, tuple(ids), tuple(spans), sentences=_sentences(text, offsets, shown, found))
+        return BuiltPrompt(text, tuple(ids), tuple(spans), sentences=self._sentences(text, offsets, shown, found, fold=fold))
 
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
         """Take a prompt as it is, neutralise the passages that stand in it, and locate them.
@@ -192,7 +192,7 @@ class PromptBuilder:
                 break
         else:
             raise InvalidInputError(_STILL_SPECIAL.format("passage"))
-        return BuiltPrompt(text, tuple(ids), found, sentences=_sentences(text, offsets, shown, spans))
+        return BuiltPrompt(text, tuple(ids), found, sentences=self._sentences(text, offsets, shown, spans, fold=fold))
 
     def _neutralised(
         self, prompt: str, passages: Sequence[Passage], *, fold: bool
@@ -242,7 +242,32 @@ class PromptBuilder:
         dropped = tuple(
             index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
         )
-        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped, _sentences(text, offsets, passages, found))
+        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped, self._sentences(text, offsets, passages, found, fold=fold))
+
+    def _sentences(
+        self, text: str, offsets: Sequence[tuple[int, int]], passages: Sequence[Passage], found: Sequence[CharSpan | None], *, fold: bool
+    ) -> tuple[ShownSentence, ...]:
+        """The sentences of passages in a prompt.
+
+        Args:
+            text: The prompt.
+            offsets: Characters of each of its tokens.
+            passages: The passages.
+            found: Where each stands.
+            fold: As titles were made safe.
+        """
+        shown = []
+        for index, (passage, span) in enumerate(zip(passages, found, strict=True)):
+            if span is None or not passage.text.strip():
+                continue
+            begin, end = span
+            # What stands before the text, as it was stripped and made safe together with it.
+            title = self._data(f"{passage.title}: x", fold=fold)[:-1] if passage.title else ""
+            begin += len(title) if text.startswith(title, begin, end) else 0
+            for first, last in sentence_spans(text[begin:end]):
+                if (tokens := token_span(offsets, (begin + first, begin + last))) is not None:
+                    shown.append(ShownSentence(index, text[begin + first : begin + last], tokens))
+        return tuple(shown)
 
     def _data(self, text: str, *, fold: bool) -> str:
         """A question or passage as it may stand in a prompt."""
@@ -319,30 +344,6 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
             )
         checked.append({"role": role, "content": content})
     return checked
-
-
-def _sentences(
-    text: str, offsets: Sequence[tuple[int, int]], passages: Sequence[Passage], found: Sequence[CharSpan | None]
-) -> tuple[ShownSentence, ...]:
-    """The sentences of passages in a prompt.
-
-    Args:
-        text: The prompt.
-        offsets: Characters of each of its tokens.
-        passages: The passages as they were looked for in it.
-        found: Where each stands.
-    """
-    shown = []
-    for index, (passage, span) in enumerate(zip(passages, found, strict=True)):
-        if span is None:
-            continue
-        begin, end = span
-        if passage.title and text.startswith(f"{passage.title}: ", begin, end):
-            begin += len(passage.title) + 2
-        for first, last in sentence_spans(text[begin:end]):
-            if (tokens := token_span(offsets, (begin + first, begin + last))) is not None:
-                shown.append(ShownSentence(index, text[begin + first : begin + last], tokens))
-    return tuple(shown)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:

@@ -66,7 +66,7 @@ def _bm25(asked: Sequence[Term], texts: Sequence[Sequence[Term]]) -> list[float]
 
     def score(count: Counter[Term], length: int) -> float:
         damping = _K1 * (1 - _B + _B * length / mean_length)
-        return sum(weight * count[term] * (_K1 + 1) / (count[term] + damping) for term, weight in weights.items())
+        return sum(weights[term] * count[term] * (_K1 + 1) / (count[term] + damping) for term in sorted(count))
 
     return [score(count, len(text)) for count, text in zip(counts, texts, strict=True)]
 

@@ -15,6 +15,7 @@ from focus_rag.confidence import Confidence, Support
 from focus_rag.decoding import RowText
 from focus_rag.examples import Example
 from focus_rag.fitting.confidence_fitting import Judged, fit_confidence, judged
+from focus_rag.fitting.report import _confidence_in_words
 from focus_rag.shared_words import word_share
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -135,7 +136,8 @@ def test_confidence_is_a_probability_whatever_speaks_for_an_answer():
 
 
 def test_a_profile_keeps_it(parts, tmp_path):
-    _, _, profile = parts
+    profile = parts[2].replace(report={"b": 1, "a": 2})
+    assert FocusProfile.load(profile.save(tmp_path / "q")).digest == profile.digest != parts[2].digest
     assert FocusProfile.load(profile.save(tmp_path / "p")).confidence == SURE
     assert profile.top(1).confidence == SURE
 
@@ -178,6 +180,26 @@ def test_too_few_right_or_wrong_answers_fit_nothing():
     assert fit_confidence([one for one in found if not one.is_right], 0.3, 0)[0] is None
     few = [one for one in found if one.is_right][:19] + [one for one in found if not one.is_right]
     assert fit_confidence(few, 0.3, 0) == (None, {"answers": len(few), "right": 19, "missing_share": 0.3})
+    for one in (True, False):  # of four questions, however often they were asked
+        few = [replace(each, key=f"q{place % 4}") if each.is_right == one else each for place, each in enumerate(found)]
+        assert fit_confidence(few, 0.3, 0)[0] is None
+    assert fit_confidence([replace(each, key="q") for each in found], 0.3, 0)[0] is None
+
+
+def test_answers_of_which_none_lacked_its_gold_passage_are_not_weighed_as_if_some_had(tmp_path):
+    found = [one for one in drawn(400) if not one.gold_missing]
+    confidence, figures = fit_confidence(found, 0.3, 0)
+    assert confidence is not None and figures["missing_share"] == 0.0 and figures["found"]["missing"] is None
+    json.dumps(figures, allow_nan=False)
+    assert "no answer was given without its gold passage" in _confidence_in_words(figures)
+    told = _confidence_in_words(fit_confidence(drawn(400), 0.3, 0)[1])
+    assert "was missing by" in told and "for 30% of all questions" in told
+
+
+def test_an_answer_of_nothing_is_supported_by_nothing(parts):
+    answer = FocusGenerator(*parts, alpha=0.5).answer(QUESTION, PASSAGES, max_new_tokens=6)
+    begun = FocusGenerator(*parts, alpha=0.5).answer(QUESTION, PASSAGES, max_new_tokens=6, stop=[answer.text[0]])
+    assert begun.text == "" and begun.support is None and begun.confidence is None and begun.evidence == ()
 
 
 def test_answers_that_say_nothing_is_stated_are_no_answers(parts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,7 +53,12 @@ def parts():
         ('He said "No." (So it was.) Then "Yes."', ['He said "No."', "(So it was.)", 'Then "Yes."']),
         ("Dr. J. R. Lee paid 1.5 m. to Mrs. Orr.", ["Dr. J. R. Lee paid 1.5 m. to Mrs. Orr."]),
         ("a line\nthat goes on\n\nThe next", ["a line\nthat goes on", "The next"]),
-        ("Two things:\n- one thing\n  * another\n3) third", ["Two things:", "- one thing", "* another", "3) third"]),
+        ("Two things:\n- one thing\n  * another\n3) third:\n4. fourth", ["Two things:", "- one thing", "* another", "3) third:", "4. fourth"]),
+        ("built in\n1841. It burned down in\n1900. Nobody cared.", ["built in\n1841.", "It burned down in\n1900.", "Nobody cared."]),
+        ("Дом построен в 1990 г. в Москве. Он стар.", ["Дом построен в 1990 г. в Москве.", "Он стар."]),
+        ("Die Mühle usw. über dem Fluss. Ähren.", ["Die Mühle usw. über dem Fluss.", "Ähren."]),
+        ("See No. 5 there. In 1900. 5 men came, see Fig. 3.", ["See No. 5 there.", "In 1900.", "5 men came, see Fig. 3."]),
+        ("यह एक है। यह दो है।", ["यह एक है।", "यह दो है।"]),
         ("水车建于1841年。面包店很旧！好", ["水车建于1841年。", "面包店很旧！", "好"]),
     ],
 )
@@ -76,17 +83,21 @@ def test_sentences_are_those_of_the_text_and_nothing_but_white_space_is_lost(tex
     ],
 )
 def test_a_sentence_is_supported_by_attention_and_by_shared_words(answer, attention, best):
-    assert best_supported(answer, SAID, attention) == best
+    assert best_supported(answer, SAID, range(3), attention) == best
 
 
 def test_the_title_of_a_passage_counts_as_said():
     sentences = [Passage("It was built in 1841.", title="Bakery"), Passage("It was built in 1841.", title="Mill")]
-    assert best_supported("The mill was built in 1841.", sentences, [])[0] == 1
+    assert best_supported("The mill was built in 1841.", sentences, [0, 1], [])[0] == 1
 
 
 def test_no_more_than_three_sentences_and_none_without_passages():
-    assert best_supported("mill", [Passage("a mill")] * 4, [0.1, 0.2, 0.2, 0.2]) == [1, 2, 3]
-    assert best_supported("mill", [], []) == []
+    assert best_supported("mill", [Passage("a mill")] * 4, range(4), [0.1, 0.2, 0.2, 0.2]) == [1, 2, 3]
+    assert best_supported("mill", [], [], []) == []
+
+
+def test_what_a_passage_says_twice_is_said_once_and_what_two_passages_say_twice():
+    assert best_supported("mill", [Passage("a mill")] * 4, [0, 0, 1, 1], [0.1, 0.2, 0.3, 0.2]) == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +106,8 @@ def test_no_more_than_three_sentences_and_none_without_passages():
         ('{"year": 1841, "built": true, "by": ["J. Lee", {"town": "Ash \\"Hill\\""}], "cost": null}', '1841 J. Lee Ash "Hill"'),
         ('"1841"', "1841"),
         ('{"year": 18', '{"year": 18'),
+        ("[" * 100_000, "[" * 100_000),
+        ("[" * 5000 + "]" * 5000, "[" * 5000 + "]" * 5000),
     ],
 )
 def test_of_an_answer_by_a_schema_the_values_count_and_not_the_names(text, values):
@@ -128,6 +141,25 @@ def test_a_prompt_knows_the_sentences_of_its_passages_but_not_their_titles(quest
         assert shown(builder, built) == [(index, " ".join(text.split())) for index, text in SENTENCES]
     dropped = builder.from_question(QUESTION, PASSAGES, max_tokens=len(prompt.input_ids) - 5, drop_order=[0, 1, 3])
     assert {index for index, _ in shown(builder, dropped)} == {1, 3}
+
+
+@pytest.mark.parametrize("title", [" Mill", "Mill ", "  ", "Mi\ud800ll", f"{tiny_tokenizer().eos_token} Mill", "Mill 1841"])
+def test_a_title_is_left_out_however_it_is_shown(parts, title):
+    generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
+    passages = [Passage("It was built in 1841.", title=title), Passage("", title=title), PASSAGES[1]]
+    told = "\n\n".join(one.content.strip() for one in passages)
+    for answer in (generator.answer(QUESTION, passages), generator.generate(f"{told}\nWhen?", passages=passages)):
+        assert {one.text for one in answer.evidence} <= {"It was built in 1841.", "The bakery opened in 1902"}
+        assert all(passages[one.passage].text[one.start : one.end] == one.text for one in answer.evidence)
+
+
+def test_so_many_sentences_that_measuring_them_would_take_memory_are_told_by_words_alone(parts, monkeypatch):
+    generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
+    monkeypatch.setattr("focus_rag.decoding.RowText.text", property(lambda self: "In 1902."))
+    assert generator.answer(QUESTION, PASSAGES).evidence[0].attention is not None
+    monkeypatch.setattr("focus_rag.prepared_request._MOST_MEASURED", 10)
+    answer = generator.answer(QUESTION, PASSAGES)
+    assert answer.evidence == (Evidence(1, "The bakery opened in 1902", 0, 25, None),) and answer.passages[0].attention > 0
 
 
 def test_what_could_be_control_markup_stands_in_a_sentence_as_in_the_prompt(parts):
@@ -165,7 +197,8 @@ def test_the_share_of_a_sentence_is_its_attention_under_what_is_done_to_the_head
         assert one.attention == pytest.approx(expected[one.text], abs=1e-5)
         assert PASSAGES[one.passage].text[one.start : one.end] == one.text
         assert one.attention <= answer.passages[one.passage].attention + 1e-6
-    order = best_supported(answer.text, [Passage(one.text, title=PASSAGES[one.passage].title) for one in prompt.sentences], list(expected.values()))
+    said = [Passage(one.text, title=PASSAGES[one.passage].title) for one in prompt.sentences]
+    order = best_supported(answer.text, said, [one.passage for one in prompt.sentences], list(expected.values()))
     assert [one.text for one in answer.evidence] == [prompt.sentences[index].text for index in order]
 
 
@@ -190,7 +223,7 @@ def test_evidence_is_the_same_alone_and_in_a_batch_and_names_passages_as_they_we
 
 def test_a_sentence_that_stands_twice_in_a_passage_is_found_where_it_stands(parts, monkeypatch):
     generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
-    monkeypatch.setattr("focus_rag.prepared_request.best_supported", lambda said, sentences, shares: [2, 0, 3])
+    monkeypatch.setattr("focus_rag.prepared_request.best_supported", lambda said, sentences, of_passage, shares: [2, 0, 3])
     again = Passage("It is old. A mill. It is old. It is old.")
     answer = generator.answer(QUESTION, [again, PASSAGES[1]])
     assert [(one.start, one.end) for one in answer.evidence] == [(19, 29), (0, 10), (30, 40)]
@@ -214,4 +247,6 @@ def test_a_report_and_a_page_show_the_evidence(parts):
     plain = [{"passage": e.passage, "text": e.text, "start": e.start, "end": e.end, "attention": e.attention} for e in answer.evidence]
     assert plain and answer.report("given", "")["evidence"] == plain == answer.to_dict()["evidence"]
     page = answer_to_html(answer)
+    over = replace(answer, evidence=(Evidence(0, "", 4, 8, None), Evidence(0, "", 6, 11, None), Evidence(0, "", 4, 8, None)))
+    assert "The <mark>mill</mark><mark> is</mark> old." in answer_to_html(over)
     assert page.count("<mark>") == len(plain) and all(f"<mark>{e.text}</mark>" in page for e in answer.evidence)

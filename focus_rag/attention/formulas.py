@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, threshold
+from torch.nn.functional import threshold
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -300,41 +300,6 @@ def span_mass(call: AttentionCall, heads: Sequence[int], rows: Tensor | None, me
         mass = (flat @ member[:, :known]).view(*weights.shape[:3], -1)
         if group == list(heads):
             return mass
-        parts.update({head: mass[:, index] for index, head in enumerate(group)})
-    return torch.stack([parts[head] for head in heads], dim=1)
-
-
-def span_bounds(spans: Sequence[Sequence[tuple[int, int]]]) -> Tensor:
-    """Token spans as a tensor.
-
-    Args:
-        spans: For every request its spans `[start, end)`; requests may have different counts.
-
-    Returns:
-        `(requests, most spans of a request, 2)` of whole numbers; what a request has no span for is empty.
-    """
-    most = max((len(of_request) for of_request in spans), default=0)
-    return torch.tensor([[*of_request, *[(0, 0)] * (most - len(of_request))] for of_request in spans], dtype=torch.long).view(len(spans), most, 2)
-
-
-def mass_between(call: AttentionCall, heads: Sequence[int], rows: Tensor | None, bounds: Tensor) -> Tensor:
-    """`span_mass` of few rows and many spans: its work grows with the keys, not with keys times spans.
-
-    Args:
-        call: The attention call.
-        heads: Query heads.
-        rows: `(rows,)` indices into the token axis; None are all of them.
-        bounds: `(batch or 1, spans, 2)` first key of each span and the key after its last, on the device of the call; what lies outside of its keys has no mass.
-
-    Returns:
-        `(batch, len(heads), rows, spans)` probability mass in float32, heads in the order given; off by 1e-7 or so, whatever the mass.
-    """
-    parts: dict[int, Tensor] = {}
-    for group, weights in _widened_weights(call, heads, rows):
-        up_to = pad(weights.cumsum(dim=-1), (1, 0))
-        start, end = bounds[:, None, None].clamp(0, weights.shape[-1]).unbind(-1)
-        shape = (*up_to.shape[:-1], bounds.shape[1])
-        mass = (up_to.gather(-1, end.expand(shape)) - up_to.gather(-1, start.expand(shape))).clamp_min(0.0)
         parts.update({head: mass[:, index] for index, head in enumerate(group)})
     return torch.stack([parts[head] for head in heads], dim=1)
 

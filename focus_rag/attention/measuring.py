@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import AttentionCall, last_position, mass_between, rows_of, span_bounds
+from focus_rag.attention.formulas import (
+    AttentionCall,
+    aligned_membership,
+    last_position,
+    rows_of,
+    span_mass,
+    span_membership,
+)
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import InvalidInputError
 from focus_rag.model_layout import ModelLayout, rolling_sizes
@@ -100,16 +107,16 @@ class SpanMeter(AttentionTap):
         self._heads = list(heads)
         self._grouped = grouped
         self._rows = None if rows is None else torch.tensor(list(rows))
-        self._bounds = span_bounds(spans)
+        self._member = span_membership(spans, prompt_length, torch.device("cpu"))
         self._counter = KeyCounter(rolling_sizes(model))
         self._masses: dict[int, list[Tensor]] = {layer: [] for layer in grouped}
 
     def observe(self, layer: int, call: AttentionCall) -> None:
         seen = self._counter.update(layer, call)
-        if self._bounds.device != call.query.device:
-            self._bounds = self._bounds.to(call.query.device)
-        bounds = rows_of(self._bounds, call.query.shape[0])
-        if bounds is None:
+        if self._member.device != call.query.device:
+            self._member = self._member.to(call.query.device)
+        member = rows_of(self._member, call.query.shape[0])
+        if member is None:
             return
         tokens, device = call.query.shape[2], call.query.device
         rows = None
@@ -117,9 +124,9 @@ class SpanMeter(AttentionTap):
             rows = self._rows.to(device)
         elif tokens > 1:
             rows = torch.arange(tokens - 1, tokens, device=device)
-        bounds = bounds - max(seen - call.key.shape[2], 0)  # a rolling cache has let go of the first ones
+        member = aligned_membership(member, call.key.shape[2], seen)
         # Masses stay on the device: fetching them here would make every layer of every step wait for it.
-        self._masses[layer].append(mass_between(call, self._grouped[layer], rows, bounds))
+        self._masses[layer].append(span_mass(call, self._grouped[layer], rows, member))
 
     @property
     def steps(self) -> list[Tensor]:

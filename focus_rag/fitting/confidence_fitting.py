@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from focus_rag.answers import Answer
@@ -60,25 +60,27 @@ def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> 
         seed: Of the resampling.
 
     Returns:
-        The model, None where right or wrong answers are too few, and figures: the area under the curve of right against wrong answers in
+        The model, None where right or wrong answers, or their questions, are too few, and figures: the area under the curve of right against wrong answers in
         cross-validation by question with its 95% interval (bootstrap over questions), and the share of the wrong ones that lie below a threshold under
         which one right answer in twenty lies.
     """
     is_right = np.array([one.is_right for one in found], dtype=bool)
-    figures: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum()), "missing_share": missing_share}
-    if min(is_right.sum(), len(found) - is_right.sum()) < _FEWEST:
+    missing = np.array([one.gold_missing for one in found], dtype=bool)
+    share = missing_share if missing.any() else 0.0
+    figures: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum()), "missing_share": share}
+    _, groups = np.unique([one.key for one in found], return_inverse=True)
+    sides = [is_right, ~is_right]
+    if any(side.sum() < _FEWEST or len(set(groups[side])) < _FOLDS for side in sides):
         return None, figures
     supports = np.array([astuple(one.support) for one in found])
-    missing = np.array([one.gold_missing for one in found], dtype=bool)
-    weights = np.where(missing, missing_share / max(missing.mean(), 1e-9), (1 - missing_share) / max(1 - missing.mean(), 1e-9))
-    _, groups = np.unique([one.key for one in found], return_inverse=True)
+    weights = np.where(missing, share / max(missing.mean(), 1e-9), (1 - share) / (1 - missing.mean()))
     scaler = StandardScaler().fit(supports)
     scaled, model = scaler.transform(supports), LogisticRegression()
-    folds = GroupKFold(min(_FOLDS, len(set(groups))))
+    folds = StratifiedGroupKFold(_FOLDS)
     unseen = cross_val_predict(model, scaled, is_right, groups=groups, cv=folds, method="predict_proba", params={"sample_weight": weights})[:, 1]
     figures["auroc"] = area_under_curve(unseen, is_right, groups, seed)
     threshold = np.quantile(unseen[is_right], _LOST)
-    figures["found"] = {"lost": _LOST, "wrong": float((unseen[~is_right] < threshold).mean()), "missing": float((unseen[missing] < threshold).mean())}
+    figures["found"] = {"lost": _LOST, "wrong": float((unseen[~is_right] < threshold).mean()), "missing": float((unseen[missing] < threshold).mean()) if missing.any() else None}
     model.fit(scaled, is_right, sample_weight=weights)
     slopes = model.coef_[0] / scaler.scale_
     first, second, third, fourth = (float(value) for value in slopes)
