@@ -191,9 +191,9 @@ def test_answers_of_which_none_lacked_its_gold_passage_are_not_weighed_as_if_som
     confidence, figures = fit_confidence(found, 0.3, 0)
     assert confidence is not None and figures["missing_share"] == 0.0 and figures["found"]["missing"] is None
     json.dumps(figures, allow_nan=False)
-    assert "no answer was given without its gold passage" in _confidence_in_words(figures)
+    assert "without its gold passage no answer was given" in _confidence_in_words(figures)
     told = _confidence_in_words(fit_confidence(drawn(400), 0.3, 0)[1])
-    assert "was missing by" in told and "for 30% of all questions" in told
+    assert "of those whose gold passage was missing" in told and "for 30% of all questions" in told
 
 
 def test_an_answer_of_nothing_is_supported_by_nothing(parts):

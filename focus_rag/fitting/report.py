@@ -286,9 +286,9 @@ def _confidence_in_words(figures: dict[str, Any]) -> str:
         return f"{told}: too few right or wrong ones to fit how likely an answer is right."
     area, found = figures["auroc"], figures["found"]
     missing = (
-        f"those whose gold passage was missing by {found['missing']:.0%}. The probability itself takes it to be missing for {figures['missing_share']:.0%} of all questions."
+        f"and by {found['missing']:.0%} of those whose gold passage was missing. The probability itself takes it to be missing for {figures['missing_share']:.0%} of all questions."
         if found["missing"] is not None
-        else "and no answer was given without its gold passage, so the probability is that of questions whose gold passage is there."
+        else "and without its gold passage no answer was given, so the probability is that of questions whose gold passage is there."
     )
     return (
         f"{told}. Of a right and a wrong answer to questions that it was not fitted on, the right one gets the higher probability in "
