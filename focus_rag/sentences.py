@@ -19,7 +19,7 @@ _BEFORE_A_NUMBER: Final = re.compile(r"\b(?:Art|Ch|Eq|Figs?|Nos?|Nr|pp?|Sec|Vol)
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Characters `[start, end)` of each sentence of a text, white space around it left out."""
     spans, start = [], 0
-    for end in (*(match.end() for match in _ANY_END.finditer(text) if not _goes_on(text, match.end())), len(text)):
+    for end in (*(match.end() for match in _ANY_END.finditer(text) if not _goes_on(match)), len(text)):
         piece = text[start:end].rstrip()
         first = start + len(piece) - len(piece.lstrip())
         if first < start + len(piece):
@@ -28,7 +28,10 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _goes_on(text: str, end: int) -> bool:
-    """Whether what looks like an end is an abbreviation's: small letters follow, of whatever script, or the number that it announces."""
+def _goes_on(match: re.Match[str]) -> bool:
+    """Whether what looks like an end is an abbreviation's: in the same paragraph small letters follow, of whatever script, or the number that it announces."""
+    text, end = match.string, match.end()
     following = text[end : end + 1]
+    if match.group().count("\n") > 1:
+        return False
     return following.islower() or (following.isdigit() and _BEFORE_A_NUMBER.search(text, max(end - 12, 0), end) is not None)

@@ -52,7 +52,7 @@ def parts():
         (" One. Two!  Three? ", ["One.", "Two!", "Three?"]),
         ('He said "No." (So it was.) Then "Yes."', ['He said "No."', "(So it was.)", 'Then "Yes."']),
         ("Dr. J. R. Lee paid 1.5 m. to Mrs. Orr.", ["Dr. J. R. Lee paid 1.5 m. to Mrs. Orr."]),
-        ("a line\nthat goes on\n\nThe next", ["a line\nthat goes on", "The next"]),
+        ("a line\nthat goes on\n\nThe next\n \nand в.\n\nг", ["a line\nthat goes on", "The next", "and в.", "г"]),
         ("Two things:\n- one thing\n  * another\n3) third:\n4. fourth", ["Two things:", "- one thing", "* another", "3) third:", "4. fourth"]),
         ("built in\n1841. It burned down in\n1900. Nobody cared.", ["built in\n1841.", "It burned down in\n1900.", "Nobody cared."]),
         ("Дом построен в 1990 г. в Москве. Он стар.", ["Дом построен в 1990 г. в Москве.", "Он стар."]),
