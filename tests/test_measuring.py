@@ -120,6 +120,19 @@ def test_a_second_sequence_through_a_static_cache_is_counted_from_its_own_beginn
     assert all(torch.equal(first, second) for first, second in zip(meter.steps[:6], meter.steps[6:], strict=True))
 
 
+def test_steps_asked_for_on_the_way_are_those_asked_for_at_the_end():
+    model = tiny_model("llama")
+    ids = batch()[0][:1]
+    with torch.no_grad(), SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as often, SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as once:
+        assert often.steps == []
+        for length in (8, 12, 12, LENGTH):
+            model(ids[:, :length])
+            seen = often.steps
+            assert seen is not often.steps
+            seen.append(None)  # the caller's own list
+    assert len(often.steps) == 4 and all(map(torch.equal, often.steps, once.steps))
+
+
 def test_passes_of_different_batches_are_measured_each_for_itself():
     model = tiny_model("llama")
     ids = batch()[0][:1]

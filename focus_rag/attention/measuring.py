@@ -110,6 +110,7 @@ class SpanMeter(AttentionTap):
         self._member = span_membership(spans, prompt_length, torch.device("cpu"))
         self._counter = KeyCounter(rolling_sizes(model))
         self._masses: dict[int, list[Tensor]] = {layer: [] for layer in grouped}
+        self._steps: list[Tensor] = []  # those of the masses that were asked for already
 
     def observe(self, layer: int, call: AttentionCall) -> None:
         seen = self._counter.update(layer, call)
@@ -130,15 +131,16 @@ class SpanMeter(AttentionTap):
 
     @property
     def steps(self) -> list[Tensor]:
-        passes = min((len(masses) for masses in self._masses.values()), default=0)
-        if not passes:
-            return []
-        grouped = [(layer, head) for layer, heads in self._grouped.items() for head in heads]
-        order = [grouped.index(pair) for pair in self._heads]
-        steps: list[list[Tensor]] = [[] for _ in range(passes)]
-        for masses in self._masses.values():
-            # Fetched from the device once for each layer, not once for each layer and step.
-            fetched = torch.cat([mass.flatten() for mass in masses[:passes]]).cpu().split([mass.numel() for mass in masses[:passes]])
-            for step, flat, mass in zip(steps, fetched, masses, strict=False):
-                step.append(flat.view(mass.shape))
-        return [torch.cat(step, dim=1)[:, order] for step in steps]
+        fresh = min((len(masses) for masses in self._masses.values()), default=0)
+        if fresh:
+            grouped = [(layer, head) for layer, heads in self._grouped.items() for head in heads]
+            order = [grouped.index(pair) for pair in self._heads]
+            steps: list[list[Tensor]] = [[] for _ in range(fresh)]
+            for masses in self._masses.values():
+                taken, masses[:fresh] = masses[:fresh], []
+                # Fetched from the device once for each layer, not once for each layer and step.
+                fetched = torch.cat([mass.flatten() for mass in taken]).cpu().split([mass.numel() for mass in taken])
+                for step, flat, mass in zip(steps, fetched, taken, strict=True):
+                    step.append(flat.view(mass.shape))
+            self._steps += [torch.cat(step, dim=1)[:, order] for step in steps]
+        return list(self._steps)
