@@ -21,11 +21,15 @@ from benchmarks.intervention import written
 from focus_rag.confidence import Confidence
 from focus_rag.embedded import embedded_profile_folder
 from focus_rag.embedded.retrieval import evaluation_examples
-from focus_rag.examples import Example, examples_from_rows
-from focus_rag.fitting.alpha_sweep import answers_to
-from focus_rag.fitting.confidence_fitting import Judged, area_under_curve, fit_confidence, judged
+from focus_rag.examples import examples_from_rows
+from focus_rag.fitting.confidence_fitting import (
+    Judged,
+    area_under_curve,
+    ask_and_judge,
+    fit_confidence,
+    weights_at,
+)
 from focus_rag.fitting.settings import FitSettings
-from focus_rag.fitting.sweep_cells import is_answered_elsewhere
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 
@@ -72,25 +76,21 @@ def _asked(generator: FocusGenerator, split: Literal["dev", "test"], questions: 
         for count in COUNTS:
             rows = evaluation_examples(split, questions, count, 1.0, 0, rich=rich)
             examples = [one for one in examples_from_rows(rows).examples if one.key[:12] not in left_out]
-            yield (rich, count), [*_judged(generator, examples, False), *_judged(generator, examples, True)]
-
-
-def _judged(generator: FocusGenerator, examples: Sequence[Example], gold_missing: bool) -> list[Judged]:
-    asked = [one for one in examples if not (gold_missing and is_answered_elsewhere(one))]
-    answers = answers_to(generator, asked, "auto", max_new_tokens=NEW_TOKENS, gold_missing=gold_missing, split="auto")
-    return judged(answers, asked, "exact", gold_missing=gold_missing)
+            found: list[Judged] = []
+            for gold_missing in (False, True):
+                found += ask_and_judge(generator, examples, "exact", max_new_tokens=NEW_TOKENS, gold_missing=gold_missing)
+            yield (rich, count), found
 
 
 def _measured(confidence: Confidence, found: Sequence[Judged], missing_share: float) -> dict[str, Any]:
     told = np.array([confidence.of(one.support) or 0.0 for one in found])
     is_right, missing = np.array([one.is_right for one in found]), np.array([one.gold_missing for one in found])
-    _, groups = np.unique([one.key for one in found], return_inverse=True)
-    weights = np.where(missing, missing_share / missing.mean(), (1 - missing_share) / (1 - missing.mean()))
+    weights = weights_at(missing_share, missing)
     bins = np.minimum((told * 5).astype(int), 4)
     return {
         "answers": len(found),
         "right": int(is_right.sum()),
-        "auroc": area_under_curve(told, is_right, groups, 0),
+        "auroc": area_under_curve(told, is_right, [one.key for one in found], 0),
         "auroc of the mean log-probability alone": float(roc_auc_score(is_right, [one.support.logprob for one in found])),
         "below": {
             f"{limit:g}": {"right": float((told[is_right] < limit).mean()), "wrong, gold there": _share(told[~is_right & ~missing] < limit), "gold missing": _share(told[missing] < limit)}

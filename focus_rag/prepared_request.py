@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -119,23 +119,24 @@ class PreparedRequest:
         shown = self.prompt.sentences
         sentences = [Passage(one.text, title=self.request.passages[one.passage].title) for one in shown]
         best = best_supported(said, sentences, [one.passage for one in shown], shares)
-        spans = self._sentence_spans() if best else []
+        spans = self._spans_of_sentences({shown[place].passage for place in best})
         found = []
         for place in best:
-            start, end = spans[place] or (None, None)
+            start, end = spans.get(place, (None, None))
             found.append(Evidence(self.kept[shown[place].passage], shown[place].text, start, end, shares[place] if shares else None))
         return tuple(found)
 
-    def _sentence_spans(self) -> list[tuple[int, int] | None]:
-        """Where each sentence of the prompt stands in its passage's text, white space apart; of the same ones each in its place."""
-        found: list[tuple[int, int] | None] = []
-        searched: dict[int, int] = {}
-        for sentence in self.prompt.sentences:
-            words = re.compile(r"\s+".join(map(re.escape, sentence.text.split())))
-            match = words.search(self.request.passages[sentence.passage].text, searched.get(sentence.passage, 0))
-            found.append(match and match.span())
-            if match:
-                searched[sentence.passage] = match.end()
+    def _spans_of_sentences(self, passages: Set[int]) -> dict[int, tuple[int, int]]:
+        """Where the sentences of some passages stand in their texts, white space apart, by their place in the prompt; of the same ones each in its own."""
+        found: dict[int, tuple[int, int]] = {}
+        searched = dict.fromkeys(passages, 0)
+        for place, sentence in enumerate(self.prompt.sentences):
+            if sentence.passage in passages:
+                words = re.compile(r"\s+".join(map(re.escape, sentence.text.split())))
+                match = words.search(self.request.passages[sentence.passage].text, searched[sentence.passage])
+                if match:
+                    found[place] = match.span()
+                    searched[sentence.passage] = match.end()
         return found
 
     def _shares(self, steps: Sequence[Tensor]) -> tuple[list[float], list[float]]:

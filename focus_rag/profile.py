@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -175,7 +176,7 @@ class FocusProfile:
     def report(self) -> dict[str, Any]:
         return self._manifest.report
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this profile from any other one, down to its report."""
         return hashlib.sha256(json.dumps(self._manifest.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]

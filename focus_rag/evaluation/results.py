@@ -239,9 +239,9 @@ class Evaluation:
         counted: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum())}
         if is_right.all() or not is_right.any():
             return counted
-        _, groups = np.unique([self._question_of[record["id"]] for record in found], return_inverse=True)
+        questions = [self._question_of[record["id"]] for record in found]
         below = {f"{limit:g}": [float((told[which] < limit).mean()) for which in (is_right, ~is_right)] for limit in THRESHOLDS}
-        return {**counted, "auroc": area_under_curve(told, is_right, groups, 0), "below": below}
+        return {**counted, "auroc": area_under_curve(told, is_right, questions, 0), "below": below}
 
     @property
     def reported_methods(self) -> list[str]:

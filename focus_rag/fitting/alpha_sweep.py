@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
-from focus_rag.examples import Example
+from focus_rag.examples import Example, holds_answer
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
 from focus_rag.noise import signal_of
@@ -110,6 +110,11 @@ class Sweep:
 def without_gold(example: Example) -> tuple[Passage, ...]:
     """An example's passages without its gold ones, in order."""
     return tuple(passage for index, passage in enumerate(example.passages) if index not in example.gold)
+
+
+def is_answered_elsewhere(example: Example) -> bool:
+    """Whether its other passages hold the answer too, so that it is stated without the gold ones."""
+    return any(holds_answer(passage.content, example.answers) for passage in without_gold(example))
 
 
 def examples_at(examples: Sequence[Example], count: int) -> list[Example]:

@@ -11,8 +11,8 @@ from torch import nn
 from focus_rag.answers import AlphaSetting
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import answer_texts, answers_to, measure_quality
-from focus_rag.fitting.confidence_fitting import Judged, judged
+from focus_rag.fitting.alpha_sweep import answer_texts, measure_quality
+from focus_rag.fitting.confidence_fitting import Judged, ask_and_judge
 from focus_rag.fitting.grading import Grading, grade, grading_for
 from focus_rag.fitting.head_scoring import Head
 from focus_rag.fitting.oracle import oracle_quality
@@ -114,15 +114,8 @@ class FitAnswers:
 
     def judged(self, profile: FocusProfile, questions: Sequence[Example], *, gold_missing: bool) -> list[Judged]:
         """What speaks for each answer that a profile gives by itself, and whether it is right."""
-        answers = answers_to(
-            self._generator(profile, measure=True),
-            questions,
-            "auto",
-            max_new_tokens=self._settings.max_new_tokens,
-            gold_missing=gold_missing,
-            split="auto",
-        )
-        return judged(answers, questions, self.grading, gold_missing=gold_missing)
+        generator = self._generator(profile, measure=True)
+        return ask_and_judge(generator, questions, self.grading, max_new_tokens=self._settings.max_new_tokens, gold_missing=gold_missing)
 
     def oracle_grades(self, heads: Sequence[Head], questions: Sequence[Example], tau: float) -> list[float]:
         """Grade of each question under split softmax on its gold passages."""

@@ -16,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from focus_rag.answers import Answer
 from focus_rag.confidence import Confidence, Support
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import NOT_STATED
+from focus_rag.fitting.alpha_sweep import NOT_STATED, answers_to, is_answered_elsewhere
 from focus_rag.fitting.grading import Grading, grade
+from focus_rag.generator import FocusGenerator
 
 _FEWEST = 20
 """Right answers, and wrong ones, that a fit takes."""
@@ -51,6 +52,21 @@ def judged(answers: Sequence[Answer], questions: Sequence[Example], grading: Gra
     ]
 
 
+def ask_and_judge(
+    generator: FocusGenerator, questions: Sequence[Example], grading: Grading, *, max_new_tokens: int, gold_missing: bool
+) -> list[Judged]:
+    """What a generator answers by itself, judged; without their gold passages, questions that other passages answer too are not asked."""
+    asked = [one for one in questions if not (gold_missing and is_answered_elsewhere(one))]
+    answers = answers_to(generator, asked, "auto", max_new_tokens=max_new_tokens, gold_missing=gold_missing, split="auto")
+    return judged(answers, asked, grading, gold_missing=gold_missing)
+
+
+def weights_at(missing_share: float, missing: NDArray[Any]) -> NDArray[Any]:
+    """Weight of each answer, so that those without their gold passage (`missing`) are as many as they are taken to be."""
+    weights: NDArray[Any] = np.where(missing, missing_share / max(missing.mean(), 1e-9), (1 - missing_share) / (1 - missing.mean()))
+    return weights
+
+
 def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> tuple[Confidence | None, dict[str, Any]]:
     """A logistic model of what speaks for answers, and how well it tells those of questions that it has not seen.
 
@@ -68,17 +84,17 @@ def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> 
     missing = np.array([one.gold_missing for one in found], dtype=bool)
     share = missing_share if missing.any() else 0.0
     figures: dict[str, Any] = {"answers": len(found), "right": int(is_right.sum()), "missing_share": share}
-    _, groups = np.unique([one.key for one in found], return_inverse=True)
+    questions = np.array([one.key for one in found])
     sides = [is_right, ~is_right]
-    if any(side.sum() < _FEWEST or len(set(groups[side])) < _FOLDS for side in sides):
+    if any(side.sum() < _FEWEST or len(set(questions[side])) < _FOLDS for side in sides):
         return None, figures
     supports = np.array([astuple(one.support) for one in found])
-    weights = np.where(missing, share / max(missing.mean(), 1e-9), (1 - share) / (1 - missing.mean()))
+    weights = weights_at(share, missing)
     scaler = StandardScaler().fit(supports)
     scaled, model = scaler.transform(supports), LogisticRegression()
     folds = StratifiedGroupKFold(_FOLDS)
-    unseen = cross_val_predict(model, scaled, is_right, groups=groups, cv=folds, method="predict_proba", params={"sample_weight": weights})[:, 1]
-    figures["auroc"] = area_under_curve(unseen, is_right, groups, seed)
+    unseen = cross_val_predict(model, scaled, is_right, groups=questions, cv=folds, method="predict_proba", params={"sample_weight": weights})[:, 1]
+    figures["auroc"] = area_under_curve(unseen, is_right, questions, seed)
     threshold = np.quantile(unseen[is_right], _LOST)
     figures["found"] = {"lost": _LOST, "wrong": float((unseen[~is_right] < threshold).mean()), "missing": float((unseen[missing] < threshold).mean()) if missing.any() else None}
     model.fit(scaled, is_right, sample_weight=weights)
@@ -87,17 +103,18 @@ def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> 
     return Confidence(intercept=float(model.intercept_[0] - slopes @ scaler.mean_), weights=(first, second, third, fourth)), figures
 
 
-def area_under_curve(told: NDArray[Any], is_right: NDArray[Any], groups: NDArray[Any], seed: int) -> dict[str, float]:
+def area_under_curve(told: NDArray[Any], is_right: NDArray[Any], questions: Sequence[str] | NDArray[Any], seed: int) -> dict[str, float]:
     """How often a right answer is told from a wrong one, with its 95% interval by a bootstrap over questions.
 
     Args:
         told: What each answer `(answers,)` is rated.
         is_right: Whether it is right.
-        groups: Number of its question, from 0.
+        questions: What tells its question from others.
         seed: Of the resampling.
     """
     rng = np.random.default_rng(seed)
-    of_question = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    different, groups = np.unique(questions, return_inverse=True)
+    of_question = [np.flatnonzero(groups == group) for group in range(len(different))]
     areas = []
     for _ in range(_RESAMPLES):
         drawn = np.concatenate([of_question[index] for index in rng.integers(len(of_question), size=len(of_question))])

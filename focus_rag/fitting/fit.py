@@ -25,7 +25,6 @@ from focus_rag.fitting.directions import fit_directions
 from focus_rag.fitting.report import write_report
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.steps import FitSteps, fit_digest
-from focus_rag.fitting.sweep_cells import is_answered_elsewhere
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
@@ -135,7 +134,7 @@ def _confidence(fit: FitContext, profile: FocusProfile) -> tuple[Confidence | No
     """From what speaks for an answer to how likely it is right: of dev questions as retrieved, with their gold passages and without them."""
 
     def asked(count: int, gold_missing: bool) -> list[Judged]:
-        questions = [one for one in examples_at(fit.dev, count) if not (gold_missing and is_answered_elsewhere(one))]
+        questions = examples_at(fit.dev, count)
         rows = fit.work.step(
             f"judged-{count}{'-missing' if gold_missing else ''}",
             lambda: [asdict(one) for one in fit.answers.judged(profile, questions, gold_missing=gold_missing)],

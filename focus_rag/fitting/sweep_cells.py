@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from focus_rag.examples import Example, holds_answer
+from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import best_single_alpha, pooled
-from focus_rag.fitting.alpha_sweep import Sweep, examples_at, sweep_of, without_gold
+from focus_rag.fitting.alpha_sweep import Sweep, examples_at, is_answered_elsewhere, sweep_of
 from focus_rag.fitting.calm_examples import calmed
 from focus_rag.passages import Passage
 
@@ -67,11 +67,6 @@ def cells_of(
         if questions:
             cells.append(SweepCell(counts[-1], 1.0, questions[: max(len(questions) // 2, 1)], gold_missing=True))
     return cells, warnings
-
-
-def is_answered_elsewhere(example: Example) -> bool:
-    """Whether its other passages hold the answer too, so that it is stated without the gold ones."""
-    return any(holds_answer(passage.content, example.answers) for passage in without_gold(example))
 
 
 def climb(
