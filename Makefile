@@ -13,6 +13,7 @@ test: check
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy
 
 # torch is pinned here because an unpinned install pulls gigabytes of CUDA libraries on Linux.

@@ -1,8 +1,8 @@
 """What a fit leaves open, measured on the embedded reader: whose answer is the response, and where the shift enters.
 
-Contextual heads and directions come from questions of the generated world's dev split. Other questions of it
-tell what they do: attention mass on the gold passage with all heads steered at once, at more passages and at positions that
-are moved up (a model with rotary positions does not notice unless the shift depends on them), and exact answers.
+Contextual heads and directions come from questions of the generated world's dev split. Other questions of it tell what
+they do: attention mass on the gold passage with all heads steered at once, at more passages and at positions that are
+moved up (a model with rotary positions does not notice unless the shift depends on them), and exact answers.
 
     python -m benchmarks.direction_choices --part sites --train 160 --questions 120 --output benchmarks/results/direction_choices_sites.json
     python -m benchmarks.direction_choices --part sites --passages 20 --train 160 --questions 120 --output benchmarks/results/direction_choices_sites_20.json
@@ -38,7 +38,9 @@ LENGTHS = ((8, 0), (8, 1000), (8, 2000), (20, 0), (40, 0))
 
 
 def questions(count: int, passages: int, seed: int) -> list[Example]:
-    """Questions of the dev split, half put plainly and half with half of the facts not, every passage beside the gold hard."""
+    """Questions of the dev split, half put plainly and half with half of the facts not, every passage beside the gold
+    hard.
+    """
     rows = [
         row
         for half, rich in enumerate((0.0, 0.5))
@@ -69,7 +71,12 @@ def laid_out(reader: FocusGenerator, examples: Sequence[Example], response: str)
     pairs = [(one, one.answers[0]) for one in examples] if response != "model" else []
     pairs += [(one, text.strip() or one.answers[0]) for one, text in zip(examples, own, strict=False)]
     return teacher_forced_all(
-        reader.prompts, [one for one, _ in pairs], max_tokens=4096, max_rows=32, rows="found", responses=[text for _, text in pairs]
+        reader.prompts,
+        [one for one, _ in pairs],
+        max_tokens=4096,
+        max_rows=32,
+        rows="found",
+        responses=[text for _, text in pairs],
     )
 
 
@@ -90,7 +97,9 @@ def profile_of(reader: FocusGenerator, training: list[TeacherForced], where: str
     return FocusProfile(fingerprint, entries, trained.directions, site=site, passages_at=at)
 
 
-def gold_mass(reader: FocusGenerator, profile: FocusProfile, examples: Sequence[TeacherForced], moved: int) -> dict[str, Any]:
+def gold_mass(
+    reader: FocusGenerator, profile: FocusProfile, examples: Sequence[TeacherForced], moved: int
+) -> dict[str, Any]:
     """Mass on gold of the profile's heads, bare and at alpha 1, and the paired difference."""
     heads = profile.head_pairs
 
@@ -144,14 +153,17 @@ def main() -> None:
         heads = [[entry.layer, entry.head, round(entry.score or 0.0, 4)] for entry in profile.heads]
         result["responses"][response] = {"heads": heads, "gain": gains(profile)}
     held = {
-        (count, moved): laid_out(reader, questions(40, count, seed=600), "gold") for count, moved in LENGTHS if not moved
+        (count, moved): laid_out(reader, questions(40, count, seed=600), "gold")
+        for count, moved in LENGTHS
+        if not moved
     }
     for loss in ("log_mass", "mass") if "sites" in parts else ():
         for site in ("post_rope", "post_rope turned", "normed"):
             profile = profile_of(reader, laid_out(reader, training, "gold"), site, loss)
             result["sites"][f"{site}, {loss}"] = {
                 "gold_mass": {
-                    f"{count} passages, +{moved}": gold_mass(reader, profile, held[count, 0], moved) for count, moved in LENGTHS
+                    f"{count} passages, +{moved}": gold_mass(reader, profile, held[count, 0], moved)
+                    for count, moved in LENGTHS
                 },
                 "gain": gains(profile),
             }

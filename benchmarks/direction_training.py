@@ -1,9 +1,10 @@
-"""What a step of direction training costs beside a step with backpropagation through the whole model, in processor time.
+"""What a step of direction training costs beside a step with backpropagation through the whole model, in processor
+time.
 
     python benchmarks/direction_training.py --tokens 1024 --out direction_training.json
 
-Both take the gradient of the same loss with respect to the same 20 directions on one example; steps alternate, and the ratio is
-the median over pairs. Ours needs one recording pass per example on top, which is reported.
+Both take the gradient of the same loss with respect to the same 20 directions on one example; steps alternate, and the
+ratio is the median over pairs. Ours needs one recording pass per example on top, which is reported.
 """
 
 from __future__ import annotations

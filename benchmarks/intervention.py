@@ -1,8 +1,9 @@
 """What an intervention costs: focused over bare, interleaved, for prefill, decode, attaching and peak memory.
 
-Every round runs all variants once, in random order, with the bare model before and after each of them; a ratio is a variant
-over the mean of its two neighbours, so that drift of the machine cancels, and the median over rounds is reported with its
-quartiles. `bare_again` is the bare model in a variant's place: its spread is the noise the other ratios must be read against.
+Every round runs all variants once, in random order, with the bare model before and after each of them; a ratio is a
+variant over the mean of its two neighbours, so that drift of the machine cancels, and the median over rounds is
+reported with its quartiles. `bare_again` is the bare model in a variant's place: its spread is the noise the other
+ratios must be read against.
 
     python -m benchmarks.intervention --quick
     python -m benchmarks.intervention --output benchmarks/results/intervention.json
@@ -60,9 +61,10 @@ def model_and_heads(site: str = "normed") -> tuple[LlamaForCausalLM, FocusProfil
 
 @contextlib.contextmanager
 def variant(name: str, model: LlamaForCausalLM, profile: FocusProfile, batch: int, length: int) -> Iterator[None]:
-    """One passage of 128 tokens in the middle is the relevant one for split softmax, which acts in every row after it, and the best scored one for
-    leaning, which acts in the last 48 rows of the prompt and while answering; alpha and, at `post_rope`, the turn differ from row to row. `answering`
-    is what a generator does by default: it leans and measures which of 20 passages the heads attend to.
+    """One passage of 128 tokens in the middle is the relevant one for split softmax, which acts in every row after it,
+    and the best scored one for leaning, which acts in the last 48 rows of the prompt and while answering; alpha and, at
+    `post_rope`, the turn differ from row to row. `answering` is what a generator does by default: it leans and measures
+    which of 20 passages the heads attend to.
     """
     if name.startswith("bare"):
         yield
@@ -71,7 +73,9 @@ def variant(name: str, model: LlamaForCausalLM, profile: FocusProfile, batch: in
         spans = [[(start, min(start + 128, length - 1))]] * batch
         first_row = None if name == "split_softmax" else length - 48
         passages = [[(place * length // 20, (place + 1) * length // 20) for place in range(20)]] * batch
-        measured_as_well = SpanMeter(model, profile.head_pairs, passages, length) if name == "answering" else contextlib.nullcontext()
+        measured_as_well = (
+            SpanMeter(model, profile.head_pairs, passages, length) if name == "answering" else contextlib.nullcontext()
+        )
         with split_softmax(model, profile.head_pairs, spans, length, tau=0.1, first_row=first_row), measured_as_well:
             yield
     else:

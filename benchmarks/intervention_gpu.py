@@ -3,9 +3,10 @@
     python -m benchmarks.intervention_gpu --output benchmarks/results/intervention_gpu.json
     python -m benchmarks.intervention_gpu --device cpu --toy          # the same code in seconds; its times say nothing
 
-A random model of the shape of a 1.5-billion-parameter one, bfloat16. Every round runs all variants once, in an order that turns and
-flips from round to round; a ratio is taken within a round and the median over rounds is reported. `bare_again` is the noise.
-Times are those between two CUDA events (on a CPU: of the clock), what the host makes the GPU wait included. Decoding uses the growing cache that `generate` uses by default.
+A random model of the shape of a 1.5-billion-parameter one, bfloat16. Every round runs all variants once, in an order
+that turns and flips from round to round; a ratio is taken within a round and the median over rounds is reported.
+`bare_again` is the noise. Times are those between two CUDA events (on a CPU: of the clock), what the host makes the GPU
+wait included. Decoding uses the growing cache that `generate` uses by default.
 """
 
 from __future__ import annotations
@@ -166,13 +167,20 @@ def scoring(sizes: Sizes, model: Any, device: str, rows: int = 32, passages: int
     except torch.OutOfMemoryError:
         return {**found, "out_of_memory": True}
     peak = torch.cuda.max_memory_allocated() - before if on_gpu else None
-    return {**found, "out_of_memory": False, "median_ms": round(statistics.median(times[1:]), 3), "peak_extra_bytes": peak}
+    return {
+        **found,
+        "out_of_memory": False,
+        "median_ms": round(statistics.median(times[1:]), 3),
+        "peak_extra_bytes": peak,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--scoring", action=argparse.BooleanOptionalAction, default=True, help="score a long context too")
+    parser.add_argument(
+        "--scoring", action=argparse.BooleanOptionalAction, default=True, help="score a long context too"
+    )
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--output", type=Path, help="also write the JSON here, after every case")
     parser.add_argument("--conditions", default="", help="a remark on the machine's other load, kept in the result")

@@ -1,11 +1,12 @@
-"""What the passage capture costs a LangChain call, how large its registry gets, and whether generating blocks the event loop.
+"""What the passage capture costs a LangChain call, how large its registry gets, and whether generating blocks the event
+loop.
 
     python -m benchmarks.langchain_capture --calls 100000 --out capture.json
 
-Writes JSON. Costs are processor time inside the capture itself (its callbacks, and looking the passages up), and wall time of a whole
-chain with and without it; memory is what the registry and the callback handler hold, by `sys.getsizeof` over everything reachable.
-The loop's lag is the longest delay of a 1 ms timer while answers are generated, with the model that comes with the package or
-the one in `--model`.
+Writes JSON. Costs are processor time inside the capture itself (its callbacks, and looking the passages up), and wall
+time of a whole chain with and without it; memory is what the registry and the callback handler hold, by `sys.getsizeof`
+over everything reachable. The loop's lag is the longest delay of a 1 ms timer while answers are generated, with the
+model that comes with the package or the one in `--model`.
 """
 
 from __future__ import annotations

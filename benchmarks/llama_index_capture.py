@@ -1,8 +1,10 @@
-"""What the passage capture costs a LlamaIndex call, how large its registry gets, and whether generating blocks the event loop.
+"""What the passage capture costs a LlamaIndex call, how large its registry gets, and whether generating blocks the
+event loop.
 
     python -m benchmarks.llama_index_capture --calls 100000 --lag --out capture.json
 
-Writes JSON. Costs are processor time inside the capture itself: its span and event handlers, and looking the passages up.
+Writes JSON. Costs are processor time inside the capture itself: its span and event handlers, and looking the passages
+up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a longer instruction before the passages does to a profile that was fitted with a short one, on the embedded reader.
+"""What a longer instruction before the passages does to a profile that was fitted with a short one, on the embedded
+reader.
 
-Exact answers of the same dev questions, bare, focused with directions turned to where the passages begin, and focused without the
-turn, as published directions are. What is added to the instruction says nothing about any question.
+Exact answers of the same dev questions, bare, focused with directions turned to where the passages begin, and focused
+without the turn, as published directions are. What is added to the instruction says nothing about any question.
 
     python -m benchmarks.long_instructions --output benchmarks/results/long_instructions.json
 """
@@ -42,7 +43,11 @@ def main() -> None:
             alpha = "auto" if of is None else of.policy
             return measure_quality(generator, asked, alpha, grading="exact", max_new_tokens=NEW_TOKENS)  # type: ignore[arg-type]
 
-        columns = {"bare": graded(None), "turned": graded(profile), "as published": graded(profile.replace(passages_at=None))}
+        columns = {
+            "bare": graded(None),
+            "turned": graded(profile),
+            "as published": graded(profile.replace(passages_at=None)),
+        }
         row = {"tokens_added": reader.count_tokens(HOUSE_RULE * repeated)}
         for name, column in columns.items():
             gain = [after - before for after, before in zip(column, columns["bare"], strict=True)]

@@ -2,8 +2,9 @@
 
     python benchmarks/scoring.py --tokens 4096 --out scoring.json
 
-Plain pass (vocabulary projection included, which scoring leaves out), decoder alone and scored pass alternate; the ratio is the median over pairs, with a plain pass against a plain pass beside it to
-show what chance does. Each memory figure comes from a process of its own, and the ways take turns; the ratio is that of medians.
+Plain pass (vocabulary projection included, which scoring leaves out), decoder alone and scored pass alternate; the
+ratio is the median over pairs, with a plain pass against a plain pass beside it to show what chance does. Each memory
+figure comes from a process of its own, and the ways take turns; the ratio is that of medians.
 """
 
 from __future__ import annotations
@@ -131,7 +132,9 @@ def main() -> None:
         "torch": torch.__version__, "threads": 1,
     }  # fmt: skip
     memory = peak_memories(["plain", "decoder", "scored", *(["eager"] if options.eager else [])], options)
-    found["peak_extra_mb"] = {name: {"median": statistics.median(values), "all": values} for name, values in memory.items()}
+    found["peak_extra_mb"] = {
+        name: {"median": statistics.median(values), "all": values} for name, values in memory.items()
+    }
     found["peak_ratio_to_plain"] = {
         name: statistics.median(values) / statistics.median(memory["plain"]) for name, values in memory.items()
     }
@@ -141,7 +144,9 @@ def main() -> None:
         ways(slow, example)["eager"]()
         found["cpu_seconds"]["eager"] = time.process_time() - start
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found["ratio_to_plain"], indent=1), json.dumps(found["peak_extra_mb"]), found["peak_ratio_to_plain"])
+    print(
+        json.dumps(found["ratio_to_plain"], indent=1), json.dumps(found["peak_extra_mb"]), found["peak_ratio_to_plain"]
+    )
 
 
 if __name__ == "__main__":

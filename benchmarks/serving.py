@@ -1,7 +1,8 @@
-"""What the server costs beside the generator alone, and what requests that come at the same time gain by going together.
+"""What the server costs beside the generator alone, and what requests that come at the same time gain by going
+together.
 
-The demo's questions, 20 passages each, over a real server on this machine; every round takes all ways in random order, and ratios are to the
-generator called directly in the same round.
+The demo's questions, 20 passages each, over a real server on this machine; every round takes all ways in random order,
+and ratios are to the generator called directly in the same round.
 
 python -m benchmarks.serving --output benchmarks/results/serving.json
 """
@@ -38,16 +39,26 @@ def main() -> None:
     options = parser.parse_args()
     folder = demo_folder()
     index = PassageIndex.from_folder(folder)
-    asked = [(one.question, index.search(one.question, 20)) for one in read_questions(folder / "questions.jsonl")[: options.questions]]
+    asked = [
+        (one.question, index.search(one.question, 20))
+        for one in read_questions(folder / "questions.jsonl")[: options.questions]
+    ]
     generator = FocusGenerator.from_pretrained()
-    server = uvicorn.Server(uvicorn.Config(create_app(generator), port=0, log_level="warning", ws="none", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(generator), port=0, log_level="warning", ws="none", lifespan="off")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     bodies = [
-        {"question": question, "score_kind": "cosine", "max_tokens": 32, "passages": [{"text": p.text, "title": p.title, "score": p.score} for p in passages]}
+        {
+            "question": question,
+            "score_kind": "cosine",
+            "max_tokens": 32,
+            "passages": [{"text": p.text, "title": p.title, "score": p.score} for p in passages],
+        }
         for question, passages in asked
     ]
 
@@ -56,7 +67,10 @@ def main() -> None:
             generator.answer(question, passages, score_kind="cosine", max_new_tokens=32)
 
     ways: dict[str, Any] = {"generator alone": directly}
-    ways |= {f"server, {clients} at a time": lambda clients=clients: asyncio.run(ask(address, bodies, clients)) for clients in CLIENTS}
+    ways |= {
+        f"server, {clients} at a time": lambda clients=clients: asyncio.run(ask(address, bodies, clients))
+        for clients in CLIENTS
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     directly()
     for _ in range(options.rounds):

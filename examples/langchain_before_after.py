@@ -3,15 +3,16 @@
     -llm = ChatHuggingFace(llm=HuggingFacePipeline.from_model_id("Qwen/Qwen2.5-7B-Instruct", task="text-generation"))
     +llm = ChatFocus(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="my-profile")
 
-And once more with the scores, which LangChain's vector store retrievers throw away, and which a profile leans on where it has them:
+And once more with the scores, which LangChain's vector store retrievers throw away, and which a profile leans on where
+it has them:
 
     -retriever = store.as_retriever(search_kwargs={"k": 12})
     +retriever = keep_scores(store.as_retriever(search_kwargs={"k": 12}))
 
     python examples/langchain_before_after.py
 
-Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model that comes with
-the package, the one before with alpha 0, which leaves it exactly as it is.
+Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model
+that comes with the package, the one before with alpha 0, which leaves it exactly as it is.
 """
 
 from __future__ import annotations
@@ -89,7 +90,12 @@ def main() -> None:
         for name, text in said.items():
             right[name] += any(answer.lower() in text.lower() for answer in row["answers"])
         if len(set(said.values())) > 1:
-            print(row["question"], *(f"  {name}: {text}" for name, text in said.items()), f"  right: {row['answers'][0]}", sep="\n")
+            print(
+                row["question"],
+                *(f"  {name}: {text}" for name, text in said.items()),
+                f"  right: {row['answers'][0]}",
+                sep="\n",
+            )
     print(f"\n{len(asked)} questions; right {', '.join(f'{name}: {count}' for name, count in right.items())}")
 
 

@@ -1,9 +1,10 @@
-"""Ask documents through a LangChain chain over a real FAISS index; runs offline on the model that comes with the package.
+"""Ask documents through a LangChain chain over a real FAISS index; runs offline on the model that comes with the
+package.
 
     python examples/langchain_faiss.py
 
-What to watch with scores: `IndexFlatL2` gives squared distances, of which the *lowest* is best, and `as_retriever()` drops
-them altogether. `keep_scores` hands on what the index said; which way up it is, focus_rag tells from the order.
+What to watch with scores: `IndexFlatL2` gives squared distances, of which the *lowest* is best, and `as_retriever()`
+drops them altogether. `keep_scores` hands on what the index said; which way up it is, focus_rag tells from the order.
 """
 
 from __future__ import annotations

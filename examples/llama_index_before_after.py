@@ -5,8 +5,8 @@
 
     python examples/llama_index_before_after.py
 
-Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model that comes with
-the package, the one before with alpha 0, which leaves it exactly as it is.
+Nothing tells the new model about the retriever; it finds the passages of each call by itself. Here both are the model
+that comes with the package, the one before with alpha 0, which leaves it exactly as it is.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Ask documents through a LlamaIndex query engine over a real FAISS index; runs offline on the model that comes with the package.
+"""Ask documents through a LlamaIndex query engine over a real FAISS index; runs offline on the model that comes with
+the package.
 
     python examples/llama_index_faiss.py
 
-What to watch with scores: `FaissVectorStore` hands on what its index computes. `IndexFlatL2` gives squared distances, of which the
-*lowest* is best, so LlamaIndex's `SimilarityPostprocessor` would keep the worst and drop the best. focus_rag tells distances by
-their order at retrieval; a single score, or equal ones, cannot tell, so say it where you know it: `score_kind="l2_squared"`.
-An `IndexFlatIP` over normalised vectors gives cosines instead, which both understand.
+What to watch with scores: `FaissVectorStore` hands on what its index computes. `IndexFlatL2` gives squared distances,
+of which the *lowest* is best, so LlamaIndex's `SimilarityPostprocessor` would keep the worst and drop the best.
+focus_rag tells distances by their order at retrieval; a single score, or equal ones, cannot tell, so say it where you
+know it: `score_kind="l2_squared"`. An `IndexFlatIP` over normalised vectors gives cosines instead, which both
+understand.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class FittedAlpha(_Policy):
         counts: Passage counts of the knots, rising, at least 1.
         noises: Noises of the knots, rising, in [0, 1].
         alphas: `alphas[i][j]` belongs to `counts[i]` and `noises[j]`; shape (counts, noises), not negative.
-        needs_order: The directions rely on where a retriever puts the relevant passage and are not shown to be harmless elsewhere, so alpha is 0 where
-            the scores say that passages do not stand best first.
+        needs_order: The directions rely on where a retriever puts the relevant passage and are not shown to be harmless
+            elsewhere, so alpha is 0 where the scores say that passages do not stand best first.
     """
 
     kind: Literal["fitted"] = "fitted"
@@ -114,10 +114,16 @@ class FittedAlpha(_Policy):
         if signal.n_passages <= 1:
             return _nothing_to_choose(signal)
         if signal.n_passages < self._fewest_measured:
-            return AlphaChoice(0.0, f"{signal.n_passages} passages, and alpha was fitted for {self._fewest_measured} and more: the model is left as it is")
+            return AlphaChoice(
+                0.0,
+                f"{signal.n_passages} passages, and alpha was fitted for {self._fewest_measured} and more: the model "
+                "is left as it is",
+            )
         if self.needs_order and signal.in_order is False:
             return AlphaChoice(
-                0.0, "the passages do not stand in the order of their scores, which this profile relies on: the model is left as it is"
+                0.0,
+                "the passages do not stand in the order of their scores, which this profile relies on: the model is "
+                "left as it is",
             )
         i, up = _place([math.log(count) for count in self.counts], math.log(signal.n_passages))
         j, right = _place(self.noises, signal.noise)

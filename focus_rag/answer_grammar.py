@@ -36,7 +36,8 @@ class AnswerGrammar:
         tokenizer: The model's fast tokenizer.
 
     Raises:
-        InvalidInputError: It is no JSON Schema, uses what llguidance does not know, takes too much, or the tokenizer cannot be used for it.
+        InvalidInputError: It is no JSON Schema, uses what llguidance does not know, takes too much, or the tokenizer
+            cannot be used for it.
         MissingDependencyError: llguidance is not installed.
     """
 
@@ -76,7 +77,10 @@ class AnswerGrammar:
     def _notice_loss(self) -> None:
         if not self.is_lost and self._matcher.is_error():
             self.is_lost = True
-            logger.warning("An answer is cut off, for its JSON Schema can no longer be followed: %.300s", self._matcher.get_error().partition("\n")[0])
+            logger.warning(
+                "An answer is cut off, for its JSON Schema can no longer be followed: %.300s",
+                self._matcher.get_error().partition("\n")[0],
+            )
 
 
 def _grammar(schema: Mapping[str, Any]) -> str:
@@ -96,7 +100,9 @@ def _tokenizer(tokenizer: Any) -> Any:
         try:
             known = _TOKENIZERS[tokenizer] = from_tokenizer(tokenizer)
         except Exception as error:  # it reads the tokenizer's own file, whose kinds are many
-            raise InvalidInputError(f"The model's tokenizer cannot be used for answers by a JSON Schema: {error!s:.300}") from error
+            raise InvalidInputError(
+                f"The model's tokenizer cannot be used for answers by a JSON Schema: {error!s:.300}"
+            ) from error
     return known
 
 
@@ -105,5 +111,7 @@ def _llguidance() -> ModuleType:
     try:
         import llguidance
     except ModuleNotFoundError as error:
-        raise MissingDependencyError("Answers by a JSON Schema need llguidance: pip install 'focus-rag[structured]'.") from error
+        raise MissingDependencyError(
+            "Answers by a JSON Schema need llguidance: pip install 'focus-rag[structured]'."
+        ) from error
     return llguidance

@@ -1,7 +1,8 @@
-"""An answer as one HTML page that loads nothing: its passages shaded by attention and its evidence underlined, confidence, alpha and noise in words.
+"""An answer as one HTML page that loads nothing: its passages shaded by attention and its evidence underlined,
+confidence, alpha and noise in words.
 
-With the attention of each answer token at hand (`answer_trace.trace_answer`), pointing at a token, or reaching it with the tab key,
-shades the passages by what was attended to while that token was chosen.
+With the attention of each answer token at hand (`answer_trace.trace_answer`), pointing at a token, or reaching it with
+the tab key, shades the passages by what was attended to while that token was chosen.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class AnswerTrace:
         answer: The answer.
         tokens: Text of each token.
         shares: For each token the share of the contextual heads' passage attention by passage, in the order of
-            `answer.passages`; None for a passage that was not in the prompt. All 0 for a token at which these heads pay passages
-            no attention to speak of.
+            `answer.passages`; None for a passage that was not in the prompt. All 0 for a token at which these heads pay
+            passages no attention to speak of.
     """
 
     answer: Answer
@@ -75,7 +76,8 @@ def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None)
     parts = [
         f"<h1>{html.escape(question)}</h1>" if question else "",
         f'<p class="answer">{_answer_text(trace)}</p>',
-        f"<p>{'' if given.confidence is None else f'confidence {given.confidence:.0%}, '}alpha {given.alpha:.3g}, noise {given.noise:.2f}: {html.escape(given.reason)}</p>",
+        f"<p>{'' if given.confidence is None else f'confidence {given.confidence:.0%}, '}alpha {given.alpha:.3g}, "
+        f"noise {given.noise:.2f}: {html.escape(given.reason)}</p>",
         "<ol>" + "".join(_passage(place, use, given.evidence) for place, use in enumerate(given.passages)) + "</ol>",
         f'<script type="application/json" id="attention">{data}</script><script>{_SCRIPT}</script>',
     ]
@@ -99,7 +101,11 @@ def _passage(place: int, use: PassageUse, evidence: Sequence[Evidence]) -> str:
     title = f"<strong>{html.escape(use.passage.title)}</strong> " if use.passage.title else ""
     score = "" if use.passage.score is None else f"<span>score {use.passage.score:.3g}</span>"
     source = f"<span>{html.escape(str(use.passage.id))}</span>" if use.passage.id else ""
-    marked = sorted((one.start, one.end) for one in evidence if one.passage == place and one.start is not None and one.end is not None)
+    marked = sorted(
+        (one.start, one.end)
+        for one in evidence
+        if one.passage == place and one.start is not None and one.end is not None
+    )
     text = title + _marked(use.passage.text, marked)
     if not use.used:
         meta = (

@@ -52,7 +52,9 @@ def trace_answer(
         stack.enter_context(focus(generator.model, generator.profile, answer.alpha, passages_at=prompt.passages_at))
         if favoured:
             after = prompt.after_passages_in(length)
-            stack.enter_context(split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=answer.tau, first_row=after))
+            stack.enter_context(
+                split_softmax(generator.model, heads, [favoured], length + len(tokens), tau=answer.tau, first_row=after)
+            )
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)

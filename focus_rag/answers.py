@@ -32,9 +32,9 @@ class GenerationSettings(BaseModel):
         top_k: Sample from the k most probable tokens; 0 for all.
         seed: Makes sampling repeatable. A row of a batch draws from its own seed, whatever stands beside it.
         stop: Generation ends before the first of these strings, which is not part of the answer.
-        json_schema: The answer is JSON that follows this JSON Schema, or that of a pydantic class; cut off where `max_new_tokens` are too few
-            (`finish_reason` is `length`); stop strings do not count then. The model is not told of it: say in the question what is wanted. Needs the
-            extra `[structured]`.
+        json_schema: The answer is JSON that follows this JSON Schema, or that of a pydantic class; cut off where
+            `max_new_tokens` are too few (`finish_reason` is `length`); stop strings do not count then. The model is not
+            told of it: say in the question what is wanted. Needs the extra `[structured]`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -89,16 +89,19 @@ class Request:
         question: Laid out together with the passages by this library.
         messages: A conversation, rendered by the chat template; its passages are located in it.
         prompt: Raw text, tokenised as it is; its passages are located in it.
-        query: What the passages were retrieved for, where there is no `question`: a split by shared words needs one or the other.
+        query: What the passages were retrieved for, where there is no `question`: a split by shared words needs one or
+            the other.
         passages: What was retrieved, in retrieval order.
         alpha: A number, `"auto"` (by the profile), a policy, or None for the generator's own setting.
-        split: A `ScoreSplit`, `"auto"` (the profile's, where alpha is `"auto"` too), `"off"`, or None for the generator's own setting.
+        split: A `ScoreSplit`, `"auto"` (the profile's, where alpha is `"auto"` too), `"off"`, or None for the
+            generator's own setting.
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
         noise: Expected share of irrelevant passages, where known; it wins over the scores.
         in_order: Whether the passages stand best first, where that is known though no scores say it.
-        keep_best: How many passages to answer a `question` from, the best by scores and shared words together (see `best_passages`), as if no others
-            had been retrieved; None for the generator's own setting. Prompts that the caller laid out stay as they are.
+        keep_best: How many passages to answer a `question` from, the best by scores and shared words together (see
+            `best_passages`), as if no others had been retrieved; None for the generator's own setting. Prompts that the
+            caller laid out stay as they are.
         settings: Generation settings, or None for the generator's own.
     """
 
@@ -127,14 +130,18 @@ class Request:
             if text is not None and (not isinstance(text, str) or not text.strip()):
                 raise InvalidInputError(f"{name} must be a string that is not empty; got {text!r:.80}.")
         if self.higher_is_better is not None and not isinstance(self.higher_is_better, bool):
-            # What a comparison of numpy's or torch's numbers gives; other things, a string among them, would count as True.
+            # What a comparison of numpy's or torch's numbers gives; other things, a string among them, would count as
+            # True.
             if "bool" not in str(getattr(self.higher_is_better, "dtype", "")):
                 raise InvalidInputError(f"higher_is_better must be True, False or None; got {self.higher_is_better!r}.")
             object.__setattr__(self, "higher_is_better", bool(self.higher_is_better))
         if self.keep_best is not None:
             require_count(self.keep_best)
             if self.question is None:
-                raise InvalidInputError("keep_best chooses the passages that a question is laid out with; messages and prompts hold theirs already.")
+                raise InvalidInputError(
+                    "keep_best chooses the passages that a question is laid out with; messages and prompts hold "
+                    "theirs already."
+                )
         if self.query is not None and not isinstance(self.query, str):
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
@@ -143,7 +150,8 @@ class Request:
         wrong = [passage for passage in self.passages if not isinstance(passage, Passage)]
         if wrong:
             raise InvalidInputError(
-                f"passages must be Passage objects; got {type(wrong[0]).__name__}. Wrap texts: Passage(text, score=...)."
+                f"passages must be Passage objects; got {type(wrong[0]).__name__}. Wrap texts: Passage(text, "
+                "score=...)."
             )
 
 
@@ -153,8 +161,8 @@ class PassageUse:
 
     Attributes:
         passage: The passage as it was given.
-        attention: Its share of the attention that the contextual heads paid to passages while answering; shares add up to 1 over
-            the passages in the prompt. None where nothing was measured.
+        attention: Its share of the attention that the contextual heads paid to passages while answering; shares add up
+            to 1 over the passages in the prompt. None where nothing was measured.
         used: Whether it was in the prompt.
         dropped_reason: Why not, if it was not.
         favoured: Whether split softmax leaned on it, see `ScoreSplit`.
@@ -192,11 +200,12 @@ class Answer:
         passages: What became of every passage, in the order given.
         usage: Token counts.
         finish_reason: `stop` (end of sequence or stop string), `length` or `cancelled`.
-        evidence: The sentences of the passages that the answer stands on, by attention and shared words, the best first and at most three. Of an answer
-            that says nothing is stated, too, the closest ones.
+        evidence: The sentences of the passages that the answer stands on, by attention and shared words, the best first
+            and at most three. Of an answer that says nothing is stated, too, the closest ones.
         support: What speaks for the answer; None where that says nothing.
-        confidence: Probability that the answer is right, by the profile, which was fitted with the gold passage missing in some questions; None where
-            the profile does not say. Of an answer that says nothing is stated it tells nothing.
+        confidence: Probability that the answer is right, by the profile, which was fitted with the gold passage missing
+            in some questions; None where the profile does not say. Of an answer that says nothing is stated it tells
+            nothing.
     """
 
     text: str

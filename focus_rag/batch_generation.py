@@ -31,18 +31,31 @@ class Batch:
         measure: Whether to measure which passages the contextual heads attend to.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, profile: FocusProfile | None, rows: Sequence[PreparedRequest], *, measure: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        profile: FocusProfile | None,
+        rows: Sequence[PreparedRequest],
+        *,
+        measure: bool,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._profile = profile
         self._rows = rows
         self._measure = measure
         self._pad, self._ends = pad_token(model, tokenizer), end_tokens(model, tokenizer)
-        self._input_ids, self._mask = left_padded([row.prompt.input_ids for row in rows], self._pad, input_device(model))
+        self._input_ids, self._mask = left_padded(
+            [row.prompt.input_ids for row in rows], self._pad, input_device(model)
+        )
         self._length = self._input_ids.shape[1]
 
     def run(
-        self, on_answer: Callable[[int, Answer], None], on_text: Callable[[str], None] | None, is_cancelled: Callable[[], bool]
+        self,
+        on_answer: Callable[[int, Answer], None],
+        on_text: Callable[[str], None] | None,
+        is_cancelled: Callable[[], bool],
     ) -> None:
         """Generate; the model must be free.
 
@@ -53,7 +66,9 @@ class Batch:
         """
         texts = [RowText(self._tokenizer, row.settings, self._ends, on_text, row.grammar) for row in self._rows]
         logprobs = RowLogprobs()
-        choosing = [one for one in (RowLimits(texts), RowSampler([row.settings for row in self._rows])) if one.is_needed]
+        choosing = [
+            one for one in (RowLimits(texts), RowSampler([row.settings for row in self._rows])) if one.is_needed
+        ]
         meter = self._meter()
         answered: set[int] = set()
 
@@ -94,9 +109,13 @@ class Batch:
             return None
         spans = [row.favoured_in(self._length) for row in self._rows]
         # From where the passages end: so it costs the few rows that ask and answer, and brings what more rows would.
-        first_rows = [row.prompt.after_passages_in(self._length) if row.choice.favoured else self._length for row in self._rows]
+        first_rows = [
+            row.prompt.after_passages_in(self._length) if row.choice.favoured else self._length for row in self._rows
+        ]
         taus = [row.choice.tau for row in self._rows]
-        return SplitSoftmaxTap(self._model, self._profile.head_pairs, spans, self._length, tau=taus, first_row=first_rows)
+        return SplitSoftmaxTap(
+            self._model, self._profile.head_pairs, spans, self._length, tau=taus, first_row=first_rows
+        )
 
     def _meter(self) -> SpanMeter | None:
         if not self._measure or self._profile is None:
@@ -110,7 +129,8 @@ class Batch:
         Keyword arguments, because in a configuration object None means: as the model has it.
         """
         return dict(
-            max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1, num_return_sequences=1,
+            max_new_tokens=max_new_tokens, max_length=None, min_length=0, do_sample=False, num_beams=1,
+            num_return_sequences=1,
             temperature=None, top_p=None, top_k=None, min_p=None, typical_p=None, use_cache=True,
             pad_token_id=self._pad,
             eos_token_id=sorted(self._ends) or None,

@@ -1,4 +1,6 @@
-"""How likely an answer is right: a logistic model of what was seen while it was given, fitted on questions with and without their gold passage."""
+"""How likely an answer is right: a logistic model of what was seen while it was given, fitted on questions with and
+without their gold passage.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ class Support:
     """What speaks for an answer.
 
     Attributes:
-        logprob: Mean log-probability of its tokens, those of a stop string that cut it off among them and the end of the sequence not, as the model has
-            them with its focus and its generation configuration, whatever they were sampled or held by; natural logarithm.
+        logprob: Mean log-probability of its tokens, those of a stop string that cut it off among them and the end of
+            the sequence not, as the model has them with its focus and its generation configuration, whatever they were
+            sampled or held by; natural logarithm.
         least_logprob: That of its least likely token.
-        answer_words: Share of its words that stand in the first sentence of its evidence, or in the title of that sentence's passage.
+        answer_words: Share of its words that stand in the first sentence of its evidence, or in the title of that
+            sentence's passage.
         question_words: Share of the question's words that stand there; None where the question is not known.
     """
 
@@ -44,11 +48,16 @@ class Confidence(BaseModel):
     @property
     def named(self) -> dict[str, float]:
         """Intercept and weights by name."""
-        return {"intercept": self.intercept, **dict(zip((field.name for field in fields(Support)), self.weights, strict=True))}
+        return {
+            "intercept": self.intercept,
+            **dict(zip((field.name for field in fields(Support)), self.weights, strict=True)),
+        }
 
     def of(self, support: Support) -> float | None:
         """Probability that an answer is right; None where the question is not known."""
         if support.question_words is None:
             return None
-        logit = self.intercept + sum(weight * value for weight, value in zip(self.weights, astuple(support), strict=True))
+        logit = self.intercept + sum(
+            weight * value for weight, value in zip(self.weights, astuple(support), strict=True)
+        )
         return 1 / (1 + math.exp(-max(-_LARGEST, min(logit, _LARGEST))))

@@ -25,7 +25,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class RowLogprobs(LogitsProcessor):
-    """Keeps the logits of a step, as the model's configuration leaves them, until it is known which tokens were taken."""
+    """Keeps the logits of a step, as the model's configuration leaves them, until it is known what was taken."""
 
     def __init__(self) -> None:
         self._logits: Tensor | None = None
@@ -111,14 +111,17 @@ class RowLimits(LogitsProcessor):
                 continue
             allowed = allowed.to(scores.device)
             row_scores = scores[index].masked_fill(~allowed, -float("inf"))
-            if not row_scores.isfinite().any():  # ruled out by the model's own configuration, which does not know the schema
+            if (
+                not row_scores.isfinite().any()
+            ):  # ruled out by the model's own configuration, which does not know the schema
                 row_scores = torch.zeros_like(row_scores).masked_fill(~allowed, -float("inf"))
             limited[index] = row_scores
         return limited
 
 
 class RowText:
-    """The text of one row as its tokens arrive, ended by an end-of-sequence token, a stop string, the length, or because it follows its schema to the end.
+    """The text of one row as its tokens arrive, ended by an end-of-sequence token, a stop string, the length, or
+    because it follows its schema to the end.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -192,7 +195,9 @@ class RowText:
         return self._grammar is not None
 
     def allowed(self, width: int) -> Tensor | None:
-        """Which tokens may come next, `(vocabulary,)` of bool, by the schema; None where the row is finished or its schema lost."""
+        """Which tokens may come next, `(vocabulary,)` of bool, by the schema; None where the row is finished or its
+        schema lost.
+        """
         if self._grammar is None or self.finish_reason is not None:
             return None
         allowed = self._grammar.allowed(width, self._end_tokens)
@@ -204,7 +209,7 @@ class RowText:
         return self._text
 
     def _decode(self) -> None:
-        """Decode what is new. Decoding restarts a few tokens back, since how a token reads depends on its neighbours."""
+        """Decode what is new. It restarts a few tokens back, since how a token reads depends on its neighbours."""
         ids = [token for token in self.ids if token not in self._end_tokens]
         fresh = self._tokenizer.decode(ids[self._settled_tokens :], skip_special_tokens=True)
         self._text = self._settled_text + fresh
@@ -247,7 +252,11 @@ class RowStopping(StoppingCriteria):
     """
 
     def __init__(
-        self, rows: Sequence[RowText], logprobs: RowLogprobs, is_cancelled: Callable[[], bool], on_finished: Callable[[int], None]
+        self,
+        rows: Sequence[RowText],
+        logprobs: RowLogprobs,
+        is_cancelled: Callable[[], bool],
+        on_finished: Callable[[int], None],
     ) -> None:
         self._rows = rows
         self._logprobs = logprobs
@@ -257,7 +266,9 @@ class RowStopping(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
         open_rows = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
         tokens = input_ids[:, -1]
-        done = [row.push(*taken) for row, *taken in zip(self._rows, tokens.tolist(), self._logprobs.of(tokens), strict=True)]
+        done = [
+            row.push(*taken) for row, *taken in zip(self._rows, tokens.tolist(), self._logprobs.of(tokens), strict=True)
+        ]
         for index in open_rows:
             if done[index]:
                 self._on_finished(index)

@@ -19,7 +19,10 @@ from focus_rag.noise import ScoreKind, is_score_kind, orientation, worst_first
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 
-_SCHEMA = '{"question": str, "answers": [str, ...], "passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...], "score_kind"?: str}'
+_SCHEMA = (
+    '{"question": str, "answers": [str, ...], "score_kind"?: str, '
+    '"passages": [{"text": str, "is_gold": bool, "title"?: str, "score"?: number}, ...]}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class Example:
         answers: Accepted answers; the first is the one to write.
         passages: In retrieval order.
         gold: Indices of the passages that hold the answer.
-        score_kind: What the scores are, where known; passages that do not stand best or worst first need it to be told apart.
+        score_kind: What the scores are, where known; passages that do not stand best or worst first need it to be told
+            apart.
     """
 
     question: str
@@ -50,12 +54,14 @@ class Example:
         return list(reversed(worst_first(self.passages, score_kind=self.score_kind)))
 
     def by_relevance(self) -> list[int]:
-        """Indices of the passages by scores and shared words together, the best first, as a generator drops them from the end."""
+        """Indices of the passages by scores and shared words together, the best first, as a generator drops them from
+        the end.
+        """
         return by_relevance(self.passages, self.question, score_kind=self.score_kind)
 
     def keep_best(self, keep: int) -> Example:
-        """The same question with its best passages by scores and shared words, as `keep_best` of a generator leaves them: which end of the scores is the
-        better one is told by all of them, or by none.
+        """The same question with its best passages by scores and shared words, as `keep_best` of a generator leaves
+        them: which end of the scores is the better one is told by all of them, or by none.
         """
         if len(self.passages) <= keep:
             return self
@@ -88,8 +94,8 @@ class Example:
         return self.with_passages(order)
 
     def with_shuffled_scores(self, seed: int) -> Example:
-        """The same question with its scores dealt out anew among the passages, drawn from the seed and the question: they say nothing, but
-        which end of them is the better one stays known.
+        """The same question with its scores dealt out anew among the passages, drawn from the seed and the question:
+        they say nothing, but which end of them is the better one stays known.
         """
         scores = [passage.score for passage in self.passages]
         random.Random(f"scores {seed} {self.key}").shuffle(scores)
@@ -129,7 +135,8 @@ class ExampleSet:
         if len(self.examples) < minimum:
             reasons = "; ".join(f"{reason}: {count}" for reason, count in self.skipped.items()) or "none was left out"
             raise InvalidInputError(
-                f"{self.source} has {len(self.examples)} usable examples and at least {minimum} are needed (left out: {reasons}). "
+                f"{self.source} has {len(self.examples)} usable examples and at least {minimum} are needed (left "
+                f"out: {reasons}). "
                 f"Each example is one JSON object per line: {_SCHEMA}, with the answer in a gold passage."
             )
         return self.examples
@@ -162,8 +169,8 @@ def examples_from_rows(
     """Check rows of the schema and keep those that can be learned from.
 
     Left out, with their number: rows that do not follow the schema, without answers, without passages, without a gold
-    passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and repeated questions.
-    `score_kind` is that of rows which do not say it.
+    passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and repeated
+    questions. `score_kind` is that of rows which do not say it.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
@@ -250,7 +257,9 @@ def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     kind = row.get("score_kind") or score_kind
     if kind is not None and not is_score_kind(kind):
         return "unknown score_kind"
-    return Example(question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold, kind)
+    return Example(
+        question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold, kind
+    )
 
 
 def _passages_of(rows: Sequence[object]) -> Iterator[Passage]:

@@ -1,10 +1,12 @@
-"""Baked checkpoints: focus directions at one alpha as a bias of the query projections, for engines that run without this library.
+"""Baked checkpoints: focus directions at one alpha as a bias of the query projections, for engines that run without
+this library.
 
-A shift at the output of the query projection is the same for every token, before RoPE and before any query norm: it is a bias, exactly.
-After RoPE it would turn with the position, and behind a norm it is not what enters the norm: those cannot be baked.
+A shift at the output of the query projection is the same for every token, before RoPE and before any query norm: it is
+a bias, exactly. After RoPE it would turn with the position, and behind a norm it is not what enters the norm: those
+cannot be baked.
 
-What a baked model has lost: one alpha serves everything, passages or none; nothing follows the retrieval any more, neither alpha nor a
-split. Attaching the profile to it shifts its queries a second time.
+What a baked model has lost: one alpha serves everything, passages or none; nothing follows the retrieval any more,
+neither alpha nor a split. Attaching the profile to it shifts its queries a second time.
 """
 
 from __future__ import annotations
@@ -37,18 +39,22 @@ from focus_rag.query_layouts import laid_out
 EXPORT_FILE = "focus_export.json"
 
 _PROBE = (
-    "The mill by the river was built in 1882 and burnt down nine years later. The bridge beside it was opened in 1910, and the "
+    "The mill by the river was built in 1882 and burnt down nine years later. The bridge beside it was opened in "
+    "1910, and the "
     "school in the year after. Question: When was the mill built? Answer:"
 )
 _PROBE_TOKENS = 64
 _TOP = 20
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Share of the logits (root mean square) by which two ways to compute them may differ. A bias is added before the projection's output is
-rounded and a hook's shift after it. Measured, on a tiny random model of each family and the embedded reader: up to 1e-6, 4e-3 and 3e-2,
-and 5e-2 in bfloat16 where rounding sends tokens to other experts."""
+"""Share of the logits (root mean square) by which two ways to compute them may differ. A bias is added before the
+projection's output is rounded and a hook's shift after it. Measured, on a tiny random model of each family and the
+embedded reader: up to 1e-6, 4e-3 and 3e-2, and 5e-2 in bfloat16 where rounding sends tokens to other experts.
+"""
 _MOST_ROUNDING = 0.5
 """Share of what the directions do to the logits that rounding may make up."""
-_FIT_AGAIN = "Fit a profile at the projection: `focus-rag fit --site projection`, in Python FitSettings(sites=('projection',))."
+_FIT_AGAIN = (
+    "Fit a profile at the projection: `focus-rag fit --site projection`, in Python FitSettings(sites=('projection',))."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ class ExportReport:
         alpha: The intervention factor that was baked.
         site: Site of the profile.
         heads: How many heads are shifted.
-        error: Largest difference between logits of the baked model and those of `focus()` on the original, on the probe.
+        error: Largest difference between logits of the baked model and those of `focus()` on the original, on the
+            probe.
         moved: Largest difference that `focus()` itself makes there.
         warnings: What the checkpoint does otherwise than the profile.
     """
@@ -78,30 +85,35 @@ class ExportReport:
     warnings: tuple[str, ...]
 
 
-def export_model(model: Any, tokenizer: Any, profile: FocusProfile, folder: str | Path, *, alpha: float) -> ExportReport:
+def export_model(
+    model: Any, tokenizer: Any, profile: FocusProfile, folder: str | Path, *, alpha: float
+) -> ExportReport:
     """Write a checkpoint that answers as the model does under `focus(model, profile, alpha)`, everywhere and always.
 
-    The checkpoint is checked on a probe: in memory against the steered model, and once more as it is read back from the disk. The folder
-    appears when it is complete; a process that is killed on the way leaves a hidden `.exporting-` folder beside it. The model is left as it was; its weights are not copied in memory, but reading back loads them once more.
+    The checkpoint is checked on a probe: in memory against the steered model, and once more as it is read back from the
+    disk. The folder appears when it is complete; a process that is killed on the way leaves a hidden `.exporting-`
+    folder beside it. The model is left as it was; its weights are not copied in memory, but reading back loads them
+    once more.
 
-    Beside the usual files, `focus_export.json` holds what was baked, and for the probe's token ids the likeliest next tokens with their
-    logits. Compare them in the engine that is to serve the checkpoint: some loaders (older ones of vLLM) silently drop a bias that they
-    do not expect, and the model then answers as the bare one. In the configuration, the biases are switched on.
+    Beside the usual files, `focus_export.json` holds what was baked, and for the probe's token ids the likeliest next
+    tokens with their logits. Compare them in the engine that is to serve the checkpoint: some loaders (older ones of
+    vLLM) silently drop a bias that they do not expect, and the model then answers as the bare one. In the
+    configuration, the biases are switched on.
 
     Args:
         model: A Hugging Face causal LM on one device, neither quantised nor wrapped by PEFT.
         tokenizer: Its tokenizer, written to the folder too.
         profile: A profile at site `projection`; `normed` is the same where a layer has no query norm.
         folder: Where to write; it must not exist, or be empty.
-        alpha: Intervention factor, finite and not 0. It is not `"auto"`: a bias cannot follow the retrieval. For the same reason a
-            profile's split is left out, with a warning in the report.
+        alpha: Intervention factor, finite and not 0. It is not `"auto"`: a bias cannot follow the retrieval. For the
+            same reason a profile's split is left out, with a warning in the report.
 
     Raises:
         InvalidInputError: alpha, the folder, the tokenizer or the state of the model cannot be used.
         ProfileError: The profile's directions cannot be a bias.
         ProfileMismatchError: The profile belongs to another model.
-        UnsupportedModelError: Models of this family have no query bias, or the checkpoint does not compute what it should; nothing is
-            left behind then.
+        UnsupportedModelError: Models of this family have no query bias, or the checkpoint does not compute what it
+            should; nothing is left behind then.
     """
     folder = Path(folder).resolve()
     check_export(profile, folder, alpha)
@@ -127,14 +139,17 @@ def export_model(model: Any, tokenizer: Any, profile: FocusProfile, folder: str 
         heads=len(profile.heads),
         error=_largest(logits - focused),
         moved=_largest(focused - bare),
-        warnings=() if split is None else (f"the profile's split ({split.in_words}) is left out: a checkpoint never sees the scores of passages",),
+        warnings=()
+        if split is None
+        else (f"the profile's split ({split.in_words}) is left out: a checkpoint never sees the scores of passages",),
     )
     with _complete_folder(folder) as place:
         try:
             baked.save_pretrained(place)
         except ValueError as error:  # what configurations and generation settings are refused by
             raise InvalidInputError(f"transformers refuses to write the checkpoint: {error}") from error
-        # Published models have generation settings that transformers reads and refuses to save: they are written as they are.
+        # Published models have generation settings that transformers reads and refuses to save: they are written as
+        # they are.
         if model.generation_config is not None:
             model.generation_config.to_json_file(place / "generation_config.json")
         tokenizer.save_pretrained(place)
@@ -153,32 +168,50 @@ def check_export(profile: FocusProfile, folder: Path, alpha: object) -> None:
     """
     if not isinstance(alpha, Real) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise InvalidInputError(
-            f"alpha must be a finite number, got {alpha!r}: a baked model has one alpha for everything, and cannot choose it by the retrieval."
+            f"alpha must be a finite number, got {alpha!r}: a baked model has one alpha for everything, and cannot "
+            "choose it by the retrieval."
         )
     if alpha == 0:
-        raise InvalidInputError("alpha 0 leaves nothing to bake: the checkpoint would be the bare model. Give another alpha.")
+        raise InvalidInputError(
+            "alpha 0 leaves nothing to bake: the checkpoint would be the bare model. Give another alpha."
+        )
     if profile.site == "post_rope":
         raise ProfileError(
-            f"The directions of this profile enter after RoPE (site 'post_rope'), where no bias can put them: they cannot be baked. {_FIT_AGAIN}"
+            "The directions of this profile enter after RoPE (site 'post_rope'), where no bias can put them: they "
+            f"cannot be baked. {_FIT_AGAIN}"
         )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InvalidInputError(f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another place or empty it.")
+        raise InvalidInputError(
+            f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another place or empty it."
+        )
 
 
 def _refuse_changed_models(model: Any) -> None:
     """Only weights that can be written as they are make a checkpoint."""
     from transformers import PreTrainedModel
 
-    if isinstance(model, nn.Module) and any(type(module).__module__.split(".")[0] == "peft" for module in model.modules()):
-        raise InvalidInputError("The model is wrapped by PEFT. Merge the adapter first: model = model.merge_and_unload().")
+    if isinstance(model, nn.Module) and any(
+        type(module).__module__.split(".")[0] == "peft" for module in model.modules()
+    ):
+        raise InvalidInputError(
+            "The model is wrapped by PEFT. Merge the adapter first: model = model.merge_and_unload()."
+        )
     if not isinstance(model, PreTrainedModel):
-        raise InvalidInputError(f"A causal LM of transformers was expected, got {type(model).__name__}. Pass the model itself, not compiled or wrapped.")
+        raise InvalidInputError(
+            f"A causal LM of transformers was expected, got {type(model).__name__}. Pass the model itself, not "
+            "compiled or wrapped."
+        )
     is_quantised = getattr(model.config, "quantization_config", None) is not None
     if is_quantised or not all(one.is_floating_point() for one in model.parameters()):
-        raise InvalidInputError("The model is quantised. Load it in full precision, export that, and quantise the checkpoint.")
+        raise InvalidInputError(
+            "The model is quantised. Load it in full precision, export that, and quantise the checkpoint."
+        )
     devices = {str(one.device) for one in model.parameters()}
     if len(devices) > 1 or "meta" in devices:
-        raise InvalidInputError(f"The weights are spread over {', '.join(sorted(devices))}. Load the model whole on one device, e.g. without device_map.")
+        raise InvalidInputError(
+            f"The weights are spread over {', '.join(sorted(devices))}. Load the model whole on one device, e.g. "
+            "without device_map."
+        )
 
 
 def _require_bakeable(layout: ModelLayout, profile: FocusProfile) -> None:
@@ -186,12 +219,14 @@ def _require_bakeable(layout: ModelLayout, profile: FocusProfile) -> None:
     steered = [layout.layers[index] for index in sorted({head.layer for head in profile.heads})]
     if profile.site == "normed" and any(layer.normed is not layer.projection for layer in steered):
         raise ProfileError(
-            f"{layout.family!r} norms its queries, and the directions of this profile enter behind that norm (site 'normed'), where no bias can put "
+            f"{layout.family!r} norms its queries, and the directions of this profile enter behind that norm (site "
+            "'normed'), where no bias can put "
             f"them: they cannot be baked. {_FIT_AGAIN}"
         )
     if any(layer.projection is None for layer in steered):
         raise UnsupportedModelError(
-            f"In {layout.family!r} no projection shows the queries alone before RoPE, so no direction can be baked. Steer it with `focus()`."
+            f"In {layout.family!r} no projection shows the queries alone before RoPE, so no direction can be baked. "
+            "Steer it with `focus()`."
         )
 
 
@@ -200,7 +235,10 @@ def _probe(model: Any, tokenizer: Any) -> list[int]:
     ids = [int(token) for token in tokenizer(_PROBE)["input_ids"][:_PROBE_TOKENS]]
     rows = model.get_input_embeddings().weight.shape[0]
     if not ids or max(ids) >= rows:
-        raise InvalidInputError(f"The tokenizer makes token ids up to {max(ids, default=0)}, the model knows {rows}. Give the model's own tokenizer.")
+        raise InvalidInputError(
+            f"The tokenizer makes token ids up to {max(ids, default=0)}, the model knows {rows}. Give the model's "
+            "own tokenizer."
+        )
     return ids
 
 
@@ -240,7 +278,9 @@ def _baked(model: Any, config: Any, profile: FocusProfile, alpha: float) -> Any:
         with torch.device("meta"):
             baked = AutoModelForCausalLM.from_config(config, **how)
     except ValueError as error:
-        raise UnsupportedModelError(f"transformers cannot build {type(model).__name__} from its configuration alone: {error}") from error
+        raise UnsupportedModelError(
+            f"transformers cannot build {type(model).__name__} from its configuration alone: {error}"
+        ) from error
     baked.load_state_dict(_tensors(model, baked, profile, alpha), assign=True)
     baked.tie_weights()
     _share_buffers(model, baked)
@@ -259,10 +299,13 @@ def _tensors(model: nn.Module, baked: nn.Module, profile: FocusProfile, alpha: f
     biases = {f"{names[module]}.bias" for layer in layout.layers for module in layer.attention.children()}
     tensors, wanted = dict(model.state_dict()), baked.state_dict()
     new = wanted.keys() - tensors.keys()
-    wrong = (new - biases) | {name for name, one in tensors.items() if name not in wanted or wanted[name].shape != one.shape}
+    wrong = (new - biases) | {
+        name for name, one in tensors.items() if name not in wanted or wanted[name].shape != one.shape
+    }
     if wrong:
         raise UnsupportedModelError(
-            f"{type(baked).__name__}, built with biases in its attention, differs from this {type(model).__name__} in more than those: {', '.join(sorted(wrong)[:4])}."
+            f"{type(baked).__name__}, built with biases in its attention, differs from this {type(model).__name__} "
+            f"in more than those: {', '.join(sorted(wrong)[:4])}."
         )
     for name in new:
         weight = tensors[name.removesuffix("bias") + "weight"]
@@ -281,18 +324,24 @@ def _tensors(model: nn.Module, baked: nn.Module, profile: FocusProfile, alpha: f
 
 
 def _share_buffers(model: nn.Module, baked: nn.Module) -> None:
-    """Take over what no checkpoint holds and a model built without memory lacks: frequencies of RoPE, scales of embeddings."""
+    """Take over what no checkpoint holds and a model built without memory lacks: frequencies of RoPE, scales of
+    embeddings.
+    """
     originals = dict(model.named_buffers(remove_duplicate=False))
     for name, buffer in list(baked.named_buffers()):
         if not buffer.is_meta:
             continue
         original = originals.get(name)
         if original is None:
-            raise UnsupportedModelError(f"{type(baked).__name__} has a buffer {name!r} that {type(model).__name__} lacks; it cannot be exported.")
+            raise UnsupportedModelError(
+                f"{type(baked).__name__} has a buffer {name!r} that {type(model).__name__} lacks; it cannot be "
+                "exported."
+            )
         if original.dtype != buffer.dtype:
             # What is written would compute it in full, and answer otherwise than this model.
             raise InvalidInputError(
-                f"The model was cast after it was loaded, and its {name!r} was rounded to {original.dtype} with it. Load it with from_pretrained(..., dtype=...)."
+                f"The model was cast after it was loaded, and its {name!r} was rounded to {original.dtype} with it. "
+                "Load it with from_pretrained(..., dtype=...)."
             )
         home, _, own = name.rpartition(".")
         baked.get_submodule(home).register_buffer(own, original, persistent=False)
@@ -311,7 +360,8 @@ def _check_baked(logits: Tensor, focused: Tensor, bare: Tensor, dtype: torch.dty
     _check_close(logits, focused, dtype, "The baked model")
     if not (logits - focused).norm() < _MOST_ROUNDING * (bare - focused).norm():
         raise UnsupportedModelError(
-            f"At alpha {alpha:g} the directions move the logits hardly more than rounding to {dtype} does, so a checkpoint would be told from the bare model by chance. "
+            f"At alpha {alpha:g} the directions move the logits hardly more than rounding to {dtype} does, so a "
+            "checkpoint would be told from the bare model by chance. "
             "Load the model in float32, or give an alpha further from 0."
         )
 
@@ -321,8 +371,10 @@ def _check_close(logits: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     share = float((logits - expected).norm() / expected.norm())
     if not share <= tolerance:  # NaN too
         raise UnsupportedModelError(
-            f"{what} does not compute what the steered model does: logits differ by {share:.2g} of their size, {tolerance:g} is rounding. Nothing was "
-            "exported. Hooks of others and weights tied otherwise than the configuration says are not written; else steer the model with `focus()`."
+            f"{what} does not compute what the steered model does: logits differ by {share:.2g} of their size, "
+            f"{tolerance:g} is rounding. Nothing was "
+            "exported. Hooks of others and weights tied otherwise than the configuration says are not written; else "
+            "steer the model with `focus()`."
         )
 
 
@@ -339,7 +391,10 @@ def _record(report: ExportReport, model: Any, profile: FocusProfile, ids: list[i
         "profile": profile.digest,
         "probe": {
             "token_ids": ids,
-            "next_tokens": [{"token_id": token, "logit": logit} for logit, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)],
+            "next_tokens": [
+                {"token_id": token, "logit": logit}
+                for logit, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ],
         },
     }
 
@@ -360,11 +415,14 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
                 folder.rmdir()  # it is empty
             os.replace(place, folder)
     except (OSError, SafetensorError) as error:
-        raise InvalidInputError(f"The checkpoint cannot be written to {folder}: {getattr(error, 'strerror', None) or error}.") from error
+        raise InvalidInputError(
+            f"The checkpoint cannot be written to {folder}: {getattr(error, 'strerror', None) or error}."
+        ) from error
 
 
 def _check_written(baked: Any, folder: Path, ids: list[int], logits: Tensor) -> None:
-    """Load a written checkpoint as anybody would: its tensors must be those in memory to the bit, its logits up to rounding.
+    """Load a written checkpoint as anybody would: its tensors must be those in memory to the bit, its logits up to
+    rounding.
 
     Logits are not held to the bit, for kernels may round by where in memory a tensor begins.
     """
@@ -372,12 +430,18 @@ def _check_written(baked: Any, folder: Path, ids: list[int], logits: Tensor) -> 
 
     device, implementation = input_device(baked), baked.config._attn_implementation
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation=implementation, local_files_only=True)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", attn_implementation=implementation, local_files_only=True
+        )
     except Exception as error:  # a wrong checkpoint fails in whatever way it meets first
-        raise UnsupportedModelError(f"The checkpoint of {type(baked).__name__} cannot be loaded again, and nothing was exported: {error}") from error
+        raise UnsupportedModelError(
+            f"The checkpoint of {type(baked).__name__} cannot be loaded again, and nothing was exported: {error}"
+        ) from error
     loaded.to(device).eval()
     written = {**dict(loaded.named_buffers()), **loaded.state_dict()}
     for name, tensor in {**dict(baked.named_buffers()), **baked.state_dict()}.items():
         if name not in written or not torch.equal(written[name], tensor) or written[name].dtype != tensor.dtype:
-            raise UnsupportedModelError(f"{name!r} of {type(baked).__name__} is not read back as it was written; nothing was exported.")
+            raise UnsupportedModelError(
+                f"{name!r} of {type(baked).__name__} is not read back as it was written; nothing was exported."
+            )
     _check_close(_logits(loaded, ids), logits, baked.dtype, "The checkpoint as it is read back")

@@ -27,7 +27,8 @@ def refuse_baked(model: nn.Module) -> None:
     baked = getattr(getattr(model, "config", None), BAKED, None)
     if baked is not None:
         raise ProfileMismatchError(
-            f"This checkpoint has focus directions baked in ({baked}), and more would act on top of them. Use it without a profile; steer, and fit, "
+            f"This checkpoint has focus directions baked in ({baked}), and more would act on top of them. Use it "
+            "without a profile; steer, and fit, "
             "the model that it was exported from."
         )
 

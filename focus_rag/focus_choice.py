@@ -15,7 +15,9 @@ from focus_rag.profile import FocusProfile
 from focus_rag.score_split import ScoreSplit, SplitSetting
 
 _MOST = 100.0
-"""Largest alpha, either way: beyond it logits overflow before anything is steered, and with them the other rows of a batch."""
+"""Largest alpha, either way: beyond it logits overflow before anything is steered, and with them the other rows of a
+batch.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,9 @@ def choose_focus(
 ) -> FocusChoice:
     """Choose alpha and split for a request.
 
-    What is left to the library is one or the other: where the profile leans on passages and scores, or the words of the question, tell them apart, alpha
-    is 0, and else what the profile's policy says. What is said explicitly holds: a number for alpha leaves the profile's split out, and a
-    number with a `ScoreSplit` has both.
+    What is left to the library is one or the other: where the profile leans on passages and scores, or the words of the
+    question, tell them apart, alpha is 0, and else what the profile's policy says. What is said explicitly holds: a
+    number for alpha leaves the profile's split out, and a number with a `ScoreSplit` has both.
 
     Args:
         request: Its own `alpha` and `split` come before the settings below.
@@ -70,7 +72,9 @@ def choose_focus(
         shown=shown,
     )
     # Noise speaks of the whole retrieval; what there is to choose from are the passages in this prompt.
-    signal = replace(retrieved, n_passages=len(shown), in_order=retrieved.in_order if request.in_order is None else request.in_order)
+    signal = replace(
+        retrieved, n_passages=len(shown), in_order=retrieved.in_order if request.in_order is None else request.in_order
+    )
     choice = _alpha(alpha, signal, profile)
     leaning = _split(split, alpha, profile)
     if leaning is None:
@@ -108,16 +112,23 @@ def _alpha(setting: AlphaSetting, signal: RetrievalSignal, profile: FocusProfile
     else:
         choice = setting.choose(signal)
     if not abs(choice.alpha) <= _MOST:
-        raise InvalidInputError(f"alpha must lie between -{_MOST:g} and {_MOST:g}; got {choice.alpha!r}. 1 is a whole direction.")
+        raise InvalidInputError(
+            f"alpha must lie between -{_MOST:g} and {_MOST:g}; got {choice.alpha!r}. 1 is a whole direction."
+        )
     if choice.alpha and profile is None:
-        raise InvalidInputError("alpha other than 0 needs a profile: pass profile=..., or fit one with `focus-rag fit`.")
+        raise InvalidInputError(
+            "alpha other than 0 needs a profile: pass profile=..., or fit one with `focus-rag fit`."
+        )
     return choice
 
 
 def _split(setting: SplitSetting, alpha: AlphaSetting, profile: FocusProfile | None) -> ScoreSplit | None:
     if isinstance(setting, ScoreSplit):
         if profile is None:
-            raise InvalidInputError("A split acts on contextual heads and needs a profile: pass profile=..., or fit one with `focus-rag fit`.")
+            raise InvalidInputError(
+                "A split acts on contextual heads and needs a profile: pass profile=..., or fit one with `focus-rag "
+                "fit`."
+            )
         return setting
     if setting not in ("auto", "off"):
         raise InvalidInputError(f"split must be a ScoreSplit, 'auto' or 'off'; got {setting!r}.")

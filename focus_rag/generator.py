@@ -56,18 +56,19 @@ class FocusGenerator:
         alpha: `"auto"` (the profile's policy), a number, or a policy.
         settings: Generation settings where a request gives none.
         layout: How question and passages are laid out; by default as where the profile was fitted.
-        split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is `"auto"` too), a
-            `ScoreSplit`, or `"off"`.
-        keep_best: How many of the passages of a question to lay out, where a request does not say it: the best by scores and shared words together. Among
-            fewer than the profile's split begins with (`fewest`) nothing is leaned on. None for all that fit the window, of which the worst by these are
-            dropped first.
+        split: Split softmax on the best scored passages of each request: `"auto"` (the profile's, where alpha is
+            `"auto"` too), a `ScoreSplit`, or `"off"`.
+        keep_best: How many of the passages of a question to lay out, where a request does not say it: the best by
+            scores and shared words together. Among fewer than the profile's split begins with (`fewest`) nothing is
+            leaned on. None for all that fit the window, of which the worst by these are dropped first.
         measure: Whether to measure which passages the contextual heads attend to.
         max_batch: Most requests in one forward pass; larger batches run in parts.
         name: What to call the model in reports; by default its id or the last part of its folder.
 
     Raises:
         ProfileMismatchError: The profile belongs to another model.
-        InvalidInputError: alpha, split or keep_best cannot be used, or needs a profile, or the tokenizer is not a fast one.
+        InvalidInputError: alpha, split or keep_best cannot be used, or needs a profile, or the tokenizer is not a fast
+            one.
     """
 
     def __init__(
@@ -227,8 +228,8 @@ class FocusGenerator:
         Args:
             question: The question.
             passages: What was retrieved, in retrieval order.
-            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise`, `keep_best` (see `Request`) and the fields of
-                `GenerationSettings`.
+            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise`, `keep_best` (see `Request`) and the
+                fields of `GenerationSettings`.
 
         Raises:
             InvalidInputError: Something about the input cannot be used; the message says what.
@@ -268,17 +269,23 @@ class FocusGenerator:
     ) -> list[Answer]: ...
 
     @overload
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: Literal[True], on_outcome: OnOutcome | None = None) -> list[Outcome]: ...
+    def answer_batch(
+        self, requests: Sequence[Request], *, return_errors: Literal[True], on_outcome: OnOutcome | None = None
+    ) -> list[Outcome]: ...
 
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: OnOutcome | None = None) -> Sequence[Outcome]:
+    def answer_batch(
+        self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: OnOutcome | None = None
+    ) -> Sequence[Outcome]:
         """Serve many requests in left-padded batches, each row with its own alpha.
 
         Args:
             requests: What is asked.
-            return_errors: Whether a request that cannot be used, or whose preparation fails, gets its error in the place of an answer, while the others
-                are served. What goes wrong in the model itself is raised all the same.
-            on_outcome: Called once for each request, as soon as its answer or error is there: short answers need not wait for the long ones beside them.
-                It runs between two tokens, in the thread of the model, and must not use this generator; what it raises ends the batch.
+            return_errors: Whether a request that cannot be used, or whose preparation fails, gets its error in the
+                place of an answer, while the others are served. What goes wrong in the model itself is raised all the
+                same.
+            on_outcome: Called once for each request, as soon as its answer or error is there: short answers need not
+                wait for the long ones beside them. It runs between two tokens, in the thread of the model, and must not
+                use this generator; what it raises ends the batch.
 
         Raises:
             InvalidInputError: One of them cannot be used; nothing is generated then, unless errors are returned.
@@ -347,7 +354,9 @@ class FocusGenerator:
         """`run_stream` for `async for`; input errors are raised by the stream."""
         return AsyncAnswerStream(partial(self._run_alone, lambda: self._prepare(request)))
 
-    def _run_alone(self, prepare: Callable[[], PreparedRequest], on_text: Callable[[str], None], is_cancelled: Callable[[], bool]) -> Answer:
+    def _run_alone(
+        self, prepare: Callable[[], PreparedRequest], on_text: Callable[[str], None], is_cancelled: Callable[[], bool]
+    ) -> Answer:
         answers: dict[int, Answer] = {}
         self._run({0: prepare()}, answers.__setitem__, on_text, is_cancelled)
         return answers[0]
@@ -381,7 +390,12 @@ class FocusGenerator:
             except Exception as error:  # also what nobody foresaw, say of a chat template: it is not the others' fault
                 if not return_errors:
                     raise
-                settle(place, RuntimeError("Preparing the request raised StopIteration.") if isinstance(error, StopIteration) else error)
+                settle(
+                    place,
+                    RuntimeError("Preparing the request raised StopIteration.")
+                    if isinstance(error, StopIteration)
+                    else error,
+                )
         places = list(prepared)
         for start in range(0, len(places), self.max_batch):
             part = {place: prepared[place] for place in places[start : start + self.max_batch]}

@@ -11,9 +11,24 @@ from focus_rag.errors import InvalidInputError
 
 _MOST_STATES: Final = 10_000
 """Largest product of what numbers have to be multiples of: an automaton with as many states is built for it."""
-_FORMATS: Final = frozenset({"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+_FORMATS: Final = frozenset(
+    {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
 """The formats that llguidance holds an answer to. Any other is what the specification has it be, a remark."""
-_REMARKS: Final = frozenset({"$comment", "$defs", "default", "definitions", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"})
+_REMARKS: Final = frozenset(
+    {
+        "$comment",
+        "$defs",
+        "default",
+        "definitions",
+        "deprecated",
+        "description",
+        "examples",
+        "readOnly",
+        "title",
+        "writeOnly",
+    }
+)
 _DATA: Final = frozenset({"const", "default", "enum", "examples"})
 _BY_NAME: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 """Keywords whose values are schemas by names of the author's own, which are no keywords."""
@@ -22,15 +37,16 @@ _BY_NAME: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patter
 def held_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that llguidance gets.
 
-    Objects have no other properties than those named, unless the schema says otherwise or puts its objects together of several parts: else a poor model
-    never ends one. `uniqueItems` and formats that llguidance does not know are left out.
+    Objects have no other properties than those named, unless the schema says otherwise or puts its objects together of
+    several parts: else a poor model never ends one. `uniqueItems` and formats that llguidance does not know are left
+    out.
 
     Args:
         schema: A JSON Schema.
 
     Raises:
-        InvalidInputError: It is nested too deep, holds itself, or asks for multiples of large numbers, for which automata of seconds and gigabytes would be
-            built.
+        InvalidInputError: It is nested too deep, holds itself, or asks for multiples of large numbers, for which
+            automata of seconds and gigabytes would be built.
     """
     try:
         _refuse_large_multiples(schema)
@@ -52,11 +68,16 @@ def _refuse_large_multiples(schema: Mapping[str, Any]) -> None:
     numbers = [part["multipleOf"] for part in _parts(schema) if type(part.get("multipleOf")) in (int, float)]
     steps = [Fraction(str(number)) for number in numbers if math.isfinite(number)]
     if math.prod(max(abs(step.numerator), step.denominator) for step in steps) > _MOST_STATES:
-        raise InvalidInputError(f"A JSON Schema may ask for multiples of small numbers only: those in this one multiply to more than {_MOST_STATES}.")
+        raise InvalidInputError(
+            "A JSON Schema may ask for multiples of small numbers only: those in this one multiply to more than "
+            f"{_MOST_STATES}."
+        )
 
 
 def _puts_together(schema: Mapping[str, Any]) -> bool:
-    """Whether any object may have properties that stand in several places of the schema, so that none of these can say that there are no others."""
+    """Whether any object may have properties that stand in several places of the schema, so that none of these can say
+    that there are no others.
+    """
     for part in _parts(schema):
         if "allOf" in part or ("$ref" in part and part.keys() - _REMARKS != {"$ref"}):
             return True

@@ -87,7 +87,8 @@ class _Searched:
             position += len(" ".join(words[first : first + _WINDOW_WORDS // 2])) + 1
         if not found:
             return None
-        # Windows that many passages share (headings, notices) may have been found elsewhere: what most of them say counts.
+        # Windows that many passages share (headings, notices) may have been found elsewhere: what most of them say
+        # counts.
         begin = statistics.median_low([begin for begin, _ in found])
         near = [span for other, span in found if abs(other - begin) <= _LONGEST_GROWTH / 2 * len(content)]
         span = min(start for start, _ in near), max(end for _, end in near)

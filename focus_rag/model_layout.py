@@ -102,7 +102,8 @@ class ModelLayout:
         """Raise `UnsupportedModelError` if queries cannot be reached at `site`."""
         if site != "post_rope" and any(layer.query_module(site) is None for layer in self.layers):
             raise UnsupportedModelError(
-                f"Queries of {self.family!r} cannot be reached at site {site!r}. Use site 'post_rope', which works over "
+                f"Queries of {self.family!r} cannot be reached at site {site!r}. Use site 'post_rope', which works "
+                "over "
                 f"every attention implementation. {_SUPPORTED}"
             )
 
@@ -188,7 +189,8 @@ def window_of(model: nn.Module, default: int = 4096) -> int:
 
 
 def rolling_sizes(model: nn.Module) -> dict[int, int]:
-    """Layers whose cache lets old positions go, and how many it keeps; read from the configuration, as transformers makes its caches.
+    """Layers whose cache lets old positions go, and how many it keeps; read from the configuration, as transformers
+    makes its caches.
 
     Not every model hands such a window to its attention function: some have it in the mask alone.
 
@@ -200,21 +202,29 @@ def rolling_sizes(model: nn.Module) -> dict[int, int]:
     by_default = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
     layers = range(int(config.num_hidden_layers))
     kinds = getattr(config, "layer_types", None) or [by_default for _ in layers]
-    sizes = {layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None for layer, kind in zip(layers, kinds, strict=False)}
+    sizes = {
+        layer: window if "sliding" in kind else chunk if kind == "chunked_attention" else None
+        for layer, kind in zip(layers, kinds, strict=False)
+    }
     return {layer: int(size) for layer, size in sizes.items() if size}
 
 
 def config_with_query_bias(model: nn.Module) -> Any:
     """A copy of a model's configuration from which transformers builds it with a bias on every query projection.
 
-    It is that of another family for Mistral alone, which has no such bias: without a sliding window it computes what Llama does.
+    It is that of another family for Mistral alone, which has no such bias: without a sliding window it computes what
+    Llama does.
 
     Raises:
-        UnsupportedModelError: The family has no bias on its query projections and no setting for one, or the model is no supported one.
+        UnsupportedModelError: The family has no bias on its query projections and no setting for one, or the model is
+            no supported one.
     """
     layout = ModelLayout.of(model)
     config: Any = copy.deepcopy(model.config)
-    if all(layer.projection is not None and getattr(layer.projection.module, "bias", None) is not None for layer in layout.layers):
+    if all(
+        layer.projection is not None and getattr(layer.projection.module, "bias", None) is not None
+        for layer in layout.layers
+    ):
         return config
     text_config = config.get_text_config()
     if layout.family == "mistral" and text_config is config:  # not the language model of a multimodal one
@@ -222,20 +232,25 @@ def config_with_query_bias(model: nn.Module) -> Any:
     flag = next((name for name in _QUERY_BIAS_FLAGS if getattr(text_config, name, None) is False), None)
     if flag is None:
         raise UnsupportedModelError(
-            f"This model of {layout.family!r} has no bias on its query projections and no setting for one, so no direction can be baked into it. {_WITH_QUERY_BIAS}"
+            f"This model of {layout.family!r} has no bias on its query projections and no setting for one, so no "
+            f"direction can be baked into it. {_WITH_QUERY_BIAS}"
         )
     setattr(text_config, flag, True)
     return config
 
 
 def _as_llama(mistral: Any) -> Any:
-    """The configuration of the Llama model that computes what a Mistral model without a window does, with biases in its attention."""
+    """The configuration of the Llama model that computes what a Mistral model without a window does, with biases in its
+    attention.
+    """
     from transformers import LlamaConfig
 
     if mistral.sliding_window is not None:
         raise UnsupportedModelError(
-            f"This model of 'mistral' has a sliding window of {mistral.sliding_window} tokens. Mistral has no bias on its query projections, and "
-            f"Llama, as which it is exported without a window, has none, so no direction can be baked into it. {_WITH_QUERY_BIAS}"
+            f"This model of 'mistral' has a sliding window of {mistral.sliding_window} tokens. Mistral has no bias "
+            "on its query projections, and "
+            "Llama, as which it is exported without a window, has none, so no direction can be baked into it. "
+            f"{_WITH_QUERY_BIAS}"
         )
     own = {"model_type", "architectures", "sliding_window", "layer_types", "attention_bias"}
     shared = {name: value for name, value in mistral.to_dict().items() if name not in own}
@@ -244,10 +259,13 @@ def _as_llama(mistral: Any) -> Any:
 
 def _refuse_by_name(family: str, config: Any) -> None:
     if family in _NO_ATTENTION or not hasattr(config, "num_attention_heads"):
-        raise UnsupportedModelError(f"{family!r} has no attention heads, so there are no queries to shift. {_SUPPORTED}")
+        raise UnsupportedModelError(
+            f"{family!r} has no attention heads, so there are no queries to shift. {_SUPPORTED}"
+        )
     if family in _OWN_ATTENTION:
         raise UnsupportedModelError(
-            f"{family!r} computes attention itself, not through transformers' attention interface, and cannot be steered. {_SUPPORTED}"
+            f"{family!r} computes attention itself, not through transformers' attention interface, and cannot be "
+            f"steered. {_SUPPORTED}"
         )
     kinds = set(getattr(config, "layer_types", None) or ())
     linear = sorted(
@@ -255,7 +273,8 @@ def _refuse_by_name(family: str, config: Any) -> None:
     )
     if linear:
         raise UnsupportedModelError(
-            f"{family!r} has layers without softmax attention ({', '.join(linear)}), which have no queries to shift. {_SUPPORTED}"
+            f"{family!r} has layers without softmax attention ({', '.join(linear)}), which have no queries to shift. "
+            f"{_SUPPORTED}"
         )
 
 
@@ -284,13 +303,15 @@ def attention_home(kind: type[nn.Module]) -> Any:
 def _refuse_by_structure(family: str, attentions: list[nn.Module], config: Any) -> None:
     if any(hasattr(module, name) for module in attentions for name in _LATENT_ATTENTION):
         raise UnsupportedModelError(
-            f"{family!r} uses multi-head latent attention, whose queries are split into a rotated and an unrotated part; "
+            f"{family!r} uses multi-head latent attention, whose queries are split into a rotated and an unrotated "
+            "part; "
             f"focus directions are not defined for it. {_SUPPORTED}"
         )
     expected = int(config.num_hidden_layers)
     if len(attentions) != expected:
         raise UnsupportedModelError(
-            f"Found {len(attentions)} softmax-attention layers in {family!r} where its configuration promises {expected}. {_SUPPORTED}"
+            f"Found {len(attentions)} softmax-attention layers in {family!r} where its configuration promises "
+            f"{expected}. {_SUPPORTED}"
         )
     if any(attention_home(type(module)) is None for module in attentions):
         raise UnsupportedModelError(

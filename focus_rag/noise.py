@@ -18,15 +18,15 @@ the probabilities, and for "cosine" and "bm25" a score of zero or less is irrele
 least three different-looking scores the count speaks alone, as if one passage were relevant: ``1 - 1 / n``.
 So does a list that only repeats ranks (reciprocal rank fusion of one list, equal steps).
 
-How good that is (benchmarks/noise_estimate.py). The logistic function was fitted on BM25 scores of the train
-questions of NQ, SQuAD and PopQA, 20 passages each cut to the top 3, 5, 10 or 15, then moved to a find rate of 85%;
-that rate and the sharpness were set by hand with these figures in view. On their dev questions (100, 300, 100), the
-one relevant passage withheld from a quarter of them, the root mean square error is 0.104, 0.094, 0.084 (the count
-alone: 0.127, 0.110, 0.098), the rank correlation with the true noise 0.40, 0.52, 0.62 (0.35, 0.48, 0.60), the AUC for
-"the relevant passage is there" at equal counts 0.63, 0.69, 0.74; on cosines of the TF-IDF search in
-`focus_rag.search.passage_index` the AUC is lower, 0.56 to 0.66. Where several passages are relevant the estimate is worse than
-the count: HotpotQA 0.233 against 0.191 (50 questions), MuSiQue 0.137 against 0.116 (50), RAMDocs, where most are
-relevant, 0.591 against 0.527 (249). So hand over `noise=` or a `score_kind` with a known scale where there is one.
+How good that is (benchmarks/noise_estimate.py). The logistic function was fitted on BM25 scores of the train questions
+of NQ, SQuAD and PopQA, 20 passages each cut to the top 3, 5, 10 or 15, then moved to a find rate of 85%; that rate and
+the sharpness were set by hand with these figures in view. On their dev questions (100, 300, 100), the one relevant
+passage withheld from a quarter of them, the root mean square error is 0.104, 0.094, 0.084 (the count alone: 0.127,
+0.110, 0.098), the rank correlation with the true noise 0.40, 0.52, 0.62 (0.35, 0.48, 0.60), the AUC for "the relevant
+passage is there" at equal counts 0.63, 0.69, 0.74; on cosines of the TF-IDF search in `focus_rag.search.passage_index`
+the AUC is lower, 0.56 to 0.66. Where several passages are relevant the estimate is worse than the count: HotpotQA 0.233
+against 0.191 (50 questions), MuSiQue 0.137 against 0.116 (50), RAMDocs, where most are relevant, 0.591 against 0.527
+(249). So hand over `noise=` or a `score_kind` with a known scale where there is one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ _FEWEST_FOR_SHAPE: Final = 3
 _FEWEST_FOR_RANKS: Final = 4
 EQUAL: Final = 1e-9
 """Ranges below this share of the magnitude are rounding, not evidence."""
-# A list that turns runs one way all the same when its steps that way are so many standard deviations more than those of a shuffled one.
+# A list that turns runs one way all the same when its steps that way are so many standard deviations more than those of
+# a shuffled one.
 _ONE_WAY: Final = 3
 
 
@@ -147,8 +148,8 @@ def worst_first(
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
-    """Indices of the passages in the order in which to give them up: without a score first, then from the
-    worst score up. Where nothing tells which end of the scores is the better one, the higher counts as better, which most are.
+    """Indices of the passages in the order in which to give them up: without a score first, then from the worst score
+    up. Where nothing tells which end of the scores is the better one, the higher counts as better, which most are.
 
     Among equals the later one goes first.
 
@@ -245,13 +246,16 @@ def _sigmoid(x: float) -> float:
 def orientation(
     passages: Sequence[Passage], *, higher_is_better: bool | None = None, score_kind: ScoreKind | None = None
 ) -> bool | None:
-    """Whether higher scores are better, by the caller, the score kind or the order at retrieval; None where none of them tells it.
+    """Whether higher scores are better, by the caller, the score kind or the order at retrieval; None where none of
+    them tells it.
 
     Raises:
         InvalidInputError: `score_kind` is unknown.
     """
     _check_kind(score_kind)
-    return _orientation([passage.score for passage in passages if passage.score is not None], higher_is_better, score_kind)
+    return _orientation(
+        [passage.score for passage in passages if passage.score is not None], higher_is_better, score_kind
+    )
 
 
 def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool | None:
@@ -263,7 +267,8 @@ def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_k
 
 
 def orientation_by_order(scores: Sequence[float]) -> bool | None:
-    """Whether higher scores are better, by the order in which a retriever returned them; None where a shuffled list could look so.
+    """Whether higher scores are better, by the order in which a retriever returned them; None where a shuffled list
+    could look so.
 
     Steps that are rounding, next to the scores themselves, are none.
     """
@@ -287,7 +292,9 @@ def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, sc
 def _best_first(
     scores: Sequence[float | None], shown: Sequence[int], higher_is_better: bool | None, score_kind: ScoreKind | None
 ) -> bool | None:
-    """Whether scores in retrieval order never get better down the list as shown; None where fewer than two are known or all are equal."""
+    """Whether scores in retrieval order never get better down the list as shown; None where fewer than two are known or
+    all are equal.
+    """
     known = [score for index in shown if (score := scores[index]) is not None]
     if len(set(known)) < 2:
         return None

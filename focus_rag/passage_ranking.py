@@ -1,4 +1,6 @@
-"""How far the passages of a retrieval lie behind the best one: by the retriever's scores, by the words that they share with the question, or by both."""
+"""How far the passages of a retrieval lie behind the best one: by the retriever's scores, by the words that they share
+with the question, or by both.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from focus_rag.passages import Passage
 from focus_rag.shared_words import shared_word_scores
 
 Signal = Literal["scores", "words", "both"]
-"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or both together."""
+"""What tells passages apart: the retriever's scores, the words that a passage shares with the question, or both
+together.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Ranking:
     """Passages told apart.
 
     Attributes:
-        behind: How far each of them lies behind the best one, in shares of the distance to the worst one; infinitely far where nothing is known of it.
+        behind: How far each of them lies behind the best one, in shares of the distance to the worst one; infinitely
+            far where nothing is known of it.
         by: What told them apart.
     """
 
@@ -42,8 +47,9 @@ def rank_passages(
 ) -> Ranking | None:
     """Tell passages apart.
 
-    Scores and words are added up in shares of their own ranges, so that no scale matters, each as much as the passages lie behind the best one by it on
-    average: the one by which something stands out says more than one that spreads them evenly.
+    Scores and words are added up in shares of their own ranges, so that no scale matters, each as much as the passages
+    lie behind the best one by it on average: the one by which something stands out says more than one that spreads them
+    evenly.
 
     Args:
         passages: What was retrieved, in retrieval order.
@@ -54,7 +60,8 @@ def rank_passages(
         score_kind: What the scores are, where known.
 
     Returns:
-        None where nothing tells them apart. Scores do not where nothing tells which end of them is the better one: neither the arguments nor, where passages
+        None where nothing tells them apart. Scores do not where nothing tells which end of them is the better one:
+            neither the arguments nor, where passages
         stand in some other order, their order.
 
     Raises:
@@ -69,7 +76,9 @@ def rank_passages(
         return Ranking(tuple(by_words), "words")
     score_says, words_say = fmean(one for one in by_score if one <= 1.0), fmean(by_words)
     # A passage without a score counts as the worst scored one.
-    together = _behind([-(score_says * min(one, 1.0) + words_say * other) for one, other in zip(by_score, by_words, strict=True)])
+    together = _behind(
+        [-(score_says * min(one, 1.0) + words_say * other) for one, other in zip(by_score, by_words, strict=True)]
+    )
     return None if together is None else Ranking(tuple(together), "both")
 
 
@@ -81,8 +90,8 @@ def by_relevance(
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
-    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as `worst_first` has them. Repeats of a
-    text come after all that are said once, and those without any text last.
+    """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as
+    `worst_first` has them. Repeats of a text come after all that are said once, and those without any text last.
 
     Args:
         passages: What was retrieved, in retrieval order.
@@ -95,7 +104,9 @@ def by_relevance(
         InvalidInputError: `question` is no text, or `score_kind` is unknown.
     """
     if question is not None and not isinstance(question, str):
-        raise InvalidInputError(f"What passages were retrieved for must be a string or None; got {type(question).__name__}.")
+        raise InvalidInputError(
+            f"What passages were retrieved for must be a string or None; got {type(question).__name__}."
+        )
     ranking = rank_passages(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)
     if ranking is None:
         order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
@@ -122,15 +133,19 @@ def best_passages(
     higher_is_better: bool | None = None,
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
-    """Indices of the best passages, in the order in which they were retrieved: those to keep where a question has one answer and the others are noise.
+    """Indices of the best passages, in the order in which they were retrieved: those to keep where a question has one
+    answer and the others are noise.
 
-    It asks no model. What is left out cannot be read: a question that several passages answer together, or a summary, may need it.
+    It asks no model. What is left out cannot be read: a question that several passages answer together, or a summary,
+    may need it.
 
     Args:
         passages: What was retrieved, in retrieval order.
         question: What they were retrieved for, where known.
-        keep: How many to keep, where there are more; a text that was retrieved twice takes one place, unless all are kept.
-        by: What to go by: `words` where the scores of one list come from several retrievers, and are not to be compared.
+        keep: How many to keep, where there are more; a text that was retrieved twice takes one place, unless all are
+            kept.
+        by: What to go by: `words` where the scores of one list come from several retrievers, and are not to be
+            compared.
         higher_is_better: Orientation of the scores, where known.
         score_kind: What the scores are, where known.
 
@@ -138,7 +153,9 @@ def best_passages(
         InvalidInputError: `keep` is not a whole number above 0, `question` is no text, or `score_kind` is unknown.
     """
     require_count(keep)
-    return sorted(by_relevance(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)[:keep])
+    return sorted(
+        by_relevance(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)[:keep]
+    )
 
 
 def require_count(keep: object) -> None:
@@ -151,13 +168,21 @@ def require_count(keep: object) -> None:
         raise InvalidInputError(f"The number of passages to keep must be a whole number of at least 1; got {keep!r}.")
 
 
-def _behind_in_score(passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None) -> list[float] | None:
+def _behind_in_score(
+    passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None
+) -> list[float] | None:
     rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
-    return None if rises is None else _behind([one.score if one.score is None or rises else -one.score for one in passages])
+    return (
+        None
+        if rises is None
+        else _behind([one.score if one.score is None or rises else -one.score for one in passages])
+    )
 
 
 def _behind(scores: Sequence[float | None]) -> list[float] | None:
-    """How far each score lies below the best one, in shares of the range; infinitely far where there is none. None where all are equal, but for rounding."""
+    """How far each score lies below the best one, in shares of the range; infinitely far where there is none. None
+    where all are equal, but for rounding.
+    """
     halves = [None if score is None else score / 2 for score in scores]  # the range of all floats would be infinite
     known = [half for half in halves if half is not None]
     best, worst = max(known, default=0.0), min(known, default=0.0)

@@ -11,7 +11,7 @@ from focus_rag.errors import InvalidInputError
 
 
 def usable_score(score: object) -> float | None:
-    """A finite float, or None: retrievers hand out strings, NaN and numpy scalars, and none of them may stop an answer."""
+    """A finite float, or None: retrievers hand out strings, NaN and numpy scalars, and none may stop an answer."""
     if type(score) is float:
         return score if math.isfinite(score) else None
     if score is None or isinstance(score, bool):
@@ -58,7 +58,9 @@ class Passage:
         return f"{self.title}: {self.text}" if self.title else self.text
 
 
-def as_passages(values: Sequence[Any], convert: Callable[[Any, Any], Passage | None] | None = None) -> tuple[Passage, ...]:
+def as_passages(
+    values: Sequence[Any], convert: Callable[[Any, Any], Passage | None] | None = None
+) -> tuple[Passage, ...]:
     """Passages from passages, texts, objects of a framework, or pairs of one of these and a score.
 
     Args:
@@ -70,7 +72,9 @@ def as_passages(values: Sequence[Any], convert: Callable[[Any, Any], Passage | N
         InvalidInputError: Something else was given.
     """
     if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable) or hasattr(values, "model_fields"):
-        raise InvalidInputError(f"passages must be a list of passages; got one {type(values).__name__}. Wrap it: [passage].")
+        raise InvalidInputError(
+            f"passages must be a list of passages; got one {type(values).__name__}. Wrap it: [passage]."
+        )
     passages = []
     for value in values:
         given, score = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
@@ -81,7 +85,8 @@ def as_passages(values: Sequence[Any], convert: Callable[[Any, Any], Passage | N
             passage = given if score is None else replace(given, score=score)
         if passage is None:
             raise InvalidInputError(
-                "passages must hold Passage, str, documents or nodes of the framework, or pairs of one of them and a score; "
+                "passages must hold Passage, str, documents or nodes of the framework, or pairs of one of them and a "
+                "score; "
                 f"got {type(given).__name__}."
             )
         passages.append(passage)
@@ -110,4 +115,6 @@ class RetrievalSignal:
         if self.n_passages < 0:
             raise InvalidInputError(f"n_passages must not be negative, got {self.n_passages}.")
         if not 0.0 <= self.noise <= 1.0:
-            raise InvalidInputError(f"noise is the expected share of irrelevant passages and lies in [0, 1], got {self.noise!r}.")
+            raise InvalidInputError(
+                f"noise is the expected share of irrelevant passages and lies in [0, 1], got {self.noise!r}."
+            )

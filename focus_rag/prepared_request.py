@@ -36,7 +36,8 @@ class PreparedRequest:
         given: All passages that came with it.
         kept: Which of them it is answered from, in the order of the request's own.
         confidence: From what speaks for its answer to how likely that is right; None where the profile does not say.
-        grammar: What its answer follows, if it has a schema; it follows one answer, so a prepared request is answered once.
+        grammar: What its answer follows, if it has a schema; it follows one answer, so a prepared request is answered
+            once.
     """
 
     request: Request
@@ -55,14 +56,18 @@ class PreparedRequest:
 
     @property
     def measured_sentences(self) -> Sequence[ShownSentence]:
-        """The sentences whose attention is measured: all, or none where so many in so long a prompt would take memory."""
+        """Sentences whose attention is measured: all, or none where so many in so long a prompt would take memory."""
         sentences = self.prompt.sentences
         return sentences if len(sentences) * len(self.prompt.input_ids) <= _MOST_MEASURED else ()
 
     def measured_in(self, length: int) -> list[TokenSpan]:
-        """Spans of the passages in the prompt, and behind them of the measured sentences, in a row padded on the left to `length` tokens."""
+        """Spans of the passages in the prompt, and behind them of the measured sentences, in a row padded on the left
+        to `length` tokens.
+        """
         padding = length - len(self.prompt.input_ids)
-        sentences = [(sentence.tokens[0] + padding, sentence.tokens[1] + padding) for sentence in self.measured_sentences]
+        sentences = [
+            (sentence.tokens[0] + padding, sentence.tokens[1] + padding) for sentence in self.measured_sentences
+        ]
         return [span for span in self.prompt.spans_in(length) if span is not None] + sentences
 
     def answer(self, text: RowText, steps: Sequence[Tensor], index: int) -> Answer:
@@ -70,8 +75,8 @@ class PreparedRequest:
 
         Args:
             text: What the model wrote.
-            steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on what is measured in each row
-                (`measured_in`); none where nothing was.
+            steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on what is
+                measured in each row (`measured_in`); none where nothing was.
             index: The request's row of the batch.
         """
         on_passages, on_sentences = self._shares([step[index] for step in steps[: len(text.ids)]])
@@ -112,7 +117,10 @@ class PreparedRequest:
         best = Passage(evidence[0].text, title=self.given[evidence[0].passage].title) if evidence else None
         asked = self.request.question or self.request.query or None
         return Support(
-            sum(logprobs) / len(logprobs), min(logprobs), word_share(said, best), None if asked is None else word_share(asked, best)
+            sum(logprobs) / len(logprobs),
+            min(logprobs),
+            word_share(said, best),
+            None if asked is None else word_share(asked, best),
         )
 
     def _evidence(self, said: str, shares: Sequence[float]) -> tuple[Evidence, ...]:
@@ -123,11 +131,17 @@ class PreparedRequest:
         found = []
         for place in best:
             start, end = spans.get(place, (None, None))
-            found.append(Evidence(self.kept[shown[place].passage], shown[place].text, start, end, shares[place] if shares else None))
+            found.append(
+                Evidence(
+                    self.kept[shown[place].passage], shown[place].text, start, end, shares[place] if shares else None
+                )
+            )
         return tuple(found)
 
     def _spans_of_sentences(self, passages: Set[int]) -> dict[int, tuple[int, int]]:
-        """Where the sentences of some passages stand in their texts, white space apart, by their place in the prompt; of the same ones each in its own."""
+        """Where the sentences of some passages stand in their texts, white space apart, by their place in the prompt;
+        of the same ones each in its own.
+        """
         found: dict[int, tuple[int, int]] = {}
         searched = dict.fromkeys(passages, 0)
         for place, sentence in enumerate(self.prompt.sentences):
@@ -149,13 +163,15 @@ class PreparedRequest:
 def attention_shares(
     steps: Sequence[Tensor], of_passage: Sequence[int], favoured: Sequence[bool], tau: float
 ) -> tuple[list[float], list[float]]:
-    """Shares of the attention on passages, over heads and response rows: that of each passage, and that of each of their sentences.
+    """Shares of the attention on passages, over heads and response rows: that of each passage, and that of each of
+    their sentences.
 
     Args:
-        steps: For every forward pass the mass `(heads, rows, spans)` on the passages, and behind them on the sentences, of its first row; behind those
-            may be others.
+        steps: For every forward pass the mass `(heads, rows, spans)` on the passages, and behind them on the sentences,
+            of its first row; behind those may be others.
         of_passage: Which passage each sentence belongs to.
-        favoured: Whether split softmax leaned on each passage: what was measured reads queries and keys, which that leaves as they are.
+        favoured: Whether split softmax leaned on each passage: what was measured reads queries and keys, which that
+            leaves as they are.
         tau: Its exponent.
 
     Returns:

@@ -73,13 +73,14 @@ class _Manifest(BaseModel):
 
 
 class FocusProfile:
-    """Contextual heads of one model, their focus directions, and how much of either a request gets. Never changed in place.
+    """Contextual heads of one model, their focus directions, and how much of either a request gets. Never changed in
+    place.
 
     Attributes:
         fingerprint: The model it belongs to.
         site: Where the directions were trained and must be applied.
-        passages_at: Position of the first token of the first passage in the prompts that the directions were trained on; None where
-            that is not known.
+        passages_at: Position of the first token of the first passage in the prompts that the directions were trained
+            on; None where that is not known.
         heads: Contextual heads, best first.
         directions: `(heads, head_dim)` float32 query directions in the order of `heads`; before RoPE unless the site is
             `post_rope`.
@@ -88,7 +89,8 @@ class FocusProfile:
         policy: From the retrieval to alpha.
         split: How far to lean on the best scored passages where scores tell them apart; None leaves that out.
         confidence: How likely an answer is right, from what speaks for it; None where that was not fitted.
-        layout: How question and passages were laid out where it was fitted, options of the chat template among it; None where that is not known.
+        layout: How question and passages were laid out where it was fitted, options of the chat template among it; None
+            where that is not known.
         provenance: How it was made.
         report: Figures of its training and evaluation.
     """
@@ -111,7 +113,9 @@ class FocusProfile:
     ) -> None:
         self.directions = _checked(directions, len(heads), fingerprint.head_dim, "directions")
         self.key_directions = (
-            None if key_directions is None else _checked(key_directions, len(heads), fingerprint.head_dim, "key_directions")
+            None
+            if key_directions is None
+            else _checked(key_directions, len(heads), fingerprint.head_dim, "key_directions")
         )
         try:
             self._manifest = _Manifest(
@@ -179,7 +183,8 @@ class FocusProfile:
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that tell this profile from any other one, down to its report."""
-        return hashlib.sha256(json.dumps(self._manifest.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+        manifest = json.dumps(self._manifest.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(manifest.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"FocusProfile({self.fingerprint.model_id!r}, heads={len(self.heads)}, site={self.site!r})"
@@ -188,7 +193,9 @@ class FocusProfile:
         """A copy with some of the constructor's arguments changed."""
         current: dict[str, Any] = {
             "fingerprint": self.fingerprint, "heads": self.heads, "directions": self.directions, "site": self.site,
-            "passages_at": self.passages_at, "policy": self.policy, "split": self.split, "confidence": self.confidence, "layout": self.layout, "key_directions": self.key_directions, "provenance": self.provenance, "report": self.report,
+            "passages_at": self.passages_at, "policy": self.policy, "split": self.split,
+            "confidence": self.confidence, "layout": self.layout, "key_directions": self.key_directions,
+            "provenance": self.provenance, "report": self.report,
         }  # fmt: skip
         return FocusProfile(**{**current, **changes})
 
@@ -211,14 +218,16 @@ class FocusProfile:
         """Refuse a model that does not match.
 
         Raises:
-            ProfileMismatchError: Naming every difference; or the model is a checkpoint that has its focus baked in, see `export_model`.
+            ProfileMismatchError: Naming every difference; or the model is a checkpoint that has its focus baked in, see
+                `export_model`.
             UnsupportedModelError: The model cannot be steered at all.
         """
         refuse_baked(model)
         found = self.fingerprint.mismatches(Fingerprint.of(model, tokenizer))
         if found:
             raise ProfileMismatchError(
-                f"This profile was made for {self.fingerprint.model_id!r} and does not match the model: {'; '.join(found)}. "
+                f"This profile was made for {self.fingerprint.model_id!r} and does not match the model: "
+                f"{'; '.join(found)}. "
                 "Load the model it was made for, or fit a profile for this one."
             )
 
@@ -246,7 +255,9 @@ class FocusProfile:
                 for name in (TENSORS, MANIFEST):
                     shutil.move(str(Path(temporary, name)), str(folder / name))
         except (OSError, SafetensorError) as error:
-            raise ProfileError(f"The profile cannot be written to {folder}: {getattr(error, 'strerror', None) or error}.") from error
+            raise ProfileError(
+                f"The profile cannot be written to {folder}: {getattr(error, 'strerror', None) or error}."
+            ) from error
         return folder
 
     @classmethod
@@ -272,7 +283,8 @@ class FocusProfile:
         written = _tensors_digest(tensors["query_directions"], tensors.get("key_directions"))
         if manifest.tensors not in (None, written):
             raise ProfileError(
-                f"{folder} holds the two halves of different profiles: saving was interrupted. Fit or import it again, or take a copy of the folder."
+                f"{folder} holds the two halves of different profiles: saving was interrupted. Fit or import it "
+                "again, or take a copy of the folder."
             )
         return cls(
             manifest.fingerprint,
@@ -317,7 +329,9 @@ class FocusProfile:
         published = published_directions(folder, model)
         layers, query_heads, head_dim = published.queries.shape
         if not 1 <= top_k <= len(published.ranking):
-            raise ProfileError(f"top_k must lie between 1 and {len(published.ranking)}, the ranked heads of {model!r}; got {top_k}.")
+            raise ProfileError(
+                f"top_k must lie between 1 and {len(published.ranking)}, the ranked heads of {model!r}; got {top_k}."
+            )
         chosen = published.ranking[:top_k]
         of_layers, of_heads = [layer for layer, _ in chosen], [head for _, head in chosen]
         return cls(
@@ -326,7 +340,11 @@ class FocusProfile:
             published.queries[of_layers, of_heads],
             site="post_rope",
             key_directions=published.keys[of_layers, of_heads],
-            provenance={"source": "published with arXiv 2503.23306", "licence": "MIT", "heads_ranked": len(published.ranking)},
+            provenance={
+                "source": "published with arXiv 2503.23306",
+                "licence": "MIT",
+                "heads_ranked": len(published.ranking),
+            },
         )
 
 
@@ -353,7 +371,8 @@ def _check_heads(heads: Sequence[HeadEntry], fingerprint: Fingerprint) -> None:
     outside = [(layer, head) for layer, head in seen if layer >= fingerprint.layers or head >= fingerprint.query_heads]
     if outside:
         raise ProfileError(
-            f"Heads {sorted(outside)} lie outside a model of {fingerprint.layers} layers and {fingerprint.query_heads} heads."
+            f"Heads {sorted(outside)} lie outside a model of {fingerprint.layers} layers and "
+            f"{fingerprint.query_heads} heads."
         )
 
 

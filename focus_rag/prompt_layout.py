@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from focus_rag.locating import CharSpan
 
 _OURS = frozenset(
-    ["add_generation_prompt", "additional_special_tokens", "bos_token", "chat_template", "cls_token", "continue_final_message", "conversation", "eos_token", "mask_token", "max_length", "messages", "pad_token", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "self", "sep_token", "tokenize", "tokenizer_kwargs", "truncation", "unk_token"]
+    ["add_generation_prompt", "additional_special_tokens", "bos_token", "chat_template", "cls_token",
+    "continue_final_message", "conversation", "eos_token", "mask_token", "max_length", "messages", "pad_token",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "self",
+    "sep_token", "tokenize", "tokenizer_kwargs", "truncation", "unk_token"]
 )  # fmt: skip
 """What a tokenizer's `apply_chat_template` takes for itself, or says to the template by itself."""
 
@@ -25,8 +28,10 @@ class PromptLayout(BaseModel):
     Attributes:
         instruction: First line of the message.
         question_first: Whether the question also stands before the passages.
-        plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns there.
-        template_options: What the chat template is called with besides the messages, such as `{"enable_thinking": False}`.
+        plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns
+            there.
+        template_options: What the chat template is called with besides the messages, such as `{"enable_thinking":
+            False}`.
 
     Raises:
         ValidationError: A template option is no plain JSON value, or what this library or the tokenizer decides.
@@ -63,9 +68,12 @@ class PromptLayout(BaseModel):
     @field_validator("template_options")
     @classmethod
     def _only_the_templates_own(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        # A profile brings its layout with it, from wherever it is: it must not bring a template, or other special tokens.
+        # A profile brings its layout with it, from wherever it is: it must not bring a template, or other special
+        # tokens.
         if taken := _OURS.intersection(options):
-            raise ValueError(f"{', '.join(sorted(taken))} cannot be set: options are those that the chat template itself reads")
+            raise ValueError(
+                f"{', '.join(sorted(taken))} cannot be set: options are those that the chat template itself reads"
+            )
         try:
             is_plain = json.loads(json.dumps(options, allow_nan=False)) == options
         except (TypeError, ValueError, RecursionError):

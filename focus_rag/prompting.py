@@ -73,7 +73,9 @@ class BuiltPrompt:
     @property
     def placed(self) -> list[int]:
         """Indices of the passages in the prompt, in the order in which they stand there."""
-        return [index for _, index in sorted((span, index) for index, span in enumerate(self.spans) if span is not None)]
+        return [
+            index for _, index in sorted((span, index) for index, span in enumerate(self.spans) if span is not None)
+        ]
 
     def after_passages_in(self, length: int) -> int:
         """Position after the last passage in such a row; `length` without a passage."""
@@ -88,20 +90,23 @@ class PromptBuilder:
         layout: How question and passages are laid out.
 
     Raises:
-        InvalidInputError: The tokenizer is not a fast one, so token spans cannot be told; or the layout's instruction holds control markup.
+        InvalidInputError: The tokenizer is not a fast one, so token spans cannot be told; or the layout's instruction
+            holds control markup.
     """
 
     def __init__(self, tokenizer: Any, layout: PromptLayout | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
-                f"{type(tokenizer).__name__} cannot tell which characters a token covers. Load the model's fast tokenizer (AutoTokenizer)."
+                f"{type(tokenizer).__name__} cannot tell which characters a token covers. Load the model's fast "
+                "tokenizer (AutoTokenizer)."
             )
         self.tokenizer = tokenizer
         self.layout = layout or PromptLayout()
         self._guard = SpecialTextGuard(tokenizer, self.layout.template_options)
         if self._guard.safe(self.layout.instruction) != self.layout.instruction:
             raise InvalidInputError(
-                f"The instruction of a layout must hold no special tokens and no marks of chat turns; got {self.layout.instruction!r:.200}."
+                "The instruction of a layout must hold no special tokens and no marks of chat turns; got "
+                f"{self.layout.instruction!r:.200}."
             )
 
     def from_question(
@@ -113,7 +118,8 @@ class PromptBuilder:
             question: The question.
             passages: The passages, in the order they are to be shown.
             max_tokens: Tokens the prompt may have.
-            drop_order: Indices of the passages, the first to be dropped first; those not in it are never dropped. It is not read where all fit.
+            drop_order: Indices of the passages, the first to be dropped first; those not in it are never dropped. It is
+                not read where all fit.
 
         Raises:
             PromptTooLongError: It does not fit even without passages.
@@ -133,7 +139,8 @@ class PromptBuilder:
             if len(kept) == before:
                 raise PromptTooLongError(
                     f"The question {f'and {len(kept)} passages that must stay' if kept else 'alone'} takes "
-                    f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}: shorten it, lower max_new_tokens, "
+                    f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}: shorten it, lower "
+                    "max_new_tokens, "
                     "or use a model with a larger window."
                 )
 
@@ -171,19 +178,23 @@ class PromptBuilder:
         shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
         found = locate_passages(_without_assistant(text, safe), shown)
         spans = [None if span is None else token_span(offsets, span) for span in found]
-        return BuiltPrompt(text, tuple(ids), tuple(spans), sentences=self._sentences(text, offsets, shown, found, fold=fold))
+        return BuiltPrompt(
+            text, tuple(ids), tuple(spans), sentences=self._sentences(text, offsets, shown, found, fold=fold)
+        )
 
     def from_text(self, prompt: str, passages: Sequence[Passage], *, max_tokens: int) -> BuiltPrompt:
         """Take a prompt as it is, neutralise the passages that stand in it, and locate them.
 
-        What else stands in it is the caller's: special tokens there, and in a question that the caller put there, are special.
+        What else stands in it is the caller's: special tokens there, and in a question that the caller put there, are
+        special.
 
         Raises:
             PromptTooLongError: It does not fit.
         """
         for fold in (False, True):
             text, shown, spans = self._neutralised(encodable(prompt), passages, fold=fold)
-            # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was trained on.
+            # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was
+            # trained on.
             begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
             ids, offsets = self._tokens(text, add_special_tokens=not begins)
             self._require_fit(ids, max_tokens)
@@ -201,7 +212,8 @@ class PromptBuilder:
         shown = []
         for passage in passages:
             text = encodable(passage.text)
-            # A prompt may hold a passage more often than it was retrieved. Shorter texts could be the caller's own markup.
+            # A prompt may hold a passage more often than it was retrieved. Shorter texts could be the caller's own
+            # markup.
             if len(text) >= SHORTEST and (safe := self._guard.safe(text, fold=fold)) != text:
                 prompt, text = prompt.replace(text, safe), safe
             shown.append(_with_text(passage, text))
@@ -232,7 +244,8 @@ class PromptBuilder:
         start = text.find(content.strip())  # many templates strip messages
         if start < 0 and kept:
             raise InvalidInputError(
-                "The chat template changes the message's text, so that passages cannot be found in it; use another template."
+                "The chat template changes the message's text, so that passages cannot be found in it; use another "
+                "template."
             )
         start -= len(content) - len(content.lstrip())
         found: list[CharSpan | None] = [None] * len(passages)
@@ -242,10 +255,18 @@ class PromptBuilder:
         dropped = tuple(
             index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
         )
-        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped, self._sentences(text, offsets, passages, found, fold=fold))
+        return BuiltPrompt(
+            text, tuple(ids), tuple(spans), dropped, self._sentences(text, offsets, passages, found, fold=fold)
+        )
 
     def _sentences(
-        self, text: str, offsets: Sequence[tuple[int, int]], passages: Sequence[Passage], found: Sequence[CharSpan | None], *, fold: bool
+        self,
+        text: str,
+        offsets: Sequence[tuple[int, int]],
+        passages: Sequence[Passage],
+        found: Sequence[CharSpan | None],
+        *,
+        fold: bool,
     ) -> tuple[ShownSentence, ...]:
         """The sentences of passages in a prompt.
 
@@ -309,7 +330,8 @@ class PromptBuilder:
     def _require_fit(self, ids: Sequence[int], max_tokens: int) -> None:
         if len(ids) > max_tokens:
             raise PromptTooLongError(
-                f"The prompt takes {len(ids)} tokens and may have {max_tokens}. It was assembled by the caller, so nothing was cut: "
+                f"The prompt takes {len(ids)} tokens and may have {max_tokens}. It was assembled by the caller, so "
+                "nothing was cut: "
                 "retrieve fewer passages, lower max_new_tokens, or use a model with a larger window."
             )
 
@@ -333,7 +355,9 @@ def _with_text(passage: Passage, text: str) -> Passage:
 
 def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InvalidInputError(f"messages must be a list with at least one message of role and content; got {messages!r:.200}.")
+        raise InvalidInputError(
+            f"messages must be a list with at least one message of role and content; got {messages!r:.200}."
+        )
     checked = []
     for message in messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
@@ -363,7 +387,9 @@ def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan 
 
 
 def in_order(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Offsets as a tokenizer gives them, with tokens of no characters, special ones mostly, where they stand: they say (0, 0) anywhere."""
+    """Offsets as a tokenizer gives them, with tokens of no characters, special ones mostly, where they stand: they say
+    (0, 0) anywhere.
+    """
     ordered, position = [], 0
     for start, end in offsets:
         ordered.append((start, end) if start < end else (position, position))

@@ -73,7 +73,8 @@ def _published_tensors(folder: Path, which: Literal["q", "k"]) -> list[Tensor]:
     }
     if not found or sorted(found) != list(range(len(found))):
         raise ProfileError(
-            f"{folder} must hold head_{which}_directions_<layer>.pth for layers 0, 1, 2, ...; found layers {sorted(found)}."
+            f"{folder} must hold head_{which}_directions_<layer>.pth for layers 0, 1, 2, ...; found layers "
+            f"{sorted(found)}."
         )
     return [_published_tensor(found[layer]) for layer in sorted(found)]
 

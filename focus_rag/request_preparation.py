@@ -51,7 +51,10 @@ def prepare_request(
     settings = request.settings or settings
     room = window - settings.max_new_tokens
     if room < 1:
-        raise InvalidInputError(f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {window} tokens.")
+        raise InvalidInputError(
+            f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in a window of {window} "
+            "tokens."
+        )
     grammar = None if settings.json_schema is None else AnswerGrammar(settings.json_schema, prompts.tokenizer)
     keep = keep_best if request.keep_best is None else request.keep_best
     given, kept = request.passages, list(range(len(request.passages)))
@@ -59,7 +62,9 @@ def prepare_request(
         request, kept = _of_the_best(request, keep)
     prompt = _prompt(request, prompts, room)
     choice = choose_focus(request, prompt.placed, profile, alpha, split)
-    return PreparedRequest(request, settings, prompt, choice, given, kept, None if profile is None else profile.confidence, grammar)
+    return PreparedRequest(
+        request, settings, prompt, choice, given, kept, None if profile is None else profile.confidence, grammar
+    )
 
 
 def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:
@@ -67,7 +72,8 @@ def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:
     known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
     best = best_passages(request.passages, request.question, keep, **known)
     kept = tuple(request.passages[place] for place in best)
-    # Which end of the scores is the better one is told by the order of all of them: fewer may no longer tell it, or seem to.
+    # Which end of the scores is the better one is told by the order of all of them: fewer may no longer tell it, or
+    # seem to.
     rises = orientation(request.passages, **known)
     if rises is None:
         kept = tuple(replace(passage, score=None) for passage in kept)
@@ -79,11 +85,15 @@ def _prompt(request: Request, prompts: PromptBuilder, room: int) -> BuiltPrompt:
         return prompts.from_messages(request.messages, request.passages, max_tokens=room)
     if request.prompt is not None:
         return prompts.from_text(request.prompt, request.passages, max_tokens=room)
-    return prompts.from_question(str(request.question), request.passages, max_tokens=room, drop_order=_worst_first(request))
+    return prompts.from_question(
+        str(request.question), request.passages, max_tokens=room, drop_order=_worst_first(request)
+    )
 
 
 def _worst_first(request: Request) -> Iterator[int]:
     """Passages in the order in which to give them up; worked out where one has to be."""
     yield from reversed(
-        by_relevance(request.passages, request.question, higher_is_better=request.higher_is_better, score_kind=request.score_kind)
+        by_relevance(
+            request.passages, request.question, higher_is_better=request.higher_is_better, score_kind=request.score_kind
+        )
     )

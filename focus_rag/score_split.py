@@ -1,4 +1,6 @@
-"""Split softmax on the best passages of a retrieval: the paper's oracle with scores and shared words in the place of the gold flags."""
+"""Split softmax on the best passages of a retrieval: the paper's oracle with scores and shared words in the place of
+the gold flags.
+"""
 
 from __future__ import annotations
 
@@ -40,23 +42,26 @@ _IN_WORDS = {
 
 
 class ScoreSplit(BaseModel):
-    """How far the contextual heads lean on the best passages of a retrieval; the others stay in the prompt and in sight.
+    """How far the contextual heads lean on the best passages of a retrieval; the others stay in the prompt and in
+    sight.
 
-    Whatever mass p a contextual head gives to those passages together becomes p ** tau (split softmax, Zhu et al., arXiv 2503.23306,
-    who give it to the relevant passages), in the rows after the last passage. It trusts what it goes by: where the best passages by that are not
-    the relevant ones, it misleads.
+    Whatever mass p a contextual head gives to those passages together becomes p ** tau (split softmax, Zhu et al.,
+    arXiv 2503.23306, who give it to the relevant passages), in the rows after the last passage. It trusts what it goes
+    by: where the best passages by that are not the relevant ones, it misleads.
 
     Attributes:
-        reach: Share of the distance from the best score to the worst within which a passage counts as one of the best; 0 favours the best one
-            alone. Shares of a retrieval's own range need no scale: scores that stand out favour few passages, close ones more.
+        reach: Share of the distance from the best score to the worst within which a passage counts as one of the best;
+            0 favours the best one alone. Shares of a retrieval's own range need no scale: scores that stand out favour
+            few passages, close ones more.
         tau: Exponent; the smaller, the more mass. 1 changes nothing, 0.1 is the published one for relevant passages.
-        fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled to.
-        by: What the best passages are told by. `both` adds up how far a passage lies below the best one by score and by shared words (see
-            `shared_words`), each in shares of its own range: a retriever that embeds is blind to rare words and names, which these are not. Each counts
-            by how far the passages lie below the best one on average, so that the one by which something stands out says more than one that
-            spreads them evenly.
-        without_scores: Whether shared words stand in where scores tell nothing: there are none, all are equal, or it is not known which end of them is
-            the better one.
+        fewest: Fewest passages in a prompt for it to act: among few there is less to be distracted by than to be misled
+            to.
+        by: What the best passages are told by. `both` adds up how far a passage lies below the best one by score and by
+            shared words (see `shared_words`), each in shares of its own range: a retriever that embeds is blind to rare
+            words and names, which these are not. Each counts by how far the passages lie below the best one on average,
+            so that the one by which something stands out says more than one that spreads them evenly.
+        without_scores: Whether shared words stand in where scores tell nothing: there are none, all are equal, or it is
+            not known which end of them is the better one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,19 +98,27 @@ class ScoreSplit(BaseModel):
             score_kind: What the scores are, where known.
 
         Returns:
-            None of them where too few are shown, or where nothing tells them apart. Scores do not where nothing tells which end of them is the better
+            None of them where too few are shown, or where nothing tells them apart. Scores do not where nothing tells
+            which end of them is the better
             one: neither the arguments nor, where passages stand in some other order, their order.
         """
         in_prompt = set(shown)
         if self.tau == 1.0 or len(in_prompt) < self.fewest:
             return Favoured()
         ranking = rank_passages(
-            passages, question, by=self.by, without_scores=self.without_scores, higher_is_better=higher_is_better, score_kind=score_kind
+            passages,
+            question,
+            by=self.by,
+            without_scores=self.without_scores,
+            higher_is_better=higher_is_better,
+            score_kind=score_kind,
         )
         if ranking is None:
             return Favoured()
         behind = ranking.behind
-        near = sorted((index for index in in_prompt if behind[index] <= self.reach), key=lambda index: (behind[index], index))
+        near = sorted(
+            (index for index in in_prompt if behind[index] <= self.reach), key=lambda index: (behind[index], index)
+        )
         # Where all that stand in the prompt are near, there is nothing to lean away from.
         return Favoured(tuple(near) if len(near) < len(in_prompt) else (), ranking.by)
 

@@ -48,8 +48,8 @@ class SpecialTextGuard:
 
         Args:
             text: Untrusted text.
-            fold: Fold compatibility characters first and read capitals like small letters, for tokenizers that do so before
-                they look for special tokens.
+            fold: Fold compatibility characters first and read capitals like small letters, for tokenizers that do so
+                before they look for special tokens.
         """
         text = encodable(text)
         if fold:

@@ -52,7 +52,7 @@ class _Stream:
         worker.start()
 
     def _text_of(self, piece: str | Answer | BaseException) -> str | None:
-        """The piece if it is text; else the stream has ended, with an answer (None) or with an error, which is raised."""
+        """The piece if it is text; else the stream has ended, with an answer (None) or an error, which is raised."""
         if isinstance(piece, str):
             return piece
         self._ended = True
@@ -95,7 +95,9 @@ class AnswerStream(_Stream, Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop generating and wait until the model is free; the answer holds what there was. Closing twice does no harm."""
+        """Stop generating and wait until the model is free; the answer holds what there was. Closing twice does no
+        harm.
+        """
         self._worker.cancel()
         self._worker.join()
         for _ in self:
@@ -116,7 +118,8 @@ class AsyncAnswerStream(_Stream, AsyncIterator[str]):
         pieces: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
         self._pieces = pieces
 
-        # The worker holds the queue and not the stream: a stream that nobody reads any more is collected, which cancels it.
+        # The worker holds the queue and not the stream: a stream that nobody reads any more is collected, which cancels
+        # it.
         def deliver(piece: str | Answer | BaseException) -> None:
             with suppress(RuntimeError):  # the loop was closed: nobody reads any more
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)

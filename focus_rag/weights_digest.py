@@ -10,7 +10,8 @@ _SAMPLED = 256
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Sixteen hexadecimal digits made from names, shapes and a few hundred numbers of everything that is saved with the model.
+    """Sixteen hexadecimal digits made from names, shapes and a few hundred numbers of everything that is saved with the
+    model.
 
     Some quantised weights are buffers. What is not in memory (offloaded to disk) counts by name and shape alone.
     """

@@ -63,7 +63,9 @@ def test_a_gain_within_its_interval_is_no_gain() -> None:
 
 
 def test_a_small_gain_counts_beside_a_large_one_of_the_same_kind() -> None:
-    """Three questions more of 100 are within chance by themselves; next to a count where the same alpha gains much they are taken."""
+    """Three questions more of 100 are within chance by themselves; next to a count where the same alpha gains much they
+    are taken.
+    """
     small = tuple((0.0, 0.0, float(i < 10), 0.0) if i < 15 else (1.0, 1.0, float(i >= 20), 1.0) for i in range(100))
     alone = sweep(8, small, [0.875] * 100)
     assert alone.gain(0.5).mean == pytest.approx(0.05) and alone.gain(0.5).low < 0
@@ -103,14 +105,18 @@ def test_the_chosen_alphas_are_the_mildest_within_a_standard_error_of_the_best_t
         unharmed = [
             path
             for path in every
-            if all(
-                alpha == 0 or one.gain(alpha).high >= 0
-                for one, alpha in zip(sweeps, path, strict=True)
-            )
+            if all(alpha == 0 or one.gain(alpha).high >= 0 for one, alpha in zip(sweeps, path, strict=True))
         ]
 
-        def gain(path: tuple[float, ...], over: tuple[float, ...] = (0.0, 0.0, 0.0), sweeps: list[Sweep] = sweeps) -> Estimate:
-            return pooled([(one.keys, one.differences(*alphas)) for one, alphas in zip(sweeps, zip(path, over, strict=True), strict=True)])
+        def gain(
+            path: tuple[float, ...], over: tuple[float, ...] = (0.0, 0.0, 0.0), sweeps: list[Sweep] = sweeps
+        ) -> Estimate:
+            return pooled(
+                [
+                    (one.keys, one.differences(*alphas))
+                    for one, alphas in zip(sweeps, zip(path, over, strict=True), strict=True)
+                ]
+            )
 
         found = tuple(fit_policy(sweeps).by_count.values())
         best = max(unharmed, key=lambda path: gain(path).low)

@@ -22,7 +22,10 @@ from tests.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END = frozenset({TOKENIZER.eos_token_id})
-QUESTION, PASSAGES = "When was the mill built?", [Passage("The mill was built in 1841.", 0.9), Passage("The bakery is old.", 0.4)]
+QUESTION, PASSAGES = (
+    "When was the mill built?",
+    [Passage("The mill was built in 1841.", 0.9), Passage("The bakery is old.", 0.4)],
+)
 
 
 class Source(BaseModel):
@@ -42,8 +45,12 @@ CHOICE = {"enum": ["1841", "1902", "not stated"]}
 
 @pytest.fixture(scope="module")
 def generator() -> FocusGenerator:
-    model = tiny_model(vocab_size=300, max_position_embeddings=1024, seed=3)  # more logits than the tokenizer has tokens
-    return FocusGenerator(model, TOKENIZER, tiny_profile(model), alpha=0.5, settings=GenerationSettings(max_new_tokens=200))
+    model = tiny_model(
+        vocab_size=300, max_position_embeddings=1024, seed=3
+    )  # more logits than the tokenizer has tokens
+    return FocusGenerator(
+        model, TOKENIZER, tiny_profile(model), alpha=0.5, settings=GenerationSettings(max_new_tokens=200)
+    )
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
@@ -54,13 +61,22 @@ def test_what_a_random_model_says_is_read_by_the_class(generator, seed):
     reply = Reply.model_validate_json(answer.text)
     assert answer.text == json.dumps(reply.model_dump(), ensure_ascii=False) or "\\" in answer.text
     # It ends with the brace; nobody has to say so.
-    assert answer.usage.completion_tokens == len(TOKENIZER.encode(answer.text, add_special_tokens=False)) or "\N{REPLACEMENT CHARACTER}" in answer.text
+    assert (
+        answer.usage.completion_tokens == len(TOKENIZER.encode(answer.text, add_special_tokens=False))
+        or "\N{REPLACEMENT CHARACTER}" in answer.text
+    )
     assert "".join(generator.stream(QUESTION, PASSAGES, json_schema=Reply, **options)) == answer.text
-    assert asyncio.run(generator.aanswer(QUESTION, PASSAGES, json_schema=Reply.model_json_schema(), **options)).text == answer.text
+    assert (
+        asyncio.run(generator.aanswer(QUESTION, PASSAGES, json_schema=Reply.model_json_schema(), **options)).text
+        == answer.text
+    )
 
 
 def test_rows_of_a_batch_follow_each_their_own(generator):
-    settings = [GenerationSettings(max_new_tokens=200, json_schema=schema) for schema in (Reply, None, CHOICE, {"type": "integer", "minimum": 0, "maximum": 50})]
+    settings = [
+        GenerationSettings(max_new_tokens=200, json_schema=schema)
+        for schema in (Reply, None, CHOICE, {"type": "integer", "minimum": 0, "maximum": 50})
+    ]
     requests = [Request(question=QUESTION, passages=PASSAGES, settings=one) for one in settings]
     answers = generator.answer_batch(requests)
     assert [one.text for one in answers] == [generator.run(request).text for request in requests]
@@ -79,7 +95,9 @@ def test_only_what_is_whole_may_end():
     digits = {digit: TOKENIZER.encode(digit, add_special_tokens=False)[0] for digit in "0123456789"}
 
     def allowed() -> set[int]:
-        return set(grammar.allowed(300, [*END, 5000]).nonzero().flatten().tolist())  # some models name ends that they do not have
+        return set(
+            grammar.allowed(300, [*END, 5000]).nonzero().flatten().tolist()
+        )  # some models name ends that they do not have
 
     assert allowed() == set(digits.values())
     grammar.take(digits["5"])
@@ -99,7 +117,9 @@ def follows(schema: dict[str, Any], text: str) -> bool:
 
 
 INNER = {"type": "object", "properties": {"b": {"type": "null"}}}
-EXTENDED = {"allOf": [{"$ref": "#/$defs/base"}, {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}]}
+EXTENDED = {
+    "allOf": [{"$ref": "#/$defs/base"}, {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}]
+}
 BASE = {"base": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}}
 
 
@@ -108,14 +128,34 @@ BASE = {"base": {"type": "object", "properties": {"a": {"type": "null"}}, "requi
     [
         ({"type": "object", "properties": {"a": INNER}}, '{"a": {"b": null}}', True),
         ({"type": "object", "properties": {"a": INNER}}, '{"c"', False),
-        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": INNER}}, '{"a": {"c"', False),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": INNER}},
+            '{"a": {"c"',
+            False,
+        ),
         ({"type": "object", "properties": {"a": INNER}, "additionalProperties": {"type": "null"}}, '{"c": null}', True),
-        ({"type": "object", "properties": {"properties": {"type": "null"}, "format": {"type": "null"}}}, '{"properties": null, "format": null}', True),
+        (
+            {"type": "object", "properties": {"properties": {"type": "null"}, "format": {"type": "null"}}},
+            '{"properties": null, "format": null}',
+            True,
+        ),
         # Objects put together of several parts, none of which can say that there is no more.
         ({**EXTENDED, "$defs": BASE}, '{"a": null, "b": null}', True),
         ({"anyOf": [EXTENDED, {"type": "null"}], "$defs": BASE}, '{"a": null, "b": null}', True),
-        ({"type": "object", "properties": {"a": {"type": "null"}}, "anyOf": [{"properties": {"b": {"type": "null"}}, "required": ["b"]}]}, '{"a": null, "b": null}', True),
-        ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a", "b"]}, '{"a": null, "b": 1}', True),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "null"}},
+                "anyOf": [{"properties": {"b": {"type": "null"}}, "required": ["b"]}],
+            },
+            '{"a": null, "b": null}',
+            True,
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a", "b"]},
+            '{"a": null, "b": 1}',
+            True,
+        ),
         # What cannot be held and is only remarked.
         ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, "[null, null]", True),
         ({"type": "string", "format": "path"}, '"/tmp"', True),
@@ -154,13 +194,17 @@ def test_a_schema_that_cannot_be_followed_is_refused_and_costs_the_others_nothin
         generator.answer(QUESTION, json_schema=schema)
     assert str(told.value).count("JSON Schema") == 1
     good = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5))
-    bad = Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5, json_schema=schema))
+    bad = Request(
+        question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=5, json_schema=schema)
+    )
     answer, error = generator.answer_batch([good, bad], return_errors=True)
     assert answer == generator.run(good) and isinstance(error, InvalidInputError)
 
 
 def test_small_multiples_are_held(generator):
-    answer = generator.answer(QUESTION, json_schema={"type": "integer", "multipleOf": 25, "minimum": 0, "maximum": 9999})
+    answer = generator.answer(
+        QUESTION, json_schema={"type": "integer", "multipleOf": 25, "minimum": 0, "maximum": 9999}
+    )
     assert json.loads(answer.text) % 25 == 0
 
 
@@ -168,7 +212,10 @@ def test_small_multiples_are_held(generator):
 def test_a_schema_that_is_lost_on_the_way_costs_the_others_nothing(generator, monkeypatch, options, caplog):
     """As one of extreme complexity is: its row is cut off, and says so."""
     plain = GenerationSettings(max_new_tokens=12, **options)
-    asked = [Request(question=QUESTION, passages=PASSAGES, settings=plain), Request(question=QUESTION, passages=PASSAGES, settings=plain.changed({"json_schema": Reply}))]
+    asked = [
+        Request(question=QUESTION, passages=PASSAGES, settings=plain),
+        Request(question=QUESTION, passages=PASSAGES, settings=plain.changed({"json_schema": Reply})),
+    ]
     alone = generator.run(asked[0])
     taken = AnswerGrammar.take
     counts: dict[int, int] = {}
@@ -196,7 +243,9 @@ def test_stop_strings_do_not_cut_what_follows_a_schema(generator):
     assert json.loads(answer.text) in ("a b", "a c")
 
 
-@pytest.mark.parametrize("wrong", [BaseModel, type("Odd", (BaseModel,), {"__annotations__": {"call": Callable[[int], int]}})])
+@pytest.mark.parametrize(
+    "wrong", [BaseModel, type("Odd", (BaseModel,), {"__annotations__": {"call": Callable[[int], int]}})]
+)
 def test_a_class_without_a_schema_is_refused(wrong):
     with pytest.raises(InvalidInputError, match="has no JSON Schema"):
         GenerationSettings().changed({"json_schema": wrong})

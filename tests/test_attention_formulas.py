@@ -232,7 +232,9 @@ class TestSplitSoftmax:
         output = torch.einsum("bhtk,bhkd->bthd", written_out(call, torch.zeros(2, 1, 9, dtype=torch.bool)), value)
         in_span = torch.zeros(1, 9)
         in_span[0, 2:5] = 1
-        split_output(call, output.clone(), heads, None, in_span, head_exponents(heads, 4, torch.tensor([0.2]))).square().sum().backward()
+        split_output(
+            call, output.clone(), heads, None, in_span, head_exponents(heads, 4, torch.tensor([0.2]))
+        ).square().sum().backward()
         found, call.query.grad = call.query.grad.clone(), None
         weights = written_out(call, torch.zeros(2, 1, 9, dtype=torch.bool))
         split = split_weights(weights, in_span[:, None, None].bool(), 0.2)
@@ -242,7 +244,6 @@ class TestSplitSoftmax:
 
     def test_keys_that_are_copied_are_not_too_many_at_a_time(self, monkeypatch):
         from focus_rag.attention import formulas
-
 
         call = random_call(heads=8, key_heads=8, tokens=1)
         half = AttentionCall(call.query.bfloat16(), call.key.bfloat16(), call.value.bfloat16(), None, call.scaling)
@@ -277,7 +278,9 @@ class TestSplitSoftmax:
         for sequence in range(batch):
             split = split_weights(weights[sequence], in_span.bool(), float(taus[sequence]))
             expected = torch.einsum("htk,hkd->thd", split, value[sequence])[:, heads]
-            assert torch.allclose(result[sequence, :, heads].float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 2e-6)
+            assert torch.allclose(
+                result[sequence, :, heads].float(), expected, atol=2e-2 if dtype == torch.bfloat16 else 2e-6
+            )
 
 
 def test_rows_of_a_call_do_not_inherit_its_weights():

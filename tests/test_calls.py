@@ -42,7 +42,9 @@ def captured(passages: tuple[Passage, ...] = RISING, **more: Any) -> Any:
 def test_options_win_over_fields_and_fields_over_the_generator() -> None:
     model = Model(RecordingGenerator(), max_tokens=7, stop="END", alpha=0.1, split="off")
     plain = model.focus_call("x", {}, captured())
-    changed = model.focus_call("x", {"max_new_tokens": 9, "stop": [], "alpha": 0.2, "split": ScoreSplit(tau=0.2), "seed": None}, captured())
+    changed = model.focus_call(
+        "x", {"max_new_tokens": 9, "stop": [], "alpha": 0.2, "split": ScoreSplit(tau=0.2), "seed": None}, captured()
+    )
     assert plain.request.settings == GenerationSettings(max_new_tokens=7, stop=("END",))
     assert changed.request.settings == GenerationSettings(max_new_tokens=9)
     assert (plain.request.alpha, changed.request.alpha) == (0.1, 0.2)
@@ -52,8 +54,14 @@ def test_options_win_over_fields_and_fields_over_the_generator() -> None:
 def test_what_was_retrieved_for_goes_with_the_passages() -> None:
     model = Model(RecordingGenerator())
     assert model.focus_call("x", {}, captured(query="When was it built?")).request.query == "When was it built?"
-    assert model.focus_call("x", {"query": "Who built it?"}, captured(query="When was it built?")).request.query == "Who built it?"
-    assert model.focus_call("x", {"passages": ["a", "b"], "query": "Who?"}, captured(query="When?")).request.query == "Who?"
+    assert (
+        model.focus_call("x", {"query": "Who built it?"}, captured(query="When was it built?")).request.query
+        == "Who built it?"
+    )
+    assert (
+        model.focus_call("x", {"passages": ["a", "b"], "query": "Who?"}, captured(query="When?")).request.query
+        == "Who?"
+    )
     assert model.focus_call("x", {"passages": ["a", "b"]}, captured(query="When?")).request.query is None
     with pytest.raises(InvalidInputError, match="query must be a string"):
         model.focus_call("x", {"query": 3}, captured())

@@ -128,7 +128,10 @@ def test_ask_leans_on_the_best_scored_passages(saved, docs, capsys):
         records.append(json.loads(capsys.readouterr().out))
     plain, leaning, both, off = records
     assert off == plain and (plain["alpha"] > 0, plain["tau"]) == (True, 1.0)
-    assert (leaning["alpha"], leaning["tau"]) == (0.0, 0.05) and "split softmax on the best scored passage, tau 0.05" in leaning["reason"]
+    assert (leaning["alpha"], leaning["tau"]) == (
+        0.0,
+        0.05,
+    ) and "split softmax on the best scored passage, tau 0.05" in leaning["reason"]
     assert (both["alpha"], both["tau"]) == (0.5, 0.05)
     assert [one["favoured"] for one in leaning["sources"]] == [True, *[False] * (len(leaning["sources"]) - 1)]
     assert leaning["sources"][0]["attention"] > plain["sources"][0]["attention"]
@@ -138,7 +141,10 @@ def test_ask_from_the_best_passages_alone(saved, docs, capsys):
     asked = ["ask", "When was the mill built?", "--docs", str(docs), *saved, "--max-new-tokens", "2"]
     assert main([*asked, "--keep-best", "1", "--json"]) == 0
     sources = json.loads(capsys.readouterr().out)["sources"]
-    assert [(source["id"], source["used"]) for source in sources] == [("mill.md#1", True), *((source["id"], False) for source in sources[1:])]
+    assert [(source["id"], source["used"]) for source in sources] == [
+        ("mill.md#1", True),
+        *((source["id"], False) for source in sources[1:]),
+    ]
     assert len(sources) > 1 and all("best" in source["dropped_reason"] for source in sources[1:])
     assert main([*asked, "--keep-best", "1"]) == 0
     assert "not read: it is none of the best" in capsys.readouterr().out
@@ -163,7 +169,9 @@ def test_demo_counts_what_it_shows(saved, docs, capsys, monkeypatch):
     assert record["bare"] == sum(one["bare_is_right"] for one in record["questions"])
     assert record["focused"] == sum(one["focused_is_right"] for one in record["questions"])
     assert record["directions"] == sum(one["directions_are_right"] for one in record["questions"])
-    assert all(one["alpha"] > 0 and one["favoured"] == 0 and one["focused"] == one["directions"] for one in record["questions"])
+    assert all(
+        one["alpha"] > 0 and one["favoured"] == 0 and one["focused"] == one["directions"] for one in record["questions"]
+    )
     profile = FocusProfile.load(saved[3])
     profile.replace(split=ScoreSplit(tau=0.01)).save(docs.parent / "leaning")
     leaning = [*saved[:3], str(docs.parent / "leaning")]
@@ -217,7 +225,9 @@ def test_without_arguments_there_is_help(capsys):
 
 def test_import_then_inspect(tmp_path, capsys):
     published_folder(tmp_path)
-    assert main(["import", str(tmp_path), "--model", "a/b", "--out", str(tmp_path / "p"), "--top-k", "2", "--json"]) == 0
+    assert (
+        main(["import", str(tmp_path), "--model", "a/b", "--out", str(tmp_path / "p"), "--top-k", "2", "--json"]) == 0
+    )
     assert json.loads(capsys.readouterr().out)["heads"] == 2
     assert main(["inspect", str(tmp_path / "p"), "--png", str(tmp_path / "picture.of.heads")]) == 0
     out = capsys.readouterr().out

@@ -21,7 +21,10 @@ from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
 QUESTION = "When was the mill built?"
-PASSAGES = [Passage("The mill was built in 1841.", 0.9, title="Mill"), Passage("The bakery opened in 1902. It is new.", 0.4)]
+PASSAGES = [
+    Passage("The mill was built in 1841.", 0.9, title="Mill"),
+    Passage("The bakery opened in 1902. It is new.", 0.4),
+]
 SURE = Confidence(intercept=1.0, weights=(0.5, 0.25, 2.0, 1.0))
 
 
@@ -45,7 +48,9 @@ def test_the_log_probabilities_are_the_models_own_whatever_a_token_was_sampled_b
     generator = FocusGenerator(*parts, alpha=0.5, settings=GenerationSettings(max_new_tokens=8))
     taken: list[int] = []  # the tokens themselves are no part of an answer
     push = RowText.push
-    monkeypatch.setattr(RowText, "push", lambda self, token, logprob: (taken.append(token), push(self, token, logprob))[1])
+    monkeypatch.setattr(
+        RowText, "push", lambda self, token, logprob: (taken.append(token), push(self, token, logprob))[1]
+    )
     answer = generator.answer(QUESTION, PASSAGES, **options)
     expected = written_out(parts, generator, answer, taken)
     assert answer.support.logprob == pytest.approx(sum(expected) / len(expected), abs=1e-4)
@@ -65,7 +70,9 @@ def test_the_end_of_a_sequence_is_no_part_of_what_was_said(parts):
     first = taken.index(taken[-1])
     ended = generator.answer(QUESTION, PASSAGES)
     assert ended.finish_reason == "stop" and ended.usage.completion_tokens == first + 1
-    assert ended.support.logprob == pytest.approx(generator.answer(QUESTION, PASSAGES, max_new_tokens=first).support.logprob, abs=1e-5)
+    assert ended.support.logprob == pytest.approx(
+        generator.answer(QUESTION, PASSAGES, max_new_tokens=first).support.logprob, abs=1e-5
+    )
     model.generation_config.eos_token_id = taken[0]
     silent = generator.answer(QUESTION, PASSAGES)
     assert silent.text == "" and silent.support is None and silent.confidence is None and silent.evidence == ()
@@ -75,7 +82,11 @@ def test_rows_of_a_batch_have_each_their_own(parts):
     generator = FocusGenerator(*parts, alpha=0.5, settings=GenerationSettings(max_new_tokens=6))
     requests = [
         Request(question=QUESTION, passages=PASSAGES),
-        Request(question="What is new?", passages=PASSAGES[1:], settings=GenerationSettings(max_new_tokens=3, temperature=1.0, seed=1)),
+        Request(
+            question="What is new?",
+            passages=PASSAGES[1:],
+            settings=GenerationSettings(max_new_tokens=3, temperature=1.0, seed=1),
+        ),
         Request(question="What is new?"),
         Request(prompt=f"{PASSAGES[0].text} When?", passages=PASSAGES),
         Request(prompt=f"{PASSAGES[0].text} When?", passages=PASSAGES, query=QUESTION),
@@ -85,7 +96,10 @@ def test_rows_of_a_batch_have_each_their_own(parts):
         alone = generator.run(request)
         assert one.support.logprob == pytest.approx(alone.support.logprob, abs=1e-4)
         assert one.support.least_logprob == pytest.approx(alone.support.least_logprob, abs=1e-4)
-        assert one.support.answer_words == alone.support.answer_words and one.support.question_words == alone.support.question_words
+        assert (
+            one.support.answer_words == alone.support.answer_words
+            and one.support.question_words == alone.support.question_words
+        )
     assert (together[2].support.answer_words, together[2].support.question_words) == (0.0, 0.0)
     assert together[3].support.question_words is None and together[3].confidence is None  # nobody said what was asked
     assert together[4].support.question_words is not None and together[4].confidence is not None
@@ -116,7 +130,12 @@ def test_without_a_fit_there_is_support_and_no_confidence(parts):
         answer = FocusGenerator(model, tokenizer, known).answer(QUESTION, PASSAGES, max_new_tokens=4)
         assert answer.support is not None and answer.confidence is None
     report = FocusGenerator(*parts).answer(QUESTION, PASSAGES, max_new_tokens=4).report("given", "")
-    assert 0 < report["confidence"] < 1 and set(report["support"]) == {"logprob", "least_logprob", "answer_words", "question_words"}
+    assert 0 < report["confidence"] < 1 and set(report["support"]) == {
+        "logprob",
+        "least_logprob",
+        "answer_words",
+        "question_words",
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +151,13 @@ def test_confidence_is_a_probability_whatever_speaks_for_an_answer():
     assert SURE.of(Support(0.0, 0.0, 0.0, 0.0)) == pytest.approx(1 / (1 + math.exp(-1)))
     assert SURE.of(Support(-1e9, -1e9, 0.0, 0.0)) < 1e-9 and SURE.of(Support(1e9, 0.0, 1.0, 1.0)) > 1 - 1e-9
     assert SURE.of(Support(-0.1, -0.5, 1.0, None)) is None
-    assert SURE.named == {"intercept": 1.0, "logprob": 0.5, "least_logprob": 0.25, "answer_words": 2.0, "question_words": 1.0}
+    assert SURE.named == {
+        "intercept": 1.0,
+        "logprob": 0.5,
+        "least_logprob": 0.25,
+        "answer_words": 2.0,
+        "question_words": 1.0,
+    }
 
 
 def test_a_profile_keeps_it(parts, tmp_path):
@@ -149,7 +174,11 @@ def drawn(count: int = 200, *, seed: int = 0, told: float = 3.0) -> list[Judged]
         gold_missing = index % 2 == 1
         words = rng.random()
         is_right = not gold_missing and rng.random() < 1 / (1 + math.exp(-told * (2 * words - 1)))
-        found.append(Judged(f"q{index // 2}", Support(-rng.random(), -5 * rng.random(), words, rng.random()), is_right, gold_missing))
+        found.append(
+            Judged(
+                f"q{index // 2}", Support(-rng.random(), -5 * rng.random(), words, rng.random()), is_right, gold_missing
+            )
+        )
     return found
 
 
@@ -158,7 +187,10 @@ def test_what_tells_right_answers_is_found_and_what_tells_nothing_counts_for_lit
     scale = {"logprob": 1.0, "least_logprob": 5.0, "answer_words": 1.0, "question_words": 1.0}
     effect = {name: abs(weight) * scale[name] for name, weight in confidence.named.items() if name in scale}
     assert max(effect, key=effect.get) == "answer_words" and effect["answer_words"] > 4 * sorted(effect.values())[-2]
-    assert figures["auroc"]["low"] < figures["auroc"]["mean"] < figures["auroc"]["high"] < 0.9 and figures["auroc"]["low"] > 0.6
+    assert (
+        figures["auroc"]["low"] < figures["auroc"]["mean"] < figures["auroc"]["high"] < 0.9
+        and figures["auroc"]["low"] > 0.6
+    )
     blind, nothing = fit_confidence(drawn(2000, told=0.0), 0.5, 0)
     assert nothing["auroc"]["low"] < 0.5 < nothing["auroc"]["high"] and blind is not None
     assert fit_confidence(drawn(2000), 0.5, 0) == (confidence, figures)
@@ -208,6 +240,12 @@ def test_answers_that_say_nothing_is_stated_are_no_answers(parts):
     answers.append(replace(answer, text="1841", support=None))
     questions = [Example(QUESTION, ("1841",), tuple(PASSAGES), frozenset({0}))] * 4
     found = judged(answers, questions, "exact", gold_missing=False)
-    assert [one.is_right for one in found] == [True, False] and found[0].support == answer.support and found[0].key == questions[0].key
-    missing = judged(answers, questions, "exact", gold_missing=True)  # right by chance is not right by what it was given
+    assert (
+        [one.is_right for one in found] == [True, False]
+        and found[0].support == answer.support
+        and found[0].key == questions[0].key
+    )
+    missing = judged(
+        answers, questions, "exact", gold_missing=True
+    )  # right by chance is not right by what it was given
     assert [(one.is_right, one.gold_missing) for one in missing] == [(False, True)] * 2

@@ -1,4 +1,6 @@
-"""Text of a row as its tokens arrive: streamed pieces add up to the text, and stop strings cut alike however tokens fall."""
+"""Text of a row as its tokens arrive: streamed pieces add up to the text, and stop strings cut alike however tokens
+fall.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def test_pieces_add_up_to_the_text(text):
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.text(alphabet="abc", max_size=120), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text(alphabet="abc", max_size=120),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_stop_strings_cut_at_the_earliest_and_are_never_streamed(text, stops):
     row, pieces = feed(text, tuple(stops))
     ends = [text.find(stop) for stop in stops if stop in text]

@@ -77,8 +77,8 @@ def test_training_equals_a_plain_reference(loss: str) -> None:
 def test_the_key_direction_has_no_gradient() -> None:
     """A key direction adds `q . d_k` to every logit of a row alike; softmax removes what all logits have in common.
 
-    So whatever the published key directions hold, no loss on attention can have put it there: its gradient is zero but for
-    rounding, and the query direction is the whole method.
+    So whatever the published key directions hold, no loss on attention can have put it there: its gradient is zero but
+    for rounding, and the query direction is the whole method.
     """
     model = planted_model()
     example = planted_examples(1)[0]

@@ -29,7 +29,8 @@ def tiny_pdf(text):
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
         "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 400 200] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 400 200] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> "
+        ">>",
         f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
@@ -52,7 +53,10 @@ def test_each_kind_gives_title_and_text(tmp_path):
     assert (page.title, page.text) == ("The *Mill*", "Built in 1882.\n\nOwners\n\nAda.")
     page = read_document(write(tmp_path / "b.md", "---\ntitle: x\n---\nBuilt in 1882."))
     assert (page.title, page.text) == ("b", "Built in 1882.")
-    html = "<html><head><title>T</title><style>p{}</style></head><body><h1>Mill &amp; Co</h1><p>Built <b>in</b> 1882.<p>Ada<script>x()</script></body>"
+    html = (
+        "<html><head><title>T</title><style>p{}</style></head><body><h1>Mill &amp; Co</h1><p>Built <b>in</b> "
+        "1882.<p>Ada<script>x()</script></body>"
+    )
     page = read_document(write(tmp_path / "a.html", html))
     assert (page.title, page.text) == ("Mill & Co", "Built in 1882.\n\nAda")
     page = read_document(write(tmp_path / "report.pdf", tiny_pdf("Built in 1882.")))

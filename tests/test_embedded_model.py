@@ -36,7 +36,9 @@ def test_the_profile_was_fitted_on_the_questions_that_a_fit_takes_by_itself() ->
     provenance = FocusProfile.load(embedded_profile_folder()).provenance
     generated = {one.key[:12] for one in generated_examples().examples}
     trained_on, chosen_on = set(provenance["trained_on"]), set(provenance["chosen_on"])
-    assert trained_on < generated <= trained_on | chosen_on and not trained_on & chosen_on  # confidence was fitted on more of them
+    assert (
+        trained_on < generated <= trained_on | chosen_on and not trained_on & chosen_on
+    )  # confidence was fitted on more of them
     assert len(generated & {one.key[:12] for one in generated_examples(1).examples}) < 10
 
 

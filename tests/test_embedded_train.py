@@ -36,8 +36,14 @@ def tokenizer():  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def real_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    text = "In 1931 the Harbour Board of Lower Falmouth bought two cranes. They stood on the quay for 40 years. A storm then broke one of them."
-    articles = [{"title": f"Article {i}", "paragraphs": [{"context": text}, {"context": text + " It was sold."}]} for i in range(40)]
+    text = (
+        "In 1931 the Harbour Board of Lower Falmouth bought two cranes. They stood on the quay for 40 years. "
+        "A storm then broke one of them."
+    )
+    articles = [
+        {"title": f"Article {i}", "paragraphs": [{"context": text}, {"context": text + " It was sold."}]}
+        for i in range(40)
+    ]
     path = tmp_path_factory.mktemp("real") / "real.json.gz"
     path.write_bytes(gzip.compress(json.dumps({"data": articles}).encode()))
     return path
@@ -63,7 +69,8 @@ def test_training_prompt_is_the_prompt_of_the_library(tokenizer) -> None:  # typ
     # Spelled out: the shipped weights know this layout, whatever the library's default becomes.
     assert content == (
         "Answer the question from the passages. If they do not hold the answer, say: not stated.\n"
-        "Question: Which river flows through Veldham?\n\n[1] Veldham: It lies on the Mora.\n\n[2] Nothing else is known.\n\n"
+        "Question: Which river flows through Veldham?\n\n[1] Veldham: It lies on the Mora.\n\n[2] Nothing else is "
+        "known.\n\n"
         "Question: Which river flows through Veldham?"
     )
     conversation.user(content)
@@ -111,11 +118,15 @@ def test_marks_are_the_tokens_of_the_passages_and_of_the_told_value(tokenizer) -
     rng = random.Random(4)
     marked = 0
     for _ in range(40):
-        row = question_row(rng, tokenizer, "train", world.Telling(), n_passages=4, n_hard=2, n_follow_ups=1, missing=False, marked=True)
+        row = question_row(
+            rng, tokenizer, "train", world.Telling(), n_passages=4, n_hard=2, n_follow_ups=1, missing=False, marked=True
+        )
         if row.marks is None:
             continue
         marked += 1
-        passages, gold, told = (tokenizer.decode(row.tokens[slice(*span)]) for span in (row.marks.passages, row.marks.gold, row.marks.told))
+        passages, gold, told = (
+            tokenizer.decode(row.tokens[slice(*span)]) for span in (row.marks.passages, row.marks.gold, row.marks.told)
+        )
         assert row.first_answer is not None
         value = tokenizer.decode(row.tokens[slice(*row.first_answer)][:-1]).split(" is ", 1)[1].removesuffix(".")
         assert told.lower().lstrip().startswith(value.lower())
@@ -125,9 +136,30 @@ def test_marks_are_the_tokens_of_the_passages_and_of_the_told_value(tokenizer) -
 
 
 def test_a_row_without_answers_has_none_to_learn(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    row = question_row(random.Random(5), tokenizer, "train", world.Telling(), n_passages=3, n_hard=1, n_follow_ups=4, missing=False, marked=True, answered=False)
+    row = question_row(
+        random.Random(5),
+        tokenizer,
+        "train",
+        world.Telling(),
+        n_passages=3,
+        n_hard=1,
+        n_follow_ups=4,
+        missing=False,
+        marked=True,
+        answered=False,
+    )
     assert row.marks is not None and row.first_answer is None and not any(row.weights)
-    missing = question_row(random.Random(5), tokenizer, "train", world.Telling(), n_passages=3, n_hard=1, n_follow_ups=4, missing=True, marked=True)
+    missing = question_row(
+        random.Random(5),
+        tokenizer,
+        "train",
+        world.Telling(),
+        n_passages=3,
+        n_hard=1,
+        n_follow_ups=4,
+        missing=True,
+        marked=True,
+    )
     assert missing.marks is None
 
 
@@ -246,7 +278,19 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_model_loads(tmp_path: Path) -
     assert tokenizer.chat_template == again.tokenizer.chat_template
 
 
-TELLING = (Stage("passages tell", idle=0.0, copying=0.0, tokens=800, marked=0.7, marked_passages=(2, 6), marked_rich=(0.0, 0.0), relevance=0.5, silence=0.5),)
+TELLING = (
+    Stage(
+        "passages tell",
+        idle=0.0,
+        copying=0.0,
+        tokens=800,
+        marked=0.7,
+        marked_passages=(2, 6),
+        marked_rich=(0.0, 0.0),
+        relevance=0.5,
+        silence=0.5,
+    ),
+)
 
 
 def test_what_passages_tell_is_learnt_repeats_itself_and_goes_on(tmp_path: Path) -> None:
@@ -277,7 +321,9 @@ def test_the_reading_picks_the_token_it_is_taught(tokenizer) -> None:  # type: i
         loss.backward()
         reading.step(1.0)
         losses.append(float(loss.detach()))
-    assert losses[0] == pytest.approx(1.0 * math.log(26) + 0.5 * math.log(26 / 6), rel=1e-4)  # it begins with no preference
+    assert losses[0] == pytest.approx(
+        1.0 * math.log(26) + 0.5 * math.log(26 / 6), rel=1e-4
+    )  # it begins with no preference
     assert losses[-1] < 0.1 and picked == [True]
 
 

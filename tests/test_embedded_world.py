@@ -96,14 +96,22 @@ def test_bm25_ranks_rare_shared_words_first() -> None:
 
 
 def test_an_embedding_finds_what_shares_no_word() -> None:
-    texts = ["the red mill by the river", "the river runs past the mill", "a river with a mill", "the barn burnt in the fire", "fire took the barn"]
+    texts = [
+        "the red mill by the river",
+        "the river runs past the mill",
+        "a river with a mill",
+        "the barn burnt in the fire",
+        "fire took the barn",
+    ]
     scores = Embedding(texts, dimensions=2).scores("Where is the mill?")
     assert set(scores.argsort()[-3:]) == {0, 1, 2}
     assert Embedding(texts, dimensions=2).scores("red")[1] > 0.5 > BM25(texts).scores("red")[1]
 
 
 def test_another_retriever_finds_other_passages_for_the_same_questions() -> None:
-    by_words, by_embedding = (evaluation_examples("dev", 3, 8, seed=4, rich=0, retriever=name) for name in ("bm25", "embedding"))
+    by_words, by_embedding = (
+        evaluation_examples("dev", 3, 8, seed=4, rich=0, retriever=name) for name in ("bm25", "embedding")
+    )
     assert [example["question"] for example in by_words] == [example["question"] for example in by_embedding]
     for one, other in zip(by_words, by_embedding, strict=True):
         scores = [passage["score"] for passage in other["passages"]]

@@ -68,7 +68,11 @@ def test_the_traced_prompt_has_the_generators_layout(monkeypatch):
     lengths = []
     forward = type(model).forward
     monkeypatch.setattr(
-        type(model), "forward", lambda self, input_ids=None, **more: lengths.append(input_ids.shape[1]) or forward(self, input_ids=input_ids, **more)
+        type(model),
+        "forward",
+        lambda self, input_ids=None, **more: (
+            lengths.append(input_ids.shape[1]) or forward(self, input_ids=input_ids, **more)
+        ),
     )
     passages = [Passage("The mill was built in 1841."), Passage("The bakery opened in 1902.")]
     for seed in range(20):

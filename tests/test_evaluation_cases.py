@@ -214,7 +214,10 @@ def test_skipped_rows_are_counted_and_nothing_usable_is_an_error(tmp_path):
     ("given", "reason"),
     [
         ({"question": "Why?", "answer": "Because of this and that.", "docs": [CTX]}, "no short answer"),
-        ({"question": "Who?", "qa_pairs": [{"short_answers": ["Nobody"]}], "docs": [CTX]}, "no passage holds an accepted"),
+        (
+            {"question": "Who?", "qa_pairs": [{"short_answers": ["Nobody"]}], "docs": [CTX]},
+            "no passage holds an accepted",
+        ),
         ({"question": "Who?", "answers": ["Nobody"], "ctxs": [CTX, OTHER]}, "no passage holds an accepted"),
         ({"query": "who", "ctxs": [{"id": "a", "label": 0, **CTX}]}, "no passage is labelled relevant"),
         ({"question": "Who?", "answers": ["x"], "ctxs": ["text"]}, "does not follow its format"),
@@ -268,7 +271,9 @@ def test_beir_folder(tmp_path):
         {"text": "nameless"},
     ])  # fmt: skip
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t1\nq4\td9\t1\n")
+    (tmp_path / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\nq3\td3\t1\nq4\td9\t1\n"
+    )
     loaded = load_cases(tmp_path, retrieve=2)
     (case,) = loaded.all
     assert [one.id for one in case.example.passages] == ["d1", "d2"]

@@ -170,7 +170,9 @@ def test_what_was_asked_before_is_copied_and_not_asked_again(generator, tmp_path
     # One passage: alpha 0, gold alone, the top 3 and any order are the bare model, and gold alone is the same with 3.
     assert len(asked) == len(set(asked))
     # So with 3 passages bare and reorder are asked at alpha 0, with 1 only bare.
-    numbers = [sum((len(texts), alpha) == one for _, texts, alpha in asked) for one in ((1, 0), (1, 0.5), (3, 0), (3, 0.5))]
+    numbers = [
+        sum((len(texts), alpha) == one for _, texts, alpha in asked) for one in ((1, 0), (1, 0.5), (3, 0), (3, 0.5))
+    ]
     assert numbers == [4, 4, 8, 4]
     for cell in evaluation.cells:
         for method in methods:
@@ -194,15 +196,23 @@ def test_auto_is_told_what_the_generator_chooses(generator, room, split):
     for case in some:
         request = Request(question=case.example.question, passages=case.example.passages)
         choice = generator._prepare(request).choice
-        assert engine.choice(case) == choice and (choice.alpha > 0) == (split is None) and bool(choice.favoured) == (split is not None)
+        assert (
+            engine.choice(case) == choice
+            and (choice.alpha > 0) == (split is None)
+            and bool(choice.favoured) == (split is not None)
+        )
 
 
 def test_attention_under_a_split_is_what_the_generator_reports(generator):
     profile = generator.profile.replace(split=ScoreSplit(tau=0.05))
-    leaning = FocusGenerator(generator.model, generator.tokenizer, profile, settings=GenerationSettings(max_new_tokens=4))
+    leaning = FocusGenerator(
+        generator.model, generator.tokenizer, profile, settings=GenerationSettings(max_new_tokens=4)
+    )
     auto, alone, bare = methods_named(["auto", "directions alone", "bare"])
     some = list(cases(3).all)
-    for found, steered, plain in zip(*(method.answer(Engine(leaning, max_new_tokens=4), some) for method in (auto, alone, bare)), strict=True):
+    for found, steered, plain in zip(
+        *(method.answer(Engine(leaning, max_new_tokens=4), some) for method in (auto, alone, bare)), strict=True
+    ):
         answer = leaning.answer(found.case.example.question, found.case.example.passages)
         assert (found.text, found.alpha) == (answer.text, 0.0) and steered.alpha > 0
         assert found.shares == pytest.approx([use.attention for use in answer.passages], abs=1e-4)
@@ -218,9 +228,16 @@ def test_confidence_is_what_the_generator_reports(generator, tmp_path):
     case = cases(1).all[0]
     (answered,) = Engine(sure, max_new_tokens=3).answer([case], alpha="auto", split="auto")
     example = case.example
-    assert answered.confidence == pytest.approx(sure.run(Request(question=example.question, passages=example.passages, score_kind=example.score_kind)).confidence, abs=1e-6)
+    assert answered.confidence == pytest.approx(
+        sure.run(
+            Request(question=example.question, passages=example.passages, score_kind=example.score_kind)
+        ).confidence,
+        abs=1e-6,
+    )
     unsure = evaluate(generator, cases(12), tmp_path / "other", settings(methods=("bare",), max_new_tokens=3))
-    assert {record["confidence"] for record in unsure.records} == {None} and unsure.telling("bare") == {} == unsure.summary()["confidence"]
+    assert {record["confidence"] for record in unsure.records} == {None} and unsure.telling(
+        "bare"
+    ) == {} == unsure.summary()["confidence"]
 
 
 def test_right_answers_are_told_from_wrong_ones_over_all_cells_and_sayings_that_nothing_is_stated_left_out(tmp_path):
@@ -229,15 +246,29 @@ def test_right_answers_are_told_from_wrong_ones_over_all_cells_and_sayings_that_
                 "scores": {"quality": quality, "abstained": abstained}, "shares": [], "gold": [0], "confidence": confidence}  # fmt: skip
 
     records = [record("n=5", number, number % 2, 0.8 if number % 2 else 0.4) for number in range(40)]
-    records += [record("gold missing", number, 0.0, 0.05) for number in range(20)] + [record("gold missing", number, 1.0, 0.01, 1.0) for number in range(20, 40)]
+    records += [record("gold missing", number, 0.0, 0.05) for number in range(20)] + [
+        record("gold missing", number, 1.0, 0.01, 1.0) for number in range(20, 40)
+    ]
     records += [record("n=5", 50, 1.0, None)]
-    evaluation = Evaluation(tuple(records), ("n=5", "gold missing"), ("auto",), "n=5", {"grading": "exact"}, {}, frozenset(), {}, {})
+    evaluation = Evaluation(
+        tuple(records), ("n=5", "gold missing"), ("auto",), "n=5", {"grading": "exact"}, {}, frozenset(), {}, {}
+    )
     told = evaluation.telling("auto")
     assert (told["answers"], told["right"], told["auroc"]["mean"]) == (60, 20, 1.0)
     assert told["below"] == {"0.1": [0.0, 0.5], "0.3": [0.0, 0.5], "0.5": [0.0, 1.0]}
     (table,) = [rows for title, _, (_, rows) in _sections(evaluation) if title == "How likely an answer is right"]
     assert table == [["auto", "60", "20", "100.0 [100.0, 100.0]", "0.0, 50.0", "0.0, 50.0", "0.0, 100.0"]]
-    right = Evaluation(tuple(one for one in records if one["scores"]["quality"]), ("n=5",), ("auto",), "n=5", {"grading": "exact"}, {}, frozenset(), {}, {})
+    right = Evaluation(
+        tuple(one for one in records if one["scores"]["quality"]),
+        ("n=5",),
+        ("auto",),
+        "n=5",
+        {"grading": "exact"},
+        {},
+        frozenset(),
+        {},
+        {},
+    )
     assert right.telling("auto") == {"answers": 20, "right": 20}  # nothing to be told apart
     assert not [title for title, _, _ in _sections(right) if title == "How likely an answer is right"]
 
@@ -247,7 +278,16 @@ def test_a_split_on_random_heads_is_a_control_of_its_own(generator):
     engine = Engine(FocusGenerator(generator.model, generator.tokenizer, leaning), max_new_tokens=1)
     auto, control = methods_named(["auto", "random heads"])
     (case, *_) = cases(1).all
-    assert len({auto.ask(engine, case).key, control.ask(engine, case).key, methods_named(["bare"])[0].ask(engine, case).key}) == 3
+    assert (
+        len(
+            {
+                auto.ask(engine, case).key,
+                control.ask(engine, case).key,
+                methods_named(["bare"])[0].ask(engine, case).key,
+            }
+        )
+        == 3
+    )
     plain, steered = methods_named(["bare"])[0].answer(engine, [case])[0], control.answer(engine, [case])[0]
     assert steered.alpha == 0.0
     # The contextual heads themselves are not split; what reaches them through the others is little.
@@ -314,12 +354,16 @@ def test_a_folder_holds_one_run(generator, tmp_path):
 def test_results_that_do_not_say_what_they_are_of_are_not_taken(generator, tmp_path, kept):
     evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InvalidInputError, match=r"run.json is damaged .*; delete it, answers.jsonl and speed.json, or give"):
+    with pytest.raises(
+        InvalidInputError, match=r"run.json is damaged .*; delete it, answers.jsonl and speed.json, or give"
+    ):
         evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
     for file in tmp_path.iterdir():
         if file.name != kept:
             file.unlink()
-    with pytest.raises(InvalidInputError, match=rf"holds {kept} without the run.json .*; delete it, or give another folder"):
+    with pytest.raises(
+        InvalidInputError, match=rf"holds {kept} without the run.json .*; delete it, or give another folder"
+    ):
         evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
     (tmp_path / kept).unlink()
     evaluate(generator, cases(), tmp_path, settings(methods=("bare",), speed_questions=1))
@@ -380,7 +424,9 @@ def test_generated_questions_that_the_profile_was_fitted_on_are_drawn_over(gener
     plain = evaluate(generator, EmbeddedCases(), tmp_path / "plain", some)
     first = next(iter(EmbeddedCases().cases(Cell(count=2), 1, 0)))
     fitted = generator.profile.replace(provenance={"trained_on": [first.example.key[:12]]})
-    evaluation = evaluate(FocusGenerator(generator.model, generator.tokenizer, fitted), EmbeddedCases(), tmp_path / "new", some)
+    evaluation = evaluate(
+        FocusGenerator(generator.model, generator.tokenizer, fitted), EmbeddedCases(), tmp_path / "new", some
+    )
     assert len(evaluation.answers("n=2", "bare")) == len(plain.answers("n=2", "bare")) == 4
     assert first.id in plain.answers("n=2", "bare") and first.id not in evaluation.answers("n=2", "bare")
     assert evaluation.run["left_out"] == {"the profile was fitted on it": 1}
@@ -389,7 +435,9 @@ def test_generated_questions_that_the_profile_was_fitted_on_are_drawn_over(gener
 def test_a_question_that_does_not_fit_the_window_is_left_out_and_counted(generator, tmp_path):
     (first, *rest) = cases(8).all
     long = replace(first, example=replace(first.example, question="Who? " * 500))
-    evaluation = evaluate(generator, FileCases("made", (long, *rest), {}), tmp_path, settings(methods=("bare", "closed book"), limit=9))
+    evaluation = evaluate(
+        generator, FileCases("made", (long, *rest), {}), tmp_path, settings(methods=("bare", "closed book"), limit=9)
+    )
     assert evaluation.run["left_out"] == {"the question alone does not fit the model's window": 1}
     assert first.id not in evaluation.answers("n=4", "bare")
 
@@ -408,7 +456,9 @@ def test_an_answer_is_not_copied_where_the_window_leaves_out_other_passages(gene
         return replace(case, example=replace(case.example, passages=passages))
 
     source = FileCases("long", tuple(long(case) for case in cases(6).all), {})
-    evaluation = evaluate(generator, source, tmp_path, settings(methods=("bare",), counts=(4,), limit=6, shuffled_scores=True))
+    evaluation = evaluate(
+        generator, source, tmp_path, settings(methods=("bare",), counts=(4,), limit=6, shuffled_scores=True)
+    )
     engine, bare = Engine(generator, max_new_tokens=3), methods_named(["bare"])[0]
     plain, shuffled = evaluation.cells
     known, changed = evaluation.answers(shuffled, "bare"), 0
@@ -523,7 +573,13 @@ def test_cut_off_keeps_the_upper_half_of_the_scores(generator):
 
 def test_keep_best_shows_what_a_generator_keeps(generator):
     (case, *_) = cases(1).all
-    keeping = FocusGenerator(generator.model, generator.tokenizer, generator.profile, settings=GenerationSettings(max_new_tokens=4), keep_best=2)
+    keeping = FocusGenerator(
+        generator.model,
+        generator.tokenizer,
+        generator.profile,
+        settings=GenerationSettings(max_new_tokens=4),
+        keep_best=2,
+    )
     used = [use.passage for use in keeping.answer(case.example.question, case.example.passages).passages if use.used]
     shown = KeepBest(2).ask(Engine(generator), case).shown
     assert list(shown.example.passages) == used and len(used) == 2 < len(case.example.passages)
@@ -533,14 +589,19 @@ def test_keep_best_shows_what_a_generator_keeps(generator):
     for scores, kind in itertools.product((falling_but_once, no_order), (None, "unknown")):
         passages = tuple(Passage(f"text {i}", score=score) for i, score in enumerate(scores))
         one = replace(case, example=replace(case.example, question="Who?", passages=passages, score_kind=kind))
-        product = FocusGenerator(generator.model, generator.tokenizer, leaning, settings=GenerationSettings(max_new_tokens=4), keep_best=3)
+        product = FocusGenerator(
+            generator.model, generator.tokenizer, leaning, settings=GenerationSettings(max_new_tokens=4), keep_best=3
+        )
         engine = Engine(FocusGenerator(generator.model, generator.tokenizer, leaning), max_new_tokens=4)
         (answered,) = ThenAuto(KeepBest(3)).answer(engine, [one])
         answer = product.answer("Who?", passages, score_kind=kind)
         assert (answered.text, answered.alpha) == (answer.text, answer.alpha)
         assert any(use.favoured for use in answer.passages) == (scores is falling_but_once)
     named = methods_named(["keep best 3", "keep best 12, then auto"])
-    assert named == [KeepBest(3), ThenAuto(KeepBest(12))] and [one.name for one in named] == ["keep best 3", "keep best 12, then auto"]
+    assert named == [KeepBest(3), ThenAuto(KeepBest(12))] and [one.name for one in named] == [
+        "keep best 3",
+        "keep best 12, then auto",
+    ]
     with pytest.raises(InvalidInputError, match="keep best NUMBER"):
         methods_named(["keep best 0"])
     (whole,) = methods_named(["keep best 8"])
@@ -587,7 +648,12 @@ def made_evaluation(right, cells=("n=20",)):
 
 def test_regret_is_paired_on_the_questions_that_both_answered(monkeypatch):
     everything = [(str(number), number < 50) for number in range(200)]
-    methods = {"bare": everything, "directions alone": everything, "alpha=0.2": everything[:50], "alpha=0.5": everything[:50]}
+    methods = {
+        "bare": everything,
+        "directions alone": everything,
+        "alpha=0.2": everything[:50],
+        "alpha=0.5": everything[:50],
+    }
     drawn = []
     canvas = pictures._canvas
 
@@ -612,7 +678,11 @@ def test_copies_of_a_question_count_as_one():
     assert copied.difference("n=20", "auto", "bare") == once.difference("n=20", "auto", "bare")
     assert copied.recovered("n=20", "auto") == pytest.approx(once.recovered("n=20", "auto"))
     uneven = made_evaluation({"bare": [("a", 1), ("a ", 1), ("a", 0), ("b", 0)]})
-    assert uneven.interval("n=20", "bare").mean == pytest.approx(1 / 3) == uneven._by_question({"0": 1, "1": 1, "2": 0, "3": 0})["a"] / 2
+    assert (
+        uneven.interval("n=20", "bare").mean
+        == pytest.approx(1 / 3)
+        == uneven._by_question({"0": 1, "1": 1, "2": 0, "3": 0})["a"] / 2
+    )
 
 
 def test_the_verdict_names_what_won_and_what_was_against_auto():

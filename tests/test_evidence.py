@@ -1,4 +1,6 @@
-"""The sentences that an answer stands on: where they end, what they are ranked by, and that what is measured of them is their attention."""
+"""The sentences that an answer stands on: where they end, what they are ranked by, and that what is measured of them is
+their attention.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,20 @@ def parts():
         ('He said "No." (So it was.) Then "Yes."', ['He said "No."', "(So it was.)", 'Then "Yes."']),
         ("Dr. J. R. Lee paid 1.5 m. to Mrs. Orr.", ["Dr. J. R. Lee paid 1.5 m. to Mrs. Orr."]),
         ("a line\nthat goes on\n\nThe next\n \nand в.\n\nг", ["a line\nthat goes on", "The next", "and в.", "г"]),
-        ("Two things:\n- one thing\n  * another\n3) third:\n4. fourth", ["Two things:", "- one thing", "* another", "3) third:", "4. fourth"]),
-        ("built in\n1841. It burned down in\n1900. Nobody cared.", ["built in\n1841.", "It burned down in\n1900.", "Nobody cared."]),
+        (
+            "Two things:\n- one thing\n  * another\n3) third:\n4. fourth",
+            ["Two things:", "- one thing", "* another", "3) third:", "4. fourth"],
+        ),
+        (
+            "built in\n1841. It burned down in\n1900. Nobody cared.",
+            ["built in\n1841.", "It burned down in\n1900.", "Nobody cared."],
+        ),
         ("Дом построен в 1990 г. в Москве. Он стар.", ["Дом построен в 1990 г. в Москве.", "Он стар."]),
         ("Die Mühle usw. über dem Fluss. Ähren.", ["Die Mühle usw. über dem Fluss.", "Ähren."]),
-        ("See No. 5 there. In 1900. 5 men came, see Fig. 3.", ["See No. 5 there.", "In 1900.", "5 men came, see Fig. 3."]),
+        (
+            "See No. 5 there. In 1900. 5 men came, see Fig. 3.",
+            ["See No. 5 there.", "In 1900.", "5 men came, see Fig. 3."],
+        ),
         ("यह एक है। यह दो है।", ["यह एक है।", "यह दो है।"]),
         ("水车建于1841年。面包店很旧！好", ["水车建于1841年。", "面包店很旧！", "好"]),
     ],
@@ -103,7 +114,10 @@ def test_what_a_passage_says_twice_is_said_once_and_what_two_passages_say_twice(
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ('{"year": 1841, "built": true, "by": ["J. Lee", {"town": "Ash \\"Hill\\""}], "cost": null}', '1841 J. Lee Ash "Hill"'),
+        (
+            '{"year": 1841, "built": true, "by": ["J. Lee", {"town": "Ash \\"Hill\\""}], "cost": null}',
+            '1841 J. Lee Ash "Hill"',
+        ),
         ('"1841"', "1841"),
         ('{"year": 18', '{"year": 18'),
         ("[" * 100_000, "[" * 100_000),
@@ -143,7 +157,9 @@ def test_a_prompt_knows_the_sentences_of_its_passages_but_not_their_titles(quest
     assert {index for index, _ in shown(builder, dropped)} == {1, 3}
 
 
-@pytest.mark.parametrize("title", [" Mill", "Mill ", "  ", "Mi\ud800ll", f"{tiny_tokenizer().eos_token} Mill", "Mill 1841"])
+@pytest.mark.parametrize(
+    "title", [" Mill", "Mill ", "  ", "Mi\ud800ll", f"{tiny_tokenizer().eos_token} Mill", "Mill 1841"]
+)
 def test_a_title_is_left_out_however_it_is_shown(parts, title):
     generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
     passages = [Passage("It was built in 1841.", title=title), Passage("", title=title), PASSAGES[1]]
@@ -159,12 +175,17 @@ def test_so_many_sentences_that_measuring_them_would_take_memory_are_told_by_wor
     assert generator.answer(QUESTION, PASSAGES).evidence[0].attention is not None
     monkeypatch.setattr("focus_rag.prepared_request._MOST_MEASURED", 10)
     answer = generator.answer(QUESTION, PASSAGES)
-    assert answer.evidence == (Evidence(1, "The bakery opened in 1902", 0, 25, None),) and answer.passages[0].attention > 0
+    assert (
+        answer.evidence == (Evidence(1, "The bakery opened in 1902", 0, 25, None),) and answer.passages[0].attention > 0
+    )
 
 
 def test_what_could_be_control_markup_stands_in_a_sentence_as_in_the_prompt(parts):
     model, tokenizer, profile = parts
-    passages = [Passage(f"The mill {tokenizer.eos_token} was built in 1841. It is old.", title="Mill"), Passage("The bakery opened in 1902.")]
+    passages = [
+        Passage(f"The mill {tokenizer.eos_token} was built in 1841. It is old.", title="Mill"),
+        Passage("The bakery opened in 1902."),
+    ]
     answer = FocusGenerator(model, tokenizer, profile, alpha=0.5, settings=SETTINGS).answer(QUESTION, passages)
     for one in answer.evidence:
         assert tokenizer.eos_token not in one.text
@@ -215,7 +236,9 @@ def test_evidence_is_the_same_alone_and_in_a_batch_and_names_passages_as_they_we
     for one, request in zip(together, requests, strict=True):
         alone = generator.run(request)
         assert one.text == alone.text
-        assert [(e.passage, e.text, e.start, e.end) for e in one.evidence] == [(e.passage, e.text, e.start, e.end) for e in alone.evidence]
+        assert [(e.passage, e.text, e.start, e.end) for e in one.evidence] == [
+            (e.passage, e.text, e.start, e.end) for e in alone.evidence
+        ]
         assert [e.attention for e in one.evidence] == pytest.approx([e.attention for e in alone.evidence], abs=1e-5)
         assert all(one.passages[e.passage].used and e.text in request.passages[e.passage].text for e in one.evidence)
     assert together[4].evidence == () and all(e.passage == 3 for e in together[3].evidence) and together[3].evidence
@@ -223,12 +246,17 @@ def test_evidence_is_the_same_alone_and_in_a_batch_and_names_passages_as_they_we
 
 def test_a_sentence_that_stands_twice_in_a_passage_is_found_where_it_stands(parts, monkeypatch):
     generator = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5)
-    monkeypatch.setattr("focus_rag.prepared_request.best_supported", lambda said, sentences, of_passage, shares: [2, 0, 3])
+    monkeypatch.setattr(
+        "focus_rag.prepared_request.best_supported", lambda said, sentences, of_passage, shares: [2, 0, 3]
+    )
     again = Passage("It is old. A mill. It is old. It is old.")
     answer = generator.answer(QUESTION, [again, PASSAGES[1]])
     assert [(one.start, one.end) for one in answer.evidence] == [(19, 29), (0, 10), (30, 40)]
     # In a prompt that somebody else laid out, white space may be another.
-    other = generator.generate("It is old. A mill. It is old. It is old.\nWhen?", passages=[Passage("It is old.  A mill. It\nis old. It is old."), PASSAGES[1]])
+    other = generator.generate(
+        "It is old. A mill. It is old. It is old.\nWhen?",
+        passages=[Passage("It is old.  A mill. It\nis old. It is old."), PASSAGES[1]],
+    )
     assert [(one.start, one.end) for one in other.evidence] == [(20, 30), (0, 10), (31, 41)]
 
 
@@ -244,9 +272,14 @@ def test_without_attention_the_words_of_the_answer_tell(parts, monkeypatch):
 
 def test_a_report_and_a_page_show_the_evidence(parts):
     answer = FocusGenerator(*parts, settings=SETTINGS, alpha=0.5).answer(QUESTION, PASSAGES)
-    plain = [{"passage": e.passage, "text": e.text, "start": e.start, "end": e.end, "attention": e.attention} for e in answer.evidence]
+    plain = [
+        {"passage": e.passage, "text": e.text, "start": e.start, "end": e.end, "attention": e.attention}
+        for e in answer.evidence
+    ]
     assert plain and answer.report("given", "")["evidence"] == plain == answer.to_dict()["evidence"]
     page = answer_to_html(answer)
-    over = replace(answer, evidence=(Evidence(0, "", 4, 8, None), Evidence(0, "", 6, 11, None), Evidence(0, "", 4, 8, None)))
+    over = replace(
+        answer, evidence=(Evidence(0, "", 4, 8, None), Evidence(0, "", 6, 11, None), Evidence(0, "", 4, 8, None))
+    )
     assert "The <mark>mill</mark><mark> is</mark> old." in answer_to_html(over)
     assert page.count("<mark>") == len(plain) and all(f"<mark>{e.text}</mark>" in page for e in answer.evidence)

@@ -60,7 +60,11 @@ def scores(example: Example) -> list[float | None]:
 
 
 def test_what_scores_are_is_said_by_the_row_or_for_the_file(tmp_path: Path) -> None:
-    passages = [{"text": "Ann Reed built it.", "is_gold": True, "score": 0.4}, {"text": "x", "score": 0.1}, {"text": "y", "score": 0.3}]
+    passages = [
+        {"text": "Ann Reed built it.", "is_gold": True, "score": 0.4},
+        {"text": "x", "score": 0.1},
+        {"text": "y", "score": 0.3},
+    ]
     rows = [row(question="One?", passages=passages), row(question="Two?", passages=passages, score_kind="cosine")]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [one.score_kind for one in load_examples(tmp_path / "rows.jsonl").examples] == [None, "cosine"]
@@ -70,14 +74,19 @@ def test_what_scores_are_is_said_by_the_row_or_for_the_file(tmp_path: Path) -> N
     assert scores(distances.at_count(2)) == [0.4, 0.1] and scores(similarities.at_count(2)) == [0.4, 0.3]
 
 
-@pytest.mark.parametrize(("given", "kind", "best"), [((3.0, 2.0, 1.0), None, 3.0), ((1.0, 2.0, 3.0), None, 1.0), ((1.0, 3.0, 2.0), "bm25", 3.0)])
+@pytest.mark.parametrize(
+    ("given", "kind", "best"),
+    [((3.0, 2.0, 1.0), None, 3.0), ((1.0, 2.0, 3.0), None, 1.0), ((1.0, 3.0, 2.0), "bm25", 3.0)],
+)
 def test_shuffled_scores_are_the_same_ones_the_same_way_up(given: tuple[float, ...], kind: Any, best: float) -> None:
     passages = tuple(Passage(f"text {place}", score=score) for place, score in enumerate(given))
     example = Example("Why?", ("text 0",), passages, frozenset({0}), kind)
     dealt = [example.with_shuffled_scores(seed) for seed in range(8)]
     assert dealt[0] == example.with_shuffled_scores(0) and len({tuple(scores(one)) for one in dealt}) > 2
     for one in dealt:
-        assert sorted(scores(one)) == sorted(given) and [each.text for each in one.passages] == [each.text for each in passages]
+        assert sorted(scores(one)) == sorted(given) and [each.text for each in one.passages] == [
+            each.text for each in passages
+        ]
         assert one.passages[one.best_first()[0]].score == best
 
 
@@ -175,7 +184,10 @@ def test_numbers_and_initials_end_no_sentence_and_a_question_comes_once(tmp_path
 
 def test_every_sentence_can_be_asked_about_and_figures_are_asked_for_alone(tmp_path: Path) -> None:
     for i, (town, colour) in enumerate([("Arden", "red"), ("Belfry", "green"), ("Corwen", "grey")]):
-        text = f"The {colour} mill of the town was built in {1801 + i} by local masons. The old school of {colour} brick was opened in {1900 + i} for boys."
+        text = (
+            f"The {colour} mill of the town was built in {1801 + i} by local masons. The old school of "
+            f"{colour} brick was opened in {1900 + i} for boys."
+        )
         (tmp_path / f"{town}.txt").write_text(f"{text} The well that nobody remembers lies behind both of them.")
     found = examples_from_documents(tmp_path, passages=3)
     assert len(found.examples) == 6 and {len(one.answers[0]) for one in found.examples} == {4}

@@ -1,4 +1,6 @@
-"""Baked checkpoints: what is read back answers as the steered model does, and what cannot be baked is refused with nothing left behind."""
+"""Baked checkpoints: what is read back answers as the steered model does, and what cannot be baked is refused with
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ ALPHA = 0.5
 IDS = torch.randint(3, VOCABULARY, (1, 40), generator=torch.Generator().manual_seed(3))
 NEVER_BIASED = ("phi3", "mixtral", "ministral")
 BAKED_FAMILIES = [family for family in [*FAMILIES, "gpt_oss", "gemma3"] if family not in NEVER_BIASED]
-REFUSED_MODELS = {**{family: {} for family in NEVER_BIASED}, "mistral": {"sliding_window": 8}, "starcoder2": {"use_bias": False}}
+REFUSED_MODELS = {
+    **{family: {} for family in NEVER_BIASED},
+    "mistral": {"sliding_window": 8},
+    "starcoder2": {"use_bias": False},
+}
 GEMMA3 = {
     "text_config": {**COMMON, **FAMILIES["gemma3_text"], "vocab_size": VOCABULARY},
     "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
@@ -87,7 +93,11 @@ def test_what_is_read_back_is_the_steered_model(family, tmp_path):
     assert written_by(loaded) == text
     assert size(focused - bare) > 1e-2
     assert report.error < 1e-4 < 1e-2 < report.moved
-    assert report.architecture == type(loaded).__name__ == ("LlamaForCausalLM" if family == "mistral" else type(model).__name__)
+    assert (
+        report.architecture
+        == type(loaded).__name__
+        == ("LlamaForCausalLM" if family == "mistral" else type(model).__name__)
+    )
 
 
 @pytest.mark.parametrize("family", REFUSED_MODELS)
@@ -150,7 +160,9 @@ def test_normed_is_baked_where_there_is_no_norm(tmp_path):
     assert same(logits_of(read_back(report.folder, model)), focused)
 
 
-@pytest.mark.parametrize(("family", "site", "says"), [("qwen3", "normed", "norms its queries"), ("llama", "post_rope", "after RoPE")])
+@pytest.mark.parametrize(
+    ("family", "site", "says"), [("qwen3", "normed", "norms its queries"), ("llama", "post_rope", "after RoPE")]
+)
 def test_directions_that_no_bias_can_be_are_refused(family, site, says, tmp_path):
     model = model_of(family)
     with pytest.raises(ProfileError, match=rf"{says}.*sites=\('projection',\)"):
@@ -168,7 +180,9 @@ def test_alphas_that_cannot_be_baked_are_refused(alpha, tmp_path):
 
 def test_a_profile_of_another_model_is_refused(tmp_path):
     with pytest.raises(ProfileMismatchError, match="layers"):
-        export_model(model_of(), tiny_tokenizer(), profile_of(model_of(num_hidden_layers=2)), tmp_path / "baked", alpha=ALPHA)
+        export_model(
+            model_of(), tiny_tokenizer(), profile_of(model_of(num_hidden_layers=2)), tmp_path / "baked", alpha=ALPHA
+        )
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
@@ -219,7 +233,9 @@ def test_models_that_are_no_plain_checkpoint_are_refused(tmp_path):
 def test_a_model_that_is_no_causal_lm_is_refused(tmp_path):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(model_of().config).eval()
-    with pytest.raises(UnsupportedModelError, match=r"LlamaForSequenceClassification in more than those: lm_head.weight, score.weight"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"LlamaForSequenceClassification in more than those: lm_head.weight, score.weight"
+    ):
         export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
     assert list(tmp_path.iterdir()) == []
 
@@ -257,7 +273,9 @@ def test_another_intervention_on_the_model_is_found_out(tmp_path):
 def lost_bias(folder):
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name, one in tensors.items() if name.endswith("q_proj.bias") and one.any())
-    save_file({**tensors, name: torch.zeros_like(tensors[name])}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**tensors, name: torch.zeros_like(tensors[name])}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 def lost_weights(folder):
@@ -304,8 +322,16 @@ def test_the_model_is_left_as_it_was(family, tmp_path):
     model.model.layers[1].eval()
 
     def state():
-        modules = [(name, module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for name, module in model.named_modules()]
-        return modules, model.config.to_dict(), model.generation_config.to_dict(), [(name, one.data_ptr()) for name, one in model.named_parameters()]
+        modules = [
+            (name, module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+            for name, module in model.named_modules()
+        ]
+        return (
+            modules,
+            model.config.to_dict(),
+            model.generation_config.to_dict(),
+            [(name, one.data_ptr()) for name, one in model.named_parameters()],
+        )
 
     before, tensors = state(), {name: one.clone() for name, one in model.state_dict().items()}
     export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
@@ -353,7 +379,9 @@ def test_the_folder_says_what_was_baked_and_how_to_check_an_engine(tmp_path):
 def test_weights_are_shared_until_they_are_written(tmp_path, monkeypatch):
     seen = []
     save = LlamaForCausalLM.save_pretrained
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda self, folder: (seen.append(self), save(self, folder)))
+    monkeypatch.setattr(
+        LlamaForCausalLM, "save_pretrained", lambda self, folder: (seen.append(self), save(self, folder))
+    )
     model = model_of(tie_word_embeddings=True)
     export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
     (baked,) = seen
@@ -369,7 +397,10 @@ def test_the_embedded_reader_answers_from_a_baked_folder(tmp_path):
     steered = FocusGenerator(reader.model, reader.tokenizer, profile, alpha=1.0)
     baked = FocusGenerator.from_pretrained(folder)
     row = json.loads((demo_folder() / "questions.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    passages = [Passage((demo_folder() / row["document"]).read_text(encoding="utf-8")), Passage("The mill was built in 1882.")]
+    passages = [
+        Passage((demo_folder() / row["document"]).read_text(encoding="utf-8")),
+        Passage("The mill was built in 1882."),
+    ]
     texts = [one.answer(row["question"], passages, max_new_tokens=16).text for one in (steered, baked, reader)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -380,7 +411,9 @@ def test_a_baked_checkpoint_takes_no_profile_which_would_act_on_top(family, tmp_
     profile, tokenizer = profile_of(model), tiny_tokenizer()
     folder = export_model(model, tokenizer, profile, tmp_path / "baked", alpha=ALPHA).folder
     baked = read_back(folder, model)
-    refused = pytest.raises(ProfileMismatchError, match=f"baked in .alpha 0.5, profile {profile.digest}.*on top of them")
+    refused = pytest.raises(
+        ProfileMismatchError, match=f"baked in .alpha 0.5, profile {profile.digest}.*on top of them"
+    )
     with refused, focus(baked, profile, 0.1):
         pytest.fail("attached")
     with refused:
@@ -389,7 +422,12 @@ def test_a_baked_checkpoint_takes_no_profile_which_would_act_on_top(family, tmp_
         with refused, focus(baked.model.language_model, profile, 0.1):
             pytest.fail("attached")
     with refused:
-        fit_profile(baked, tokenizer, [Example(f"Which, {n}?", ("one",), (Passage("one"), Passage("two")), frozenset({0})) for n in range(30)], tmp_path / "fit")
+        fit_profile(
+            baked,
+            tokenizer,
+            [Example(f"Which, {n}?", ("one",), (Passage("one"), Passage("two")), frozenset({0})) for n in range(30)],
+            tmp_path / "fit",
+        )
     assert not (tmp_path / "fit").exists()
     with refused:
         export_model(baked, tokenizer, profile, tmp_path / "again", alpha=ALPHA)
@@ -441,7 +479,13 @@ def test_the_command_writes_a_checkpoint(saved, tmp_path, capsys):
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(arguments, says, saved, tmp_path, capsys):
-    given = {"--model": "{saved}/model", "--profile": "{saved}/projection", "--alpha": "0.5", "--out": str(tmp_path / "baked"), **arguments}
+    given = {
+        "--model": "{saved}/model",
+        "--profile": "{saved}/projection",
+        "--alpha": "0.5",
+        "--out": str(tmp_path / "baked"),
+        **arguments,
+    }
     assert main(["export", *(part.format(saved=saved) for pair in given.items() for part in pair)]) == 2
     out = capsys.readouterr()
     (line,) = out.err.strip().splitlines()
@@ -457,9 +501,25 @@ def test_a_fit_for_export_says_at_once_where_nothing_can_be_baked(family, warned
     monkeypatch.setattr("focus_rag.fitting.fit.fit_profile", fitted)
     model_of(family).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    rows = [{"question": f"Which mill, {n}?", "answers": ["one"], "passages": [{"text": "one", "is_gold": True}, {"text": "two", "is_gold": False}]} for n in range(24)]
+    rows = [
+        {
+            "question": f"Which mill, {n}?",
+            "answers": ["one"],
+            "passages": [{"text": "one", "is_gold": True}, {"text": "two", "is_gold": False}],
+        }
+        for n in range(24)
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    command = ["fit", "--model", str(tmp_path / "model"), "--examples", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--site"]
+    command = [
+        "fit",
+        "--model",
+        str(tmp_path / "model"),
+        "--examples",
+        str(tmp_path / "rows.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+        "--site",
+    ]
     assert main([*command, "projection"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert ("not be exported" in said) is warned and "fitted" in said
@@ -468,7 +528,17 @@ def test_a_fit_for_export_says_at_once_where_nothing_can_be_baked(family, warned
 
 
 def test_what_is_in_vain_is_said_before_the_model_is_loaded(saved, tmp_path, capsys):
-    arguments = ["export", "--model", "nowhere", "--profile", str(saved / "post_rope"), "--alpha", "0.2", "--out", str(tmp_path / "baked")]
+    arguments = [
+        "export",
+        "--model",
+        "nowhere",
+        "--profile",
+        str(saved / "post_rope"),
+        "--alpha",
+        "0.2",
+        "--out",
+        str(tmp_path / "baked"),
+    ]
     assert main(arguments) == 2
     assert "after RoPE" in capsys.readouterr().err
 
@@ -483,7 +553,11 @@ def test_what_a_configuration_holds_beside_its_family_does_no_harm(tmp_path):
 
 def test_settings_that_transformers_does_not_write_are_told(tmp_path, monkeypatch):
     model = model_of()
-    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(ValueError("top_p without sampling")))
+    monkeypatch.setattr(
+        LlamaForCausalLM,
+        "save_pretrained",
+        lambda *_, **__: (_ for _ in ()).throw(ValueError("top_p without sampling")),
+    )
     with pytest.raises(InvalidInputError, match="refuses to write the checkpoint: top_p without sampling"):
         export_model(model, tiny_tokenizer(), profile_of(model), tmp_path / "baked", alpha=ALPHA)
     assert list(tmp_path.iterdir()) == []

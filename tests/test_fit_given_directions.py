@@ -26,13 +26,22 @@ def published() -> FocusProfile:
     torch.manual_seed(0)
     directions = torch.randn(2, known.head_dim)
     heads = [HeadEntry(layer=1, head=2), HeadEntry(layer=0, head=1)]
-    fingerprint = Fingerprint(model_id="someone/model", layers=known.layers, query_heads=known.query_heads, head_dim=known.head_dim)
+    fingerprint = Fingerprint(
+        model_id="someone/model", layers=known.layers, query_heads=known.query_heads, head_dim=known.head_dim
+    )
     return FocusProfile(
-        fingerprint, heads, directions, site="post_rope", key_directions=-directions, provenance={"source": "published somewhere"}
+        fingerprint,
+        heads,
+        directions,
+        site="post_rope",
+        key_directions=-directions,
+        provenance={"source": "published somewhere"},
     )
 
 
-def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With grades that one split alone raises, that split is found, for directions that nobody trained here."""
 
     def graded(generator: Any, examples: list[Any], alpha: Any, **options: Any) -> list[float]:
@@ -43,10 +52,18 @@ def test_heads_and_directions_stay_and_alpha_and_split_are_fitted(tmp_path: Path
     given, phases = published(), set()
     settings = SETTINGS.model_copy(update={"split_taus": (0.03,), "dev_questions": 16})
     profile = fit_profile(
-        small_model(), tiny_tokenizer(), wordless_examples(20), tmp_path, settings, directions_of=given, progress=lambda name, *_: phases.add(name)
+        small_model(),
+        tiny_tokenizer(),
+        wordless_examples(20),
+        tmp_path,
+        settings,
+        directions_of=given,
+        progress=lambda name, *_: phases.add(name),
     )
     assert phases == {"measuring activation", "fitting alpha", "fitting the split", "fitting confidence"}
-    assert torch.equal(profile.directions, given.directions) and torch.equal(profile.key_directions, given.key_directions)
+    assert torch.equal(profile.directions, given.directions) and torch.equal(
+        profile.key_directions, given.key_directions
+    )
     assert profile.heads == given.heads and profile.site == given.site and profile.passages_at is None
     assert profile.split == ScoreSplit(reach=0.0, tau=0.03) and profile.policy.kind == "fitted"
     assert profile.fingerprint.key_heads and profile.fingerprint.tokenizer  # of the model it was fitted on, all of it
@@ -75,7 +92,9 @@ def test_questions_that_the_directions_were_trained_on_are_left_out(tmp_path: Pa
 def test_other_directions_are_another_fit(tmp_path: Path) -> None:
     given = published()
     fitted = [
-        fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS, directions_of=one).provenance["digest"]
+        fit_profile(
+            small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS, directions_of=one
+        ).provenance["digest"]
         for one in (given, given, given.replace(directions=2 * given.directions), given.top(1))
     ]
     assert fitted[0] == fitted[1] and len(set(fitted)) == 3
@@ -88,7 +107,9 @@ def test_a_profile_of_another_model_is_refused_and_leaves_nothing(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_dev_questions_are_those_that_the_model_answers_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_questions_are_those_that_the_model_answers_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = small_examples(40)
 
     def said(generator: Any, asked: list[Any], alpha: Any, **options: Any) -> list[str]:
@@ -97,16 +118,26 @@ def test_dev_questions_are_those_that_the_model_answers_where_that_is_asked_for(
     monkeypatch.setattr("focus_rag.fitting.answers.answer_texts", said)
     answerable = sum(int(one.key, 16) % 4 == 0 for one in examples)
     settings = SETTINGS.model_copy(update={"answerable_among": 40, "dev_questions": 40})
-    profile = fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path / "a", settings, directions_of=published())
+    profile = fit_profile(
+        small_model(), tiny_tokenizer(), examples, tmp_path / "a", settings, directions_of=published()
+    )
     assert profile.provenance["examples"]["dev"] == answerable < 20
-    assert "Dev questions are such, among 40, as the model answers from their gold passages alone." in (tmp_path / "a" / "report.md").read_text()
+    assert (
+        "Dev questions are such, among 40, as the model answers from their gold passages alone."
+        in (tmp_path / "a" / "report.md").read_text()
+    )
     few = settings.model_copy(update={"min_examples": 40})
     with pytest.raises(InvalidInputError, match=f"answers {answerable} of 40 dev questions, and at least 20"):
         fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path / "b", few, directions_of=published())
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("focus_rag.fitting.settings.FitSettings.quick", lambda given: SETTINGS.model_copy(update={"answerable_among": given.answerable_among}))
+def test_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "focus_rag.fitting.settings.FitSettings.quick",
+        lambda given: SETTINGS.model_copy(update={"answerable_among": given.answerable_among}),
+    )
     model, tokenizer = small_model(), tiny_tokenizer()
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -115,12 +146,24 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         {
             "question": one.question,
             "answers": list(one.answers),
-            "passages": [{"text": each.text, "score": each.score, "is_gold": i in one.gold} for i, each in enumerate(one.passages)],
+            "passages": [
+                {"text": each.text, "score": each.score, "is_gold": i in one.gold}
+                for i, each in enumerate(one.passages)
+            ],
         }
         for one in small_examples()
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common = ["fit", "--quick", "--model", str(tmp_path / "model"), "--examples", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    common = [
+        "fit",
+        "--quick",
+        "--model",
+        str(tmp_path / "model"),
+        "--examples",
+        str(tmp_path / "rows.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*common, "--directions-of", str(tmp_path / "given"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["heads"] == 2
     assert FocusProfile.load(tmp_path / "out").provenance["directions"]["source"] == "published somewhere"

@@ -31,7 +31,9 @@ from focus_rag.weights_digest import weights_digest
 
 def fit(examples: list[Example], out: Path, **changes: Any) -> FocusProfile:
     given = changes.pop("directions_of", published())
-    return fit_profile(small_model(), tiny_tokenizer(), examples, out, SETTINGS.model_copy(update=changes), directions_of=given)
+    return fit_profile(
+        small_model(), tiny_tokenizer(), examples, out, SETTINGS.model_copy(update=changes), directions_of=given
+    )
 
 
 def wider(example: Example, by: int) -> Example:
@@ -41,7 +43,9 @@ def wider(example: Example, by: int) -> Example:
 
 def test_one_wide_question_decides_nothing(tmp_path: Path) -> None:
     first, *others = small_examples(10)
-    profile = fit([wider(first, 4), *others], tmp_path, min_examples=10, dev_questions=10, counts=(8, 20), noises=(1.0,))
+    profile = fit(
+        [wider(first, 4), *others], tmp_path, min_examples=10, dev_questions=10, counts=(8, 20), noises=(1.0,)
+    )
     assert [(cell["count"], cell["questions"]) for cell in profile.report["cells"]] == [(4, 10)]
 
 
@@ -55,7 +59,10 @@ def test_of_no_or_one_answer_nothing_is_certain(values: list[float]) -> None:
 
 def test_gold_is_missing_only_where_nothing_else_holds_the_answer() -> None:
     examples = small_examples(8)
-    told = [replace(one, passages=tuple(Passage(f"Also {one.answers[0]}.", each.score) for each in one.passages)) for one in examples[:5]]
+    told = [
+        replace(one, passages=tuple(Passage(f"Also {one.answers[0]}.", each.score) for each in one.passages))
+        for one in examples[:5]
+    ]
     cells, _ = cells_of([*told, *examples[5:]], [], [4], [1.0], 2)
     assert [one.question for one in cells[-1].questions] == [examples[5].question] and cells[-1].gold_missing
     cells, _ = cells_of(told, [], [4], [1.0], 2)
@@ -79,7 +86,8 @@ def test_a_model_that_answers_few_is_fitted_on_those(tmp_path: Path, monkeypatch
     examples = small_examples(40)
     answered = {one.key for one in examples[:6]}
     monkeypatch.setattr(
-        "focus_rag.fitting.answers.answer_texts", lambda _g, asked, _a, **_: [one.answers[0] if one.key in answered else "" for one in asked]
+        "focus_rag.fitting.answers.answer_texts",
+        lambda _g, asked, _a, **_: [one.answers[0] if one.key in answered else "" for one in asked],
     )
     profile = fit(examples, tmp_path, answerable_among=40, min_answered=0.5)
     assert profile.provenance["examples"]["dev"] == 4
@@ -87,7 +95,10 @@ def test_a_model_that_answers_few_is_fitted_on_those(tmp_path: Path, monkeypatch
 
 def test_directions_that_do_not_say_what_they_were_trained_on_are_warned_of(tmp_path: Path) -> None:
     unknown = published().replace(provenance={"source": "focus-rag fit"})
-    assert "does not say which questions" in fit(small_examples(), tmp_path / "a", directions_of=unknown).report["warnings"][-1]
+    assert (
+        "does not say which questions"
+        in fit(small_examples(), tmp_path / "a", directions_of=unknown).report["warnings"][-1]
+    )
     assert "does not say which questions" in (tmp_path / "a" / "report.md").read_text()
     known = published().replace(provenance={"source": "focus-rag fit", "trained_on": []})
     assert fit(small_examples(), tmp_path / "b", directions_of=known).report["warnings"] == []
@@ -141,13 +152,17 @@ def test_quick_stays_on_the_grid_that_was_asked_for() -> None:
     assert FitSettings().quick().alphas == (0.5, 1.0)
 
 
-def test_training_options_are_refused_where_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_options_are_refused_where_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for option in (["--shuffle"], ["--polish", "3"], ["--site", "projection"]):
         assert main(["fit", "--examples", "x.jsonl", "--out", str(tmp_path), "--directions-of", "y", *option]) == 2
         assert "leave them out with --directions-of" in capsys.readouterr().err
 
 
-def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[FitSettings] = []
 
     def fit_profile(model: Any, tokenizer: Any, given: Any, out: Any, settings: FitSettings, **_: Any) -> Any:
@@ -155,7 +170,14 @@ def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, caps
         raise InvalidInputError("enough")
 
     monkeypatch.setattr("focus_rag.fitting.fit.fit_profile", fit_profile)
-    rows = [{"question": f"q{i}", "answers": ["red"], "passages": [{"text": f"red {i}", "is_gold": True}, {"text": "b", "is_gold": False}]} for i in range(30)]
+    rows = [
+        {
+            "question": f"q{i}",
+            "answers": ["red"],
+            "passages": [{"text": f"red {i}", "is_gold": True}, {"text": "b", "is_gold": False}],
+        }
+        for i in range(30)
+    ]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = ["fit", "--examples", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "p"), "--site"]
     assert main([*common, "projection", "--quick"]) == 2
@@ -164,7 +186,9 @@ def test_a_site_that_is_asked_for_is_the_one_that_is_fitted(tmp_path: Path, caps
     assert "--site is one of post_rope, normed, projection; got 'elsewhere'" in capsys.readouterr().err
 
 
-def test_without_questions_of_ones_own_generated_ones_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_questions_of_ones_own_generated_ones_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: list[Any] = []
 
     def fit_profile(model: Any, tokenizer: Any, given: Any, *_: Any, **__: Any) -> Any:

@@ -58,7 +58,10 @@ def small_examples(count: int = 12) -> list[Example]:
 
 def wordless_examples(count: int) -> list[Example]:
     """The same, asked in words that no passage has."""
-    return [replace(one, question=f"Which of them, number {number + 1000}?", score_kind="cosine") for number, one in enumerate(small_examples(count))]
+    return [
+        replace(one, question=f"Which of them, number {number + 1000}?", score_kind="cosine")
+        for number, one in enumerate(small_examples(count))
+    ]
 
 
 def same(first: FocusProfile, second: FocusProfile) -> bool:
@@ -86,7 +89,9 @@ def test_a_fit_leaves_a_profile_and_its_report(uninterrupted: tuple[Path, FocusP
     assert figures["split"]["chosen"] is None and profile.split is None
     variants = {row["variant"] for row in figures["choice"]["table"]}
     assert any(name.startswith("random") for name in variants)
-    assert len([name for name in variants if name.endswith("-polished")]) == 2  # the best ones and the random ones alike
+    assert (
+        len([name for name in variants if name.endswith("-polished")]) == 2
+    )  # the best ones and the random ones alike
     text = (out / "report.md").read_text()
     for image in ("heads.png", "mass.png", "alpha.png", "quality.png", "surface.png"):
         assert image in text and (out / image).stat().st_size > 1000
@@ -171,7 +176,9 @@ def test_other_weights_or_examples_start_anew(tmp_path: Path, uninterrupted: tup
 
 
 def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With grades that rise with alpha among four passages and fall among two, the policy follows both; a split has nothing to add."""
+    """With grades that rise with alpha among four passages and fall among two, the policy follows both; a split has
+    nothing to add.
+    """
 
     def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
         alpha = generator.profile.policy if alpha == "auto" else alpha
@@ -193,24 +200,34 @@ def test_alpha_goes_where_answers_get_better(tmp_path: Path, monkeypatch: pytest
     assert cells[4]["bare"]["mean"] == 0.0 and cells[4]["auto"]["mean"] == 1.0 and cells[4]["regret"] == 0.0
     assert cells[2]["auto"]["mean"] == 1.0
     text = (tmp_path / "report.md").read_text()
-    assert "Alpha is above 0 at 4 passages." in text and "the profile leans on nothing" in text and profile.split is None
+    assert (
+        "Alpha is above 0 at 4 passages." in text and "the profile leans on nothing" in text and profile.split is None
+    )
 
 
-def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_leans_where_that_answers_for_certain_more_than_its_directions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every question needs the one exponent on the best scored passage alone, and its scores as they are."""
     scores = {tuple(passage.score for passage in one.passages) for one in wordless_examples(40)}
 
     def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
         split = generator.profile.split if generator.profile is not None and options.get("split") == "auto" else None
         is_right = split == ScoreSplit(reach=0.0, tau=0.03)
-        return [float(is_right and (len(one.passages) < 4 or tuple(passage.score for passage in one.passages) in scores)) for one in examples]
+        return [
+            float(is_right and (len(one.passages) < 4 or tuple(passage.score for passage in one.passages) in scores))
+            for one in examples
+        ]
 
     monkeypatch.setattr("focus_rag.fitting.answers.measure_quality", graded)
     settings = SETTINGS.model_copy(update={"dev_questions": 16, "split_taus": (0.03, 0.1), "noises": (1.0,)})
     profile = fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), tmp_path, settings)
     assert profile.split == FocusProfile.load(tmp_path).split == ScoreSplit(reach=0.0, tau=0.03)
     figures = profile.report["split"]
-    assert figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2, "by": "scores", "without_scores": False} and figures["tried"][-1]["gain"]["mean"] == 1.0
+    assert (
+        figures["chosen"] == {"reach": 0.0, "tau": 0.03, "fewest": 2, "by": "scores", "without_scores": False}
+        and figures["tried"][-1]["gain"]["mean"] == 1.0
+    )
     assert figures["shuffled_scores"]["split"]["mean"] < 0.5
     assert {by: found["n"] for by, found in figures["finds_gold"].items()} == {"scores": 16, "words": 16, "both": 16}
     assert "Chosen: reach 0, tau 0.03, from 2 passages on." in (tmp_path / "report.md").read_text()
@@ -220,7 +237,9 @@ def unscored(count: int = 12) -> list[Example]:
     return [one.without_scores() for one in small_examples(count)]
 
 
-def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fitted(out: Path, without: float) -> FocusProfile:
         def graded(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[float]:
             if options.get("split") != "auto":
@@ -232,7 +251,9 @@ def test_a_split_found_by_scores_goes_by_words_where_that_holds_without_them(tmp
         return fit_profile(small_model(), tiny_tokenizer(), wordless_examples(40), out, settings)
 
     by_words, by_scores = fitted(tmp_path / "a", 1.0), fitted(tmp_path / "b", 0.0)
-    assert by_words.split == ScoreSplit(reach=0.3, tau=0.1, without_scores=True) and by_scores.split == ScoreSplit(reach=0.3, tau=0.1)
+    assert by_words.split == ScoreSplit(reach=0.3, tau=0.1, without_scores=True) and by_scores.split == ScoreSplit(
+        reach=0.3, tau=0.1
+    )
     assert by_words.report["split"]["without_scores"]["gain"]["mean"] == 1.0
     assert "by shared words where there are no scores." in (tmp_path / "a" / "report.md").read_text()
     assert "which is not enough to do that" in (tmp_path / "b" / "report.md").read_text()
@@ -255,13 +276,17 @@ def test_questions_without_scores_are_split_by_words_alone(tmp_path: Path, monke
 
 
 def test_passages_that_nothing_tells_apart_get_no_split(tmp_path: Path) -> None:
-    strange = [replace(one, question=f"Mystery {letter}?") for letter, one in zip("bcdefghijklm", unscored(), strict=True)]
+    strange = [
+        replace(one, question=f"Mystery {letter}?") for letter, one in zip("bcdefghijklm", unscored(), strict=True)
+    ]
     profile = fit_profile(small_model(), tiny_tokenizer(), strange, tmp_path, SETTINGS)
     assert profile.split is None and profile.report["split"]["tried"] == []
     assert "Not fitted: no split was to be tried" in (tmp_path / "report.md").read_text()
 
 
-def test_the_models_own_answers_are_generated_once_for_all_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_own_answers_are_generated_once_for_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answered: list[str] = []
     real = answer_texts
 
@@ -286,7 +311,9 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
     def said(generator: Any, examples: list[Example], alpha: Any, **options: Any) -> list[str]:
         def text(example: Example) -> str:
             policy = generator.profile.policy if alpha == "auto" else alpha
-            factor = (policy.choose(signal_of(example.passages)) if hasattr(policy, "choose") else AlphaChoice(policy, "")).alpha
+            factor = (
+                policy.choose(signal_of(example.passages)) if hasattr(policy, "choose") else AlphaChoice(policy, "")
+            ).alpha
             value, alone = example.answers[0], len(example.passages) == len(example.gold)
             if not alone and factor < (0.5 if int(example.key, 16) % 2 else 1.0):
                 return "unknown"
@@ -314,7 +341,9 @@ def test_training_on_shuffled_passages_leaves_dev_questions_as_retrieved(
     assert found["choice"]["bare"] == expected["choice"]["bare"]
 
 
-def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unknown(model: Any) -> None:
         raise UnsupportedModelError("no")
 
@@ -326,7 +355,8 @@ def test_a_model_whose_rotation_is_not_known_is_fitted_as_it_stands(tmp_path: Pa
 def test_examples_over_the_same_passages_cannot_be_calmed_and_the_report_says_so(tmp_path: Path) -> None:
     passages = [Passage(f"Mill {i} is {100 + i} years old.", score=1 - i / 10) for i in range(4)]
     examples = [
-        Example(f"How old is mill {i % 4}, asked {i}?", (str(100 + i % 4),), tuple(passages), frozenset({i % 4})) for i in range(12)
+        Example(f"How old is mill {i % 4}, asked {i}?", (str(100 + i % 4),), tuple(passages), frozenset({i % 4}))
+        for i in range(12)
     ]
     profile = fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path, SETTINGS)
     (warning,) = profile.report["warnings"]
@@ -350,7 +380,10 @@ def test_documents_without_labels_are_enough(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     for number in range(12):
-        text = f"The mill of the town {number} was built in {1800 + number} by local masons, who stayed. Nobody lives there now."
+        text = (
+            f"The mill of the town {number} was built in {1800 + number} by local masons, who stayed. Nobody "
+            "lives there now."
+        )
         (docs / f"{number}.txt").write_text(text)
     found = examples_from_documents(docs, passages=4)
     profile = fit_profile(small_model(), tiny_tokenizer(), found, tmp_path / "profile", SETTINGS)
@@ -358,7 +391,11 @@ def test_documents_without_labels_are_enough(tmp_path: Path) -> None:
 
 
 def test_one_example_is_refused_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = {"question": "q", "answers": ["a"], "passages": [{"text": "a", "is_gold": True}, {"text": "b", "is_gold": False}]}
+    one = {
+        "question": "q",
+        "answers": ["a"],
+        "passages": [{"text": "a", "is_gold": True}, {"text": "b", "is_gold": False}],
+    }
     file = tmp_path / "one.jsonl"
     file.write_text("\n".join([json.dumps(one), "no json", json.dumps({**one, "passages": []})]))
     assert main(["fit", "--examples", str(file), "--out", str(tmp_path / "profile")]) == 2

@@ -1,4 +1,5 @@
-"""Attention functions with flash's contract: no mask or a padding mask of two axes, and the last token sees the last key.
+"""Attention functions with flash's contract: no mask or a padding mask of two axes, and the last token sees the last
+key.
 
 Real kernels need a GPU. This one computes the same attention plainly, and its own mathematics is checked against eager.
 """
@@ -57,7 +58,9 @@ def flash_model(request, monkeypatch):
 
 
 def in_pieces(model, ids, mask, pieces=(11, 6, 2, 1)):
-    """Logits of the last row of each piece of the prompt, read through the cache: what chunked prefill and assistants do."""
+    """Logits of the last row of each piece of the prompt, read through the cache: what chunked prefill and assistants
+    do.
+    """
     cache, start, logits = None, 0, []
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     with torch.no_grad():

@@ -113,7 +113,10 @@ def test_alpha_settings(parts, generator):
 
 def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts, generator):
     lengths = (6, 2, 4)
-    asked = [Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=length)) for length in lengths]
+    asked = [
+        Request(question=QUESTION, passages=PASSAGES, settings=GenerationSettings(max_new_tokens=length))
+        for length in lengths
+    ]
     asked.insert(1, Request(question=QUESTION, passages=PASSAGES, alpha=1e9))
     told = []
     outcomes = generator.answer_batch(asked, return_errors=True, on_outcome=lambda *outcome: told.append(outcome))
@@ -123,10 +126,14 @@ def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts,
     for place in (0, 2, 3):
         alone = generator.run(asked[place])
         assert (outcomes[place].text, outcomes[place].usage) == (alone.text, alone.usage)
-        assert [use.attention for use in outcomes[place].passages] == pytest.approx([use.attention for use in alone.passages], abs=1e-5)
+        assert [use.attention for use in outcomes[place].passages] == pytest.approx(
+            [use.attention for use in alone.passages], abs=1e-5
+        )
     small = FocusGenerator(*parts, settings=generator.settings, max_batch=2)
     told.clear()
-    assert [one.text for one in small.answer_batch([asked[0], *asked[2:]], on_outcome=lambda *outcome: told.append(outcome))] == [outcomes[place].text for place in (0, 2, 3)]
+    assert [
+        one.text for one in small.answer_batch([asked[0], *asked[2:]], on_outcome=lambda *outcome: told.append(outcome))
+    ] == [outcomes[place].text for place in (0, 2, 3)]
     assert [place for place, _ in told] == [1, 0, 2]
     with pytest.raises(InvalidInputError, match="alpha"):
         generator.answer_batch(asked, on_outcome=lambda *_: pytest.fail("nothing is generated"))
@@ -138,7 +145,10 @@ def test_what_nobody_foresaw_in_one_request_does_not_fail_the_others(parts, gene
         def choose(self, signal):
             raise raised
 
-    asked = [Request(question=QUESTION, passages=PASSAGES), Request(question=QUESTION, passages=PASSAGES, alpha=Broken())]
+    asked = [
+        Request(question=QUESTION, passages=PASSAGES),
+        Request(question=QUESTION, passages=PASSAGES, alpha=Broken()),
+    ]
     answer, error = generator.answer_batch(asked, return_errors=True)
     assert answer.text == generator.run(asked[0]).text
     assert isinstance(error, arrives)  # asyncio can hand no StopIteration on
@@ -198,7 +208,11 @@ def test_stop_strings_cut_alike_everywhere(generator):
     assert (answer.text, answer.finish_reason) == (expected, "stop")
     assert "".join(generator.stream(QUESTION, PASSAGES, stop=stop)) == expected
     assert generator.answer(QUESTION, PASSAGES, stop=["never in there"]).text == whole
-    assert generator.answer(QUESTION, PASSAGES, stop="").text == generator.answer(QUESTION, PASSAGES, stop=[""]).text == whole
+    assert (
+        generator.answer(QUESTION, PASSAGES, stop="").text
+        == generator.answer(QUESTION, PASSAGES, stop=[""]).text
+        == whole
+    )
     with pytest.raises(InvalidInputError, match="setting stop:"):
         generator.answer(QUESTION, PASSAGES, stop=5)
 
@@ -337,7 +351,13 @@ def test_what_the_models_own_configuration_sets_does_not_break_rows(parts, gener
     model, tokenizer, profile = parts
     own = model.generation_config
     model.generation_config = type(own)(
-        **{**own.to_diff_dict(), "prompt_lookup_num_tokens": 3, "stop_strings": ["e"], "num_beams": 3, "do_sample": True}
+        **{
+            **own.to_diff_dict(),
+            "prompt_lookup_num_tokens": 3,
+            "stop_strings": ["e"],
+            "num_beams": 3,
+            "do_sample": True,
+        }
     )
     try:
         other = FocusGenerator(model, tokenizer, profile, settings=GenerationSettings(max_new_tokens=10))
@@ -359,7 +379,11 @@ class TestFromPretrained:
     def test_precision_attention_and_device_arrive(self, saved, generator):
         pytest.importorskip("accelerate")
         loaded = FocusGenerator.from_pretrained(
-            saved / "reader", saved / "profile", dtype=torch.bfloat16, attn_implementation="eager", device_map={"": "cpu"}
+            saved / "reader",
+            saved / "profile",
+            dtype=torch.bfloat16,
+            attn_implementation="eager",
+            device_map={"": "cpu"},
         )
         assert loaded.model.dtype == torch.bfloat16
         assert loaded.model.config._attn_implementation == "eager"
@@ -372,7 +396,12 @@ class TestFromPretrained:
 
     def test_weights_on_disk_are_steered_like_weights_in_memory(self, saved, generator, tmp_path):
         pytest.importorskip("accelerate")
-        places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
+        places = {
+            "model.embed_tokens": "cpu",
+            "model.layers.0": "cpu",
+            "model.layers.1": "disk",
+            "model.layers.2": "disk",
+        }
         offloaded = FocusGenerator.from_pretrained(
             saved / "reader",
             saved / "profile",
@@ -390,7 +419,9 @@ class TestFromPretrained:
         )
         answers = [one.answer(QUESTION, PASSAGES, alpha=1.5, max_new_tokens=4) for one in (offloaded, generator)]
         assert answers[0].text == answers[1].text
-        assert [use.attention for use in answers[0].passages] == pytest.approx([use.attention for use in answers[1].passages], abs=1e-5)
+        assert [use.attention for use in answers[0].passages] == pytest.approx(
+            [use.attention for use in answers[1].passages], abs=1e-5
+        )
 
     def test_everything_else_is_handed_on(self, saved, parts, monkeypatch):
         from transformers import AutoModelForCausalLM
@@ -417,7 +448,12 @@ class TestFromPretrained:
             ("{saved}/nowhere", {}, InvalidInputError, "neither a folder nor a Hub id"),
             ("{saved}", {}, InvalidInputError, "cannot be loaded"),
             ("{saved}/reader", {"attn_implementation": "nonsense"}, InvalidInputError, "nonsense"),
-            ("{saved}/reader", {"attn_implementation": "flash_attention_2"}, MissingDependencyError, "cannot be loaded"),
+            (
+                "{saved}/reader",
+                {"attn_implementation": "flash_attention_2"},
+                MissingDependencyError,
+                "cannot be loaded",
+            ),
             ("{saved}/reader", {"dtype": "float7"}, InvalidInputError, "float7"),
             ("{saved}/reader", {"profile": "{saved}/reader"}, ProfileError, "is not a profile"),
         ],

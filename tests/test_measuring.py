@@ -123,7 +123,11 @@ def test_a_second_sequence_through_a_static_cache_is_counted_from_its_own_beginn
 def test_steps_asked_for_on_the_way_are_those_asked_for_at_the_end():
     model = tiny_model("llama")
     ids = batch()[0][:1]
-    with torch.no_grad(), SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as often, SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as once:
+    with (
+        torch.no_grad(),
+        SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as often,
+        SpanMeter(model, HEADS, [SPANS[0]], LENGTH) as once,
+    ):
         assert often.steps == []
         for length in (8, 12, 12, LENGTH):
             model(ids[:, :length])

@@ -19,15 +19,49 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("noise", "alpha", "answer_grammar", "locating", "model_layout", "shared_words"),
     ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
-    ("attention.tap", "prompting", "adapters.prompt_scan", "profile", "search.documents", "search.embedders", "examples", "answers"),
-    ("focus_choice", "answer_report", "fitting.calm_examples", "fitting.grading", "attention.measuring", "search.passage_index", "adapters.retrieval_records", "decoding", "streams", "token_rows", "fitting.teacher_forcing", "embedded"),
-    ("attention.splitting", "attention.recording", "adapters.passage_registry", "fitting.cloze_examples", "fitting.head_scoring"),
+    (
+        "attention.tap",
+        "prompting",
+        "adapters.prompt_scan",
+        "profile",
+        "search.documents",
+        "search.embedders",
+        "examples",
+        "answers",
+    ),
+    (
+        "focus_choice",
+        "answer_report",
+        "fitting.calm_examples",
+        "fitting.grading",
+        "attention.measuring",
+        "search.passage_index",
+        "adapters.retrieval_records",
+        "decoding",
+        "streams",
+        "token_rows",
+        "fitting.teacher_forcing",
+        "embedded",
+    ),
+    (
+        "attention.splitting",
+        "attention.recording",
+        "adapters.passage_registry",
+        "fitting.cloze_examples",
+        "fitting.head_scoring",
+    ),
     ("attention.turning", "prepared_request"),
     ("attention.steering", "request_preparation"),
     ("batch_generation",),
     ("generator",),
     ("fitting.recorded_heads", "fitting.alpha_sweep", "answer_trace", "fitting.polishing", "adapters.calls"),
-    ("fitting.direction_training", "fitting.alpha_fitting", "fitting.confidence_fitting", "fitting.oracle", "fitting.passage_order"),
+    (
+        "fitting.direction_training",
+        "fitting.alpha_fitting",
+        "fitting.confidence_fitting",
+        "fitting.oracle",
+        "fitting.passage_order",
+    ),
     ("fitting.settings", "fitting.variants", "fitting.report", "fitting.sweep_cells"),
     ("fitting.steps", "fitting.split_fitting"),
     ("fitting.answers",),
@@ -38,7 +72,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 """Lowest first. `embedded` is its `__init__` alone (where the shipped model lies)."""
 ON_TOP = ("evaluation", "embedded.", "serving", "cli")
 """Packages and recipes that may use any module above and are used by none of them."""
-ROOMS: dict[str, set[str]] = {"attention": set(), "search": set(), "adapters": set(), "fitting": {"attention", "search"}}
+ROOMS: dict[str, set[str]] = {
+    "attention": set(),
+    "search": set(),
+    "adapters": set(),
+    "fitting": {"attention", "search"},
+}
 """Packages within the levels, and which of each other they use. Their `__init__` only says what they are for."""
 DEFERRED = {("answers", "focus_rag.answer_report")}
 """Calls upwards that are wanted: `Answer.to_html` hands itself to the page writer, imported when it is called."""
@@ -99,13 +138,17 @@ def test_a_module_imports_only_lower_levels(file):
 def test_a_room_uses_only_the_rooms_it_may(room):
     opening = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(opening) and len(opening.body) == 1
-    imported = set().union(*(imported_names(file.read_text(encoding="utf-8")) for file in (PACKAGE / room).glob("*.py")))
+    imported = set().union(
+        *(imported_names(file.read_text(encoding="utf-8")) for file in (PACKAGE / room).glob("*.py"))
+    )
     used = {name.split(".")[1] for name in imported if name.startswith("focus_rag.")}
     assert used & set(ROOMS) <= ROOMS[room] | {room}
 
 
 def test_the_rule_catches_what_it_is_for():
-    assert wrong_imports("attention.steering", "from focus_rag.generator import FocusGenerator") == ["focus_rag.generator"]
+    assert wrong_imports("attention.steering", "from focus_rag.generator import FocusGenerator") == [
+        "focus_rag.generator"
+    ]
     assert wrong_imports("attention.steering", "def f():\n    from focus_rag import fitting") == ["focus_rag.fitting"]
     assert wrong_imports("attention.steering", "import focus_rag.cli.ask") == ["focus_rag.cli.ask"]
     assert wrong_imports("attention.steering", "from .profile import FocusProfile") != []
@@ -143,7 +186,10 @@ def test_every_public_name_is_there_and_importing_patches_nothing():
 
 
 def test_serving_loads_no_training_code():
-    program = "import sys, focus_rag.serving.app; print(sorted(name for name in sys.modules if name.startswith('focus_rag.')))"
+    program = (
+        "import sys, focus_rag.serving.app; print(sorted(name for name in sys.modules if "
+        "name.startswith('focus_rag.')))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {name.removeprefix("focus_rag.") for name in ast.literal_eval(done.stdout)}
     assert {name for name in loaded if name in LEVEL_OF and LEVEL_OF[name] > LEVEL_OF["generator"]} == set()
@@ -156,4 +202,8 @@ def test_no_drawer_modules(file):
 
 def test_no_module_hides_a_public_name() -> None:
     """An imported submodule becomes an attribute of the package, in front of a name that is resolved on first use."""
-    assert not {name for name, home in focus_rag._HOMES.items() if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).exists()}
+    assert not {
+        name
+        for name, home in focus_rag._HOMES.items()
+        if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).exists()
+    }

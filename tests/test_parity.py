@@ -75,7 +75,9 @@ def test_alpha_moves_the_logits_far_beyond_the_tolerance(parity):
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_batch_of_four_with_its_own_alphas_and_left_padding(parity, cache):
-    """Rows of different length in one batch: each generates what it generates alone, and the full row what the paper's code does."""
+    """Rows of different length in one batch: each generates what it generates alone, and the full row what the paper's
+    code does.
+    """
     model, profile, golden = parity
     ids = golden["input_ids"][0]
     rows = [ids, ids[9:], ids[20:], ids]

@@ -42,7 +42,9 @@ def changed(better: int, worse: int, of: int) -> dict[str, Any]:
     """Figures of questions of which focus answers some that were wrong and loses some that were right."""
 
     def grades(shown: Sequence[Example], is_focused: bool) -> list[float]:
-        return [float(i % 2 == 0 if not (i < better + worse) else (i < better) == is_focused) for i in range(len(shown))]
+        return [
+            float(i % 2 == 0 if not (i < better + worse) else (i < better) == is_focused) for i in range(len(shown))
+        ]
 
     return figures(questions(of), grades)
 

@@ -61,7 +61,11 @@ def test_the_best_are_kept_in_the_order_of_retrieval(scores, question, options, 
 
 
 def test_all_are_kept_where_there_are_no_more():
-    assert best_passages(passages(*FALLING), QUESTION, 5) == best_passages(passages(*FALLING), QUESTION, 99) == list(range(5))
+    assert (
+        best_passages(passages(*FALLING), QUESTION, 5)
+        == best_passages(passages(*FALLING), QUESTION, 99)
+        == list(range(5))
+    )
     assert best_passages([], QUESTION, 3) == []
 
 
@@ -194,7 +198,10 @@ def test_rows_of_a_batch_keep_each_their_own(parts):
 def test_what_does_not_fit_the_window_is_dropped_from_the_worst_up(parts):
     """By scores and words: by the scores of a poor retriever alone, the passage that answers would go first."""
     model, tokenizer, profile = parts
-    texts = ("The Ashford mill was built in 1803.", *(f"Nothing of the kind is said here, for the {i}th time. " * 4 for i in range(8)))
+    texts = (
+        "The Ashford mill was built in 1803.",
+        *(f"Nothing of the kind is said here, for the {i}th time. " * 4 for i in range(8)),
+    )
     given = [Passage(text, score=score / 10) for text, score in zip(texts, (1, 9, 8, 7, 6, 5, 4, 3, 2), strict=True)]
     generator = FocusGenerator(model, tokenizer, profile, settings=SETTINGS)
     answer = generator.answer(QUESTION, given, score_kind="cosine")

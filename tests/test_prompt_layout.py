@@ -1,4 +1,6 @@
-"""How prompts are laid out: what a chat template may be told, and that a profile brings along the layout it was fitted with."""
+"""How prompts are laid out: what a chat template may be told, and that a profile brings along the layout it was fitted
+with.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,15 @@ from focus_rag.cli.loading import parse_template
 from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.fitting.fit import fit_profile
 
-LAYOUT = PromptLayout(instruction="Say what is asked for, and as briefly as can be.", question_first=False, template_options={"thinking": False})
-THINKING = "{% for m in messages %}<|user|>\n{{ m['content'] }}<|end|>\n{% endfor %}<|assistant|>\n{% if thinking is defined and not thinking %}</think>{% endif %}"
+LAYOUT = PromptLayout(
+    instruction="Say what is asked for, and as briefly as can be.",
+    question_first=False,
+    template_options={"thinking": False},
+)
+THINKING = (
+    "{% for m in messages %}<|user|>\n{{ m['content'] }}<|end|>\n{% endfor %}<|assistant|>\n{% if "
+    "thinking is defined and not thinking %}</think>{% endif %}"
+)
 
 
 def thinking_tokenizer() -> Any:
@@ -37,24 +46,37 @@ def prompt_of(generator: FocusGenerator) -> str:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> FocusProfile:
     out = tmp_path_factory.mktemp("fitted")
-    fit_profile(small_model(), thinking_tokenizer(), small_examples(), out, SETTINGS.model_copy(update={"layout": LAYOUT}))
+    fit_profile(
+        small_model(), thinking_tokenizer(), small_examples(), out, SETTINGS.model_copy(update={"layout": LAYOUT})
+    )
     return FocusProfile.load(out)
 
 
 def test_a_profile_brings_along_the_layout_it_was_fitted_with(fitted: FocusProfile) -> None:
     assert fitted.layout == LAYOUT
     prompt = prompt_of(FocusGenerator(small_model(), thinking_tokenizer(), fitted))
-    assert prompt == "<|user|>\nSay what is asked for, and as briefly as can be.\n\n[1] In 1841.\n\nQuestion: When?<|end|>\n<|assistant|>\n</think>"
-    assert "</think>" not in prompt_of(FocusGenerator(small_model(), thinking_tokenizer(), fitted, layout=PromptLayout()))
+    assert (
+        prompt
+        == "<|user|>\nSay what is asked for, and as briefly as can be.\n\n[1] In 1841.\n\nQuestion: When?<|end|>\n<|assistant|>\n</think>"
+    )
+    assert "</think>" not in prompt_of(
+        FocusGenerator(small_model(), thinking_tokenizer(), fitted, layout=PromptLayout())
+    )
     assert "</think>" not in prompt_of(FocusGenerator(small_model(), thinking_tokenizer()))
 
 
 def test_the_fit_itself_reads_prompts_of_that_layout(fitted: FocusProfile) -> None:
     builder = FocusGenerator(small_model(), thinking_tokenizer(), layout=LAYOUT).prompts
     one = small_examples()[0]
-    assert fitted.passages_at == builder.from_question(one.question, one.passages, max_tokens=900, drop_order=()).passages_at
+    assert (
+        fitted.passages_at
+        == builder.from_question(one.question, one.passages, max_tokens=900, drop_order=()).passages_at
+    )
     default = FocusGenerator(small_model(), thinking_tokenizer()).prompts
-    assert fitted.passages_at != default.from_question(one.question, one.passages, max_tokens=900, drop_order=()).passages_at
+    assert (
+        fitted.passages_at
+        != default.from_question(one.question, one.passages, max_tokens=900, drop_order=()).passages_at
+    )
 
 
 def test_alpha_is_fitted_under_the_layout_of_the_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,33 +88,66 @@ def test_alpha_is_fitted_under_the_layout_of_the_directions(tmp_path: Path, monk
 
     monkeypatch.setattr("focus_rag.fitting.answers.answer_texts", said)
     given = published().replace(layout=LAYOUT)
-    taken = fit_profile(small_model(), thinking_tokenizer(), small_examples(), tmp_path / "a", SETTINGS, directions_of=given)
+    taken = fit_profile(
+        small_model(), thinking_tokenizer(), small_examples(), tmp_path / "a", SETTINGS, directions_of=given
+    )
     assert taken.layout == LAYOUT and set(map(repr, asked)) == {repr(LAYOUT)}
     own = SETTINGS.model_copy(update={"layout": PromptLayout()})
-    assert fit_profile(small_model(), thinking_tokenizer(), small_examples(), tmp_path / "b", own, directions_of=given).layout == PromptLayout()
+    assert (
+        fit_profile(
+            small_model(), thinking_tokenizer(), small_examples(), tmp_path / "b", own, directions_of=given
+        ).layout
+        == PromptLayout()
+    )
     assert asked[-1] == PromptLayout()
 
 
-def test_options_of_the_chat_template_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = parse_template(["enable_thinking=false", "effort=low", 'tags=["a"]', "n=3"], PromptLayout(instruction="Briefly."))
-    assert found == PromptLayout(instruction="Briefly.", template_options={"enable_thinking": False, "effort": "low", "tags": ["a"], "n": 3})
-    assert parse_template(["enable_thinking=False", "tools=None"]) == PromptLayout(template_options={"enable_thinking": False, "tools": None})
-    assert parse_template(["effort=low"], LAYOUT) == LAYOUT.model_copy(update={"template_options": {"thinking": False, "effort": "low"}})
+def test_options_of_the_chat_template_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = parse_template(
+        ["enable_thinking=false", "effort=low", 'tags=["a"]', "n=3"], PromptLayout(instruction="Briefly.")
+    )
+    assert found == PromptLayout(
+        instruction="Briefly.", template_options={"enable_thinking": False, "effort": "low", "tags": ["a"], "n": 3}
+    )
+    assert parse_template(["enable_thinking=False", "tools=None"]) == PromptLayout(
+        template_options={"enable_thinking": False, "tools": None}
+    )
+    assert parse_template(["effort=low"], LAYOUT) == LAYOUT.model_copy(
+        update={"template_options": {"thinking": False, "effort": "low"}}
+    )
     assert parse_template(["thinking=" + "[" * 100_000]) == PromptLayout(template_options={"thinking": "[" * 100_000})
     assert parse_template(None) is None and parse_template([]) is None
     for wrong in ("thinking", "=1", "a b=1"):
         with pytest.raises(InvalidInputError, match="NAME=VALUE"):
             parse_template([wrong])
 
-    monkeypatch.setattr("focus_rag.fitting.settings.FitSettings.quick", lambda given: SETTINGS.model_copy(update={"layout": given.layout}))
+    monkeypatch.setattr(
+        "focus_rag.fitting.settings.FitSettings.quick",
+        lambda given: SETTINGS.model_copy(update={"layout": given.layout}),
+    )
     small_model().save_pretrained(tmp_path / "model")
     thinking_tokenizer().save_pretrained(tmp_path / "model")
     rows = [
-        {"question": one.question, "answers": list(one.answers), "passages": [{"text": p.text, "is_gold": i in one.gold} for i, p in enumerate(one.passages)]}
+        {
+            "question": one.question,
+            "answers": list(one.answers),
+            "passages": [{"text": p.text, "is_gold": i in one.gold} for i, p in enumerate(one.passages)],
+        }
         for one in small_examples()
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common = ["fit", "--quick", "--model", str(tmp_path / "model"), "--examples", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    common = [
+        "fit",
+        "--quick",
+        "--model",
+        str(tmp_path / "model"),
+        "--examples",
+        str(tmp_path / "rows.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*common, "--template-option", "thinking=false"]) == 0
     assert FocusProfile.load(tmp_path / "out").layout == PromptLayout(template_options={"thinking": False})
     assert main(["inspect", str(tmp_path / "out")]) == 0
@@ -100,13 +155,19 @@ def test_options_of_the_chat_template_on_the_command_line(tmp_path: Path, capsys
     published().replace(layout=LAYOUT).save(tmp_path / "given")
     assert main([*common, "--directions-of", str(tmp_path / "given"), "--template-option", "effort=low"]) == 0
     assert "does not read 'effort'" in capsys.readouterr().err
-    assert FocusProfile.load(tmp_path / "out").layout == LAYOUT.model_copy(update={"template_options": {"thinking": False, "effort": "low"}})
+    assert FocusProfile.load(tmp_path / "out").layout == LAYOUT.model_copy(
+        update={"template_options": {"thinking": False, "effort": "low"}}
+    )
     assert main([*common, "--template-option", "tokenize=true"]) == 2
     assert "tokenize cannot be set" in capsys.readouterr().err
 
 
 def test_what_the_library_decides_itself_is_no_option(tmp_path: Path) -> None:
-    taken = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"kwargs", "tools", "documents"}
+    taken = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
+        "kwargs",
+        "tools",
+        "documents",
+    }
     for name in (*taken, *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, "messages"):
         with pytest.raises(ValidationError, match="cannot be set"):
             PromptLayout(template_options={name: None})
@@ -126,4 +187,6 @@ def test_an_instruction_is_no_chat_turn(instruction: str) -> None:
     with pytest.raises(InvalidInputError, match="no special tokens"):
         FocusGenerator(small_model(), thinking_tokenizer(), layout=PromptLayout(instruction=instruction))
     with pytest.raises(InvalidInputError, match="no special tokens"):
-        FocusGenerator(small_model(), thinking_tokenizer(), published().replace(layout=PromptLayout(instruction=instruction)))
+        FocusGenerator(
+            small_model(), thinking_tokenizer(), published().replace(layout=PromptLayout(instruction=instruction))
+        )

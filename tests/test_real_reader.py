@@ -45,7 +45,10 @@ def articles() -> list[dict[str, object]]:
     found = []
     for i in range(40):
         town, year = f"Lower Falm{i}outh", 1800 + i
-        first = f"In {year} the Harbour Board of {town} bought {i + 2} cranes. They stood on the quay. A storm broke one of them in {year}."
+        first = (
+            f"In {year} the Harbour Board of {town} bought {i + 2} cranes. They stood on the quay. A storm "
+            f"broke one of them in {year}."
+        )
         second = f"{town} (a port) lies on the River Mora{i}. Ann Cole{i} was its first mayor."
         found.append({
             "title": f"Port {i}",
@@ -62,7 +65,12 @@ def retrieved(number: int, split: str = "train") -> dict[str, object]:
         {"title": f"Hill {number}", "text": f"Hill {number} is {number + 90} metres high.", "is_gold": True},
         {"title": "Dale", "text": f"Dale number {number} has no hill.", "is_gold": False, "has_answer": False},
     ]
-    return {"question": f"How high is hill {number}?", "answers": [f"{number + 90} Metres"], "passages": passages, "split": split}
+    return {
+        "question": f"How high is hill {number}?",
+        "answers": [f"{number + 90} Metres"],
+        "passages": passages,
+        "split": split,
+    }
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -132,8 +140,16 @@ def test_questions_and_gold_passages_of_evaluation_files_are_left_out(files: tup
     cranes = articles()[3]["paragraphs"][0]  # type: ignore[index]
     dev = [
         retrieved(5, "dev"),
-        {"question": "WHEN did Lower Falm7outh buy cranes", "answers": ["1807"], "passages": [{"text": "x", "is_gold": True}]},
-        {"question": "Something else?", "answers": ["1803"], "passages": [{"text": cranes["context"].upper(), "is_gold": True}]},
+        {
+            "question": "WHEN did Lower Falm7outh buy cranes",
+            "answers": ["1807"],
+            "passages": [{"text": "x", "is_gold": True}],
+        },
+        {
+            "question": "Something else?",
+            "answers": ["1803"],
+            "passages": [{"text": cranes["context"].upper(), "is_gold": True}],
+        },
     ]
     found = Sources()
     found.leave_out(jsonl(tmp_path / "some.dev.jsonl", dev))
@@ -141,13 +157,19 @@ def test_questions_and_gold_passages_of_evaluation_files_are_left_out(files: tup
     found.read_questions(files[1])
     asked = {one.question for one in found.questions}
     assert len(asked) == 97
-    assert not asked & {"How high is hill 5?", "When did Lower Falm7outh buy cranes?", "When did Lower Falm3outh buy cranes?"}
+    assert not asked & {
+        "How high is hill 5?",
+        "When did Lower Falm7outh buy cranes?",
+        "When did Lower Falm3outh buy cranes?",
+    }
     assert all("Falm3outh bought" not in text.text for text in found.texts)
     assert found.left_out["question of an evaluation file"] == 2
     assert found.left_out["paragraph of an evaluation file"] == 2
 
 
-@pytest.mark.parametrize("data", [{"data": [{"title": "T"}]}, {"data": ["T"]}, {"data": [{"title": "T", "paragraphs": [{"context": 3}]}]}])
+@pytest.mark.parametrize(
+    "data", [{"data": [{"title": "T"}]}, {"data": ["T"]}, {"data": [{"title": "T", "paragraphs": [{"context": 3}]}]}]
+)
 def test_another_format_is_refused(data: object, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(InvalidInputError, match="SQuAD"):
@@ -168,7 +190,9 @@ def test_a_pack_comes_back_as_it_was(sources: Sources, pack: Pack) -> None:
         assert pack.tokenizer.decode(pack.answers[i]) == asked.answer
         assert pack.held_questions[i] == asked.held_out
         assert asked.gold not in pack.hard[i]
-    assert pack.about["questions"]["hills.jsonl"] == sum(not one.held_out and one.source == 1 for one in sources.questions)
+    assert pack.about["questions"]["hills.jsonl"] == sum(
+        not one.held_out and one.source == 1 for one in sources.questions
+    )
 
 
 def test_stored_spans_are_the_names_and_numbers(sources: Sources, pack: Pack) -> None:
@@ -182,7 +206,9 @@ def test_stored_spans_are_the_names_and_numbers(sources: Sources, pack: Pack) ->
     assert found > 0.5 * wanted
 
 
-def test_a_pack_that_is_too_large_or_missing_is_refused(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_that_is_too_large_or_missing_is_refused(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("focus_rag.embedded.real_reader.pack.LARGEST_BYTES", 1000)
     with pytest.raises(InvalidInputError, match="MiB"):
         pack.save(tmp_path)
@@ -212,7 +238,10 @@ def test_a_row_is_the_prompt_of_the_library(pack: Pack) -> None:
             contents = maker._contents(rng, MIX.model_copy(update={"titled": titled}), shown)
             row = maker._conversation(shown, contents, [(question, answer)], "question")
             passages = [
-                Passage(pack.tokenizer.decode(pack.texts[i]), title=pack.tokenizer.decode(pack.titles[int(pack.title_of[i])])[:-1] if titled else None)
+                Passage(
+                    pack.tokenizer.decode(pack.texts[i]),
+                    title=pack.tokenizer.decode(pack.titles[int(pack.title_of[i])])[:-1] if titled else None,
+                )
                 for i in shown
             ]
             built = builder.from_question(pack.tokenizer.decode(question), passages, max_tokens=4096, drop_order=[])
@@ -225,7 +254,9 @@ def test_questions_have_their_paragraph_or_say_that_it_is_missing(pack: Pack) ->
     maker, rng = RowMaker(pack), random.Random(1)
     places, missing = set(), 0
     for _ in range(300):
-        row = maker.question_row(rng, MIX.model_copy(update={"missing": 0.3, "passages": (3, 3), "titled": 0.0, "follow_ups": (0, 0)}))
+        row = maker.question_row(
+            rng, MIX.model_copy(update={"missing": 0.3, "passages": (3, 3), "titled": 0.0, "follow_ups": (0, 0)})
+        )
         text = pack.tokenizer.decode(row.tokens)
         (answer,) = turns(pack, row)
         passages = text.split("<|end|>")[0].split("\n\n[")[1:]
@@ -293,7 +324,9 @@ def test_exchanged_answers_stand_in_the_passage_in_place_of_the_old_ones(pack: P
 
 def test_loose_gaps_ask_for_a_word_of_a_passage_with_words_of_its_sentence(pack: Pack) -> None:
     maker, rng = RowMaker(pack), random.Random(6)
-    mix = MIX.model_copy(update={"loose": 1.0, "next_sentence": 0.0, "follow_ups": (0, 0), "titled": 0.0, "passages": (1, 1)})
+    mix = MIX.model_copy(
+        update={"loose": 1.0, "next_sentence": 0.0, "follow_ups": (0, 0), "titled": 0.0, "passages": (1, 1)}
+    )
     asked = 0
     for _ in range(100):
         first, answer = pack.tokenizer.decode(maker.row(rng, "gap", mix).tokens).split("<|assistant|>")
@@ -312,7 +345,16 @@ def test_loose_gaps_ask_for_a_word_of_a_passage_with_words_of_its_sentence(pack:
 @pytest.mark.parametrize("loose", [0.0, 1.0])
 def test_a_name_said_twice_is_asked_for_without_one_of_its_sentences(pack: Pack, loose: float) -> None:
     maker, rng = RowMaker(pack), random.Random(8)
-    mix = MIX.model_copy(update={"loose": loose, "removed": 1.0, "next_sentence": 0.0, "follow_ups": (0, 0), "titled": 0.0, "passages": (1, 1)})
+    mix = MIX.model_copy(
+        update={
+            "loose": loose,
+            "removed": 1.0,
+            "next_sentence": 0.0,
+            "follow_ups": (0, 0),
+            "titled": 0.0,
+            "passages": (1, 1),
+        }
+    )
     removed = 0
     for _ in range(100):
         row = maker.row(rng, "gap", mix)
@@ -333,7 +375,9 @@ def test_words_are_thinned_and_shaken_as_wholes(pack: Pack) -> None:
     assert words.thinned(rng, tokens, 1.0) == tokens
     kept = pack.tokenizer.decode(words.thinned(rng, tokens, 0.5)).split()
     assert 0 < len(kept) < 12
-    assert sorted(pack.tokenizer.decode(words.shaken(rng, tokens)).split()) == sorted(pack.tokenizer.decode(words.thinned(rng, tokens, 0.0)).split())
+    assert sorted(pack.tokenizer.decode(words.shaken(rng, tokens)).split()) == sorted(
+        pack.tokenizer.decode(words.thinned(rng, tokens, 0.0)).split()
+    )
     assert replaced([1, 2, 3, 1, 2], [1, 2], [9]) == [9, 3, 9]
 
 
@@ -351,7 +395,11 @@ def test_training_never_sees_what_is_held_out(pack: Pack) -> None:
 
 
 def test_batches_point_at_the_tokens_that_weigh() -> None:
-    rows = [Row([1, 5, 6, 7], [0.0, 0.0, 1.0, 0.5], (2, 4)), Row([1, 8, 9], [0.0, 2.0, 2.0], (1, 3), "gap"), Row([1, 4], [0.0, 1.0], (1, 2))]
+    rows = [
+        Row([1, 5, 6, 7], [0.0, 0.0, 1.0, 0.5], (2, 4)),
+        Row([1, 8, 9], [0.0, 2.0, 2.0], (1, 3), "gap"),
+        Row([1, 4], [0.0, 1.0], (1, 2)),
+    ]
     batch = batch_of(rows, pad=0)
     assert batch.ids.tolist() == [[1, 5, 6, 7], [1, 8, 9, 0], [1, 4, 0, 0]]
     assert batch.ids.reshape(-1)[batch.at + 1].tolist() == batch.targets.tolist() == [6, 7, 8, 9, 4]
@@ -369,7 +417,9 @@ def test_pools_hold_their_mix_and_little_padding(pack: Pack) -> None:
     filled, padded = sum(batch.filled for batch in batches), sum(batch.ids.size for batch in batches)
     assert filled / padded > 0.8
     assert all(batch.ids.size <= 8000 for batch in batches)
-    assert sum(batch.total for batch in batches) == pytest.approx(sum(float(batch.weights.sum()) for batch in batches), rel=1e-5)
+    assert sum(batch.total for batch in batches) == pytest.approx(
+        sum(float(batch.weights.sum()) for batch in batches), rel=1e-5
+    )
 
 
 def test_the_curriculum_goes_by_tokens() -> None:
@@ -409,7 +459,9 @@ def test_a_run_in_parts_with_its_scratch_is_one_run(folder: Path, tmp_path: Path
     whole.rate = lambda done: 1.0  # type: ignore[method-assign]
     whole.run(steps=5)
     for part, steps in enumerate((2, 3)):
-        trainer = train.ReaderTrainer(folder, tmp_path / "parts", SETTINGS, scratch=tmp_path / "scratch", resume=part > 0)
+        trainer = train.ReaderTrainer(
+            folder, tmp_path / "parts", SETTINGS, scratch=tmp_path / "scratch", resume=part > 0
+        )
         trainer.rate = lambda done: 1.0  # type: ignore[method-assign]
         trainer.run(steps=steps)
     assert trainer.restored
@@ -425,7 +477,11 @@ def test_without_scratch_a_run_goes_on_from_the_checkpoint_and_warms_up_again(fo
     assert first.rate(0.0) == 1.0
     again = train.ReaderTrainer(folder, tmp_path, SETTINGS, resume=True)
     assert not again.restored
-    assert (again.progress.step, again.progress.pool, again.progress.batch) == (4, first.progress.pool, first.progress.batch)
+    assert (again.progress.step, again.progress.pool, again.progress.batch) == (
+        4,
+        first.progress.pool,
+        first.progress.batch,
+    )
     assert again.rate(0.0) == 0.5
     assert np.array_equal(again.stream.next().ids, first.stream.next().ids)
     for name, one in first.model.state_dict().items():
@@ -458,7 +514,9 @@ def test_a_run_ends_with_its_minutes(folder: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     train.ReaderTrainer(folder, tmp_path, SETTINGS).run(steps=1)
     for log_every in (1, 100):  # met in the log, or at the end
-        trainer = train.ReaderTrainer(folder, tmp_path, SETTINGS.model_copy(update={"log_every": log_every}), resume=True)
+        trainer = train.ReaderTrainer(
+            folder, tmp_path, SETTINGS.model_copy(update={"log_every": log_every}), resume=True
+        )
         with torch.no_grad():
             trainer.model.model.norm.weight.fill_(float("nan"))
         with pytest.raises(FocusRagError, match="--lr-factor"):
@@ -466,8 +524,24 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(folder:
         assert json.loads((tmp_path / "model" / "progress.json").read_text(encoding="utf-8"))["step"] == 1
 
 
-def test_the_command_trains_resumes_and_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--pack", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--toy", "--workers", "0", "--batch-tokens", "1500", "--steps", "1"]
+def test_the_command_trains_resumes_and_says_what_is_wrong(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--pack",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--toy",
+        "--workers",
+        "0",
+        "--batch-tokens",
+        "1500",
+        "--steps",
+        "1",
+    ]
     train.main(given)
     train.main([*given, "--resume", "--budget-minutes", "5", "--minutes", "5"])
     assert [line["kind"] for line in lines(tmp_path / "out")] == ["start", "dev"] * 2
@@ -485,7 +559,9 @@ def test_the_loss_falls(folder: Path, tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])  # type: ignore[arg-type]
 
 
-def test_a_checkpoint_loads_in_transformers_and_answers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_loads_in_transformers_and_answers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(train, "LARGEST_FILE", "30KB")
@@ -562,7 +638,9 @@ def test_the_compact_form_is_half_as_large_and_close(folder: Path, tmp_path: Pat
     trainer.run(steps=2)
     compact.compact(tmp_path / "run" / "model", tmp_path / "small")
     compact.expand(tmp_path / "small", tmp_path / "again" / "model")
-    sizes = [sum(path.stat().st_size for path in (tmp_path / name).glob("*.safetensors")) for name in ("run/model", "small")]
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / name).glob("*.safetensors")) for name in ("run/model", "small")
+    ]
     assert sizes[1] < 0.65 * sizes[0]
     back = train.ReaderTrainer(folder, tmp_path / "again", SETTINGS, resume=True)
     assert back.progress.step == 2

@@ -1,4 +1,6 @@
-"""Split softmax on the best scored passages: which ones these are, and that a generator with it answers as the oracle form would."""
+"""Split softmax on the best scored passages: which ones these are, and that a generator with it answers as the oracle
+form would.
+"""
 
 from __future__ import annotations
 
@@ -76,10 +78,18 @@ def test_the_best_scored_passages_that_are_shown(scores, shown, options, best):
 
 @pytest.mark.parametrize(("fewest", "shown", "best"), [(2, 2, (0,)), (3, 2, ()), (4, 4, (0, 1)), (5, 4, ())])
 def test_among_too_few_passages_none_is_favoured(fewest, shown, best):
-    assert ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)).passages == best
+    assert (
+        ScoreSplit(reach=0.3 if shown > 2 else 0.0, fewest=fewest).favoured(scored(*SCORES), range(shown)).passages
+        == best
+    )
 
 
-MILLS = ("A mill stood there.", "The Ashford mill was built in 1803.", "The bakery was built in 1841.", "Ashford lies on a river.")
+MILLS = (
+    "A mill stood there.",
+    "The Ashford mill was built in 1803.",
+    "The bakery was built in 1841.",
+    "Ashford lies on a river.",
+)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +146,16 @@ OTHER = "The barn was built."
 @pytest.mark.parametrize(
     ("texts", "scores", "best"),
     [
-        ((OTHER, ONE, OTHER, OTHER, "A barn."), (0.90, 0.63, 0.88, 0.87, 0.60), 1),  # one stands out by words, by scores few lag behind
-        (("A stable.", "The Ashford mill was built.", ONE, f"{ONE[:-1]} or later.", "A barn."), (0.90, 0.66, 0.61, 0.61, 0.60), 0),  # and the other way round
+        (
+            (OTHER, ONE, OTHER, OTHER, "A barn."),
+            (0.90, 0.63, 0.88, 0.87, 0.60),
+            1,
+        ),  # one stands out by words, by scores few lag behind
+        (
+            ("A stable.", "The Ashford mill was built.", ONE, f"{ONE[:-1]} or later.", "A barn."),
+            (0.90, 0.66, 0.61, 0.61, 0.60),
+            0,
+        ),  # and the other way round
     ],
 )
 def test_what_makes_one_passage_stand_out_says_more_than_what_spreads_them(texts, scores, best):
@@ -146,12 +164,17 @@ def test_what_makes_one_passage_stand_out_says_more_than_what_spreads_them(texts
     assert ScoreSplit(reach=0.0, by="both").favoured(passages, range(5), question, **options).passages == (best,)
     by_words = shared_word_scores(question, passages)
     farthest = max(by_words) - min(by_words)
-    behind = [(max(by_words) - word) / farthest + (0.9 - score) / 0.3 for word, score in zip(by_words, scores, strict=True)]
+    behind = [
+        (max(by_words) - word) / farthest + (0.9 - score) / 0.3 for word, score in zip(by_words, scores, strict=True)
+    ]
     assert behind[best] > behind[1 - best]  # one as much as the other, it would be the other one
 
 
 def test_a_passage_that_is_best_by_both_is_the_best_and_the_order_of_the_others_is_that_of_the_sum():
-    passages = [Passage(text, score=score) for text, score in zip(("mill mill mill", "mill and barn", "a barn"), (1.0, 0.9, 0.0), strict=True)]
+    passages = [
+        Passage(text, score=score)
+        for text, score in zip(("mill mill mill", "mill and barn", "a barn"), (1.0, 0.9, 0.0), strict=True)
+    ]
     assert ScoreSplit(reach=0.9, by="both").favoured(passages, range(3), "mill").passages == (0, 1)
     assert ScoreSplit(reach=0.0, by="both").favoured(passages, range(3), "mill").passages == (0,)
 
@@ -168,13 +191,20 @@ def test_scale_and_shift_of_scores_do_not_matter(scores, reach, scale, shift):
     if any(math.isclose(gap, reach) for gap in gaps):  # rounding decides there
         return
     found = split.favoured(scored(*map(float, scores)), places, higher_is_better=True).passages
-    assert found == split.favoured(scored(*(float(scale * one + shift) for one in scores)), places, higher_is_better=True).passages
+    assert (
+        found
+        == split.favoured(
+            scored(*(float(scale * one + shift) for one in scores)), places, higher_is_better=True
+        ).passages
+    )
     assert found == split.favoured(scored(*(-float(one) for one in scores)), places, higher_is_better=False).passages
     if len(set(scores)) > 1:
         assert {i for i, one in enumerate(scores) if one == max(scores)} <= set(found) < set(places)
 
 
-@pytest.mark.parametrize("wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"fewest": 1}, {"top": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"fewest": 1}, {"top": 1}]
+)
 def test_settings_are_checked(wrong):
     with pytest.raises(ValidationError):
         ScoreSplit(**wrong)
@@ -189,13 +219,20 @@ def test_a_generator_answers_as_under_split_softmax_on_those_passages(parts, rea
     prompt = bare.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     spans = [prompt.spans[index] for index in ((0,) if reach == 0 else (0, 1))]
     with split_softmax(
-        model, profile.head_pairs, [spans], len(prompt.input_ids), tau=0.05, first_row=prompt.after_passages_in(len(prompt.input_ids))
+        model,
+        profile.head_pairs,
+        [spans],
+        len(prompt.input_ids),
+        tau=0.05,
+        first_row=prompt.after_passages_in(len(prompt.input_ids)),
     ):
         expected = bare.answer(QUESTION, PASSAGES)
     answer = split.answer(QUESTION, PASSAGES)
     assert answer.text == expected.text != bare.answer(QUESTION, PASSAGES).text
     assert (answer.alpha, answer.tau) == (alpha, 0.05)
-    assert answer.reason.endswith(f"split softmax on the {'' if reach == 0 else '2 '}best scored passage{'' if reach == 0 else 's'}, tau 0.05")
+    assert answer.reason.endswith(
+        f"split softmax on the {'' if reach == 0 else '2 '}best scored passage{'' if reach == 0 else 's'}, tau 0.05"
+    )
     assert [use.favoured for use in answer.passages] == [True, reach > 0, False, False]
     assert "".join(split.stream(QUESTION, PASSAGES)) == answer.text
     assert asyncio.run(split.aanswer(QUESTION, PASSAGES)).text == answer.text
@@ -211,7 +248,9 @@ def test_a_generator_leans_by_words_on_what_it_knows_was_asked(parts, wanted):
     else:
         text = "\n\n".join([*MILLS, question])
         what = text if wanted == "prompt" else [{"role": "user", "content": text}]
-        assert not any(use.favoured for use in generator.generate(what, passages=passages).passages)  # nobody says what was asked
+        assert not any(
+            use.favoured for use in generator.generate(what, passages=passages).passages
+        )  # nobody says what was asked
         answer = generator.generate(what, passages=passages, query=question)
         assert "".join(generator.stream_generate(what, passages=passages, query=question)) == answer.text
     assert [use.favoured for use in answer.passages] == [False, True, False, False]
@@ -228,8 +267,9 @@ def test_a_generator_leans_by_words_on_what_it_knows_was_asked(parts, wanted):
 def test_what_is_left_to_the_profile_is_split_or_steered_and_never_both(parts):
     model, tokenizer, profile = parts
     leaning = ScoreSplit(tau=0.05)
-    plain, split = FocusGenerator(model, tokenizer, profile, settings=SETTINGS), FocusGenerator(
-        model, tokenizer, profile.replace(split=leaning), settings=SETTINGS
+    plain, split = (
+        FocusGenerator(model, tokenizer, profile, settings=SETTINGS),
+        FocusGenerator(model, tokenizer, profile.replace(split=leaning), settings=SETTINGS),
     )
     by_scores = split.answer(QUESTION, PASSAGES)
     assert (by_scores.alpha, by_scores.tau) == (0.0, 0.05) and "instead of focus directions" in by_scores.reason
@@ -286,14 +326,20 @@ def test_a_split_without_a_profile_is_refused(parts):
 def test_attention_on_passages_is_that_under_the_split(parts):
     """Against weights written out: the first answer token is chosen by the prompt's last row, where the split acts."""
     model, _, profile = parts
-    split = FocusGenerator(*parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0, split=ScoreSplit(reach=0.0, tau=0.2))
+    split = FocusGenerator(
+        *parts, settings=GenerationSettings(max_new_tokens=1), alpha=0.0, split=ScoreSplit(reach=0.0, tau=0.2)
+    )
     answer = split.answer(QUESTION, PASSAGES)
     prompt = split.prompts.from_question(QUESTION, PASSAGES, max_tokens=900, drop_order=())
     ids = torch.tensor([prompt.input_ids])
     heads = profile.head_pairs
-    with torch.inference_mode(), split_softmax(model, heads, [[prompt.spans[0]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])), SpanMeter(
-        model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]
-    ) as meter:
+    with (
+        torch.inference_mode(),
+        split_softmax(
+            model, heads, [[prompt.spans[0]]], ids.shape[1], tau=0.2, first_row=prompt.after_passages_in(ids.shape[1])
+        ),
+        SpanMeter(model, heads, [[(place, place + 1) for place in range(ids.shape[1])]], ids.shape[1]) as meter,
+    ):
         model(ids)
     (weights,) = meter.steps
     in_span = torch.zeros(ids.shape[1], dtype=torch.bool)
@@ -338,4 +384,6 @@ def test_numbers_and_truth_of_numpy_and_torch_are_taken_as_they_are(parts):
     for way in (np.bool_(False), torch.tensor(False)):
         assert Request(question="?", higher_is_better=way).higher_is_better is False
     generator = FocusGenerator(*parts, settings=SETTINGS)
-    assert generator.answer(QUESTION, PASSAGES, alpha=np.float32(0.5)) == generator.answer(QUESTION, PASSAGES, alpha=0.5)
+    assert generator.answer(QUESTION, PASSAGES, alpha=np.float32(0.5)) == generator.answer(
+        QUESTION, PASSAGES, alpha=0.5
+    )

@@ -47,7 +47,9 @@ def test_replicas_answer_as_the_generator_does(address):
     assert httpx.post(f"{address}/v1/answers", json=body).status_code == 401
 
 
-@pytest.mark.parametrize("arguments", [{"replicas": 0}, {"modle": "x"}, {"gpus": "many"}, {"host": "0.0.0.0"}, {"api_key": "two words"}])
+@pytest.mark.parametrize(
+    "arguments", [{"replicas": 0}, {"modle": "x"}, {"gpus": "many"}, {"host": "0.0.0.0"}, {"api_key": "two words"}]
+)
 def test_arguments_that_are_refused(arguments):
     from focus_rag.serving.ray_serve import build
 

@@ -20,7 +20,11 @@ def best(question: str, *texts: str) -> int | None:
 @pytest.mark.parametrize(
     ("question", "texts", "expected"),
     [
-        ("When was the mill of Ashford built?", ("The mill of Brook was built in 1841.", "The mill of Ashford was built in 1803.", "A bakery."), 1),
+        (
+            "When was the mill of Ashford built?",
+            ("The mill of Brook was built in 1841.", "The mill of Ashford was built in 1803.", "A bakery."),
+            1,
+        ),
         ("Who owned the bakeries?", ("The mill stands.", "A bakery was run by Anna."), None),  # "bakeri" and "bakery"
         ("Which carpenters lived there?", ("A mill.", "A carpenter."), 1),
         ("Wie heißt die Straße am Fluss?", ("Der Turm steht dort.", "Die STRASSE am FLUSS heißt Uferweg."), 1),
@@ -34,7 +38,11 @@ def test_the_passage_that_shares_most_comes_first(question: str, texts: tuple[st
 
 
 def test_rare_words_count_more_and_titles_count_as_text() -> None:
-    passages = [Passage("It was built in 1803.", title="Ashford mill"), Passage("The mill by the mill."), Passage("A mill.")]
+    passages = [
+        Passage("It was built in 1803.", title="Ashford mill"),
+        Passage("The mill by the mill."),
+        Passage("A mill."),
+    ]
     scores = shared_word_scores("When was the Ashford mill built?", passages)
     assert scores[0] == max(scores) and min(scores) > 0
 
@@ -56,7 +64,15 @@ def test_the_formula() -> None:
 
 
 def test_names_of_several_words_are_told_from_their_words() -> None:
-    assert best("Who runs the New Ashford mill?", "New mills stand in Ashford, and a mill.", "Of New Ashford mill nothing is left.", "The mill is new.") == 1
+    assert (
+        best(
+            "Who runs the New Ashford mill?",
+            "New mills stand in Ashford, and a mill.",
+            "Of New Ashford mill nothing is left.",
+            "The mill is new.",
+        )
+        == 1
+    )
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=80), max_size=6))

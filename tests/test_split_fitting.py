@@ -14,11 +14,17 @@ REACHES, TAUS = (0.3, 0.15, 0.0), (0.1, 0.03)
 
 
 def questions(n: int = 60, score: float | None = 1.0) -> tuple[Example, ...]:
-    passages = (Passage("gold", score=score), Passage("other", score=0.0 if score else None), Passage("third", score=0.0 if score else None))
+    passages = (
+        Passage("gold", score=score),
+        Passage("other", score=0.0 if score else None),
+        Passage("third", score=0.0 if score else None),
+    )
     return tuple(Example(f"Question {number}?", ("gold",), passages, frozenset({0})) for number in range(n))
 
 
-def cell(bare: float, directions: float, *, count: int = 3, gold_missing: bool = False, score: float | None = 1.0) -> Unsplit:
+def cell(
+    bare: float, directions: float, *, count: int = 3, gold_missing: bool = False, score: float | None = 1.0
+) -> Unsplit:
     asked = questions(score=score)
     return Unsplit(SweepCell(count, 1.0, asked, gold_missing), right(bare), right(directions))
 
@@ -28,7 +34,9 @@ def right(share: float, n: int = 60) -> list[float]:
 
 
 def fitted(cells, quality):
-    """Fit where a split answers the share `quality(split, cell)` of the questions, and those that are answered without it first."""
+    """Fit where a split answers the share `quality(split, cell)` of the questions, and those that are answered without
+    it first.
+    """
     asked: list[ScoreSplit] = []
 
     def grades(split: ScoreSplit, one: SweepCell) -> list[float]:
@@ -37,14 +45,20 @@ def fitted(cells, quality):
 
     done: list[tuple[int, int]] = []
     best, tried = fit_split(cells, REACHES, TAUS, grades, lambda *step: done.append(step))
-    assert [(one.split.reach, one.split.tau) for one in tried] == list(dict.fromkeys((one.reach, one.tau) for one in asked))
+    assert [(one.split.reach, one.split.tau) for one in tried] == list(
+        dict.fromkeys((one.reach, one.tau) for one in asked)
+    )
     assert {one.fewest for one in asked} <= {2}  # asked among any number
-    assert [step for step, _ in done] == list(range(1, len(tried) + 1)) and all(total == len(tried) for _, total in done)
+    assert [step for step, _ in done] == list(range(1, len(tried) + 1)) and all(
+        total == len(tried) for _, total in done
+    )
     return best, tried
 
 
 def test_the_exponent_is_chosen_first_and_the_reach_at_that_exponent():
-    best, tried = fitted([cell(0.3, 0.4)], lambda split, _: 0.5 + 0.2 * (split.tau == 0.03) + 0.2 * (split.reach == 0.15))
+    best, tried = fitted(
+        [cell(0.3, 0.4)], lambda split, _: 0.5 + 0.2 * (split.tau == 0.03) + 0.2 * (split.reach == 0.15)
+    )
     assert [(one.split.reach, one.split.tau) for one in tried] == [(0.3, 0.1), (0.3, 0.03), (0.15, 0.03), (0.0, 0.03)]
     assert best is not None and best.split == ScoreSplit(reach=0.15, tau=0.03, fewest=3)
     assert best.gain.mean == pytest.approx(0.5) and best.gain.low > 0.3
@@ -67,20 +81,30 @@ def test_what_does_harm_in_any_cell_is_not_chosen():
 
 
 def test_the_gain_is_that_of_cells_with_gold_alone():
-    best, _ = fitted([cell(0.3, 0.3), cell(0.1, 0.1, gold_missing=True)], lambda split, one: 0.9 if one.gold_missing else 0.3)
+    best, _ = fitted(
+        [cell(0.3, 0.3), cell(0.1, 0.1, gold_missing=True)], lambda split, one: 0.9 if one.gold_missing else 0.3
+    )
     assert best is None
 
 
 def test_where_nothing_favours_gold_nothing_is_tried():
     assert fitted([cell(0.3, 0.3, score=None)], lambda *_: 1.0) == (None, [])
     assert fit_split([cell(0.3, 0.3)], (), TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
-    assert fit_split([cell(0.3, 0.3, gold_missing=True)], REACHES, TAUS, lambda *_: right(1.0), lambda *_: None) == (None, [])
+    assert fit_split([cell(0.3, 0.3, gold_missing=True)], REACHES, TAUS, lambda *_: right(1.0), lambda *_: None) == (
+        None,
+        [],
+    )
 
 
 def asked_of(*scores: float | None, gold: int, words: int | None) -> tuple[Example, ...]:
     """Questions with these scores, of which the words stand in one passage."""
     return tuple(
-        Example(f"Which mill, {number}?", ("x",), tuple(Passage("a mill" if i == words else "other" + "s" * i, score=one) for i, one in enumerate(scores)), frozenset({gold}))
+        Example(
+            f"Which mill, {number}?",
+            ("x",),
+            tuple(Passage("a mill" if i == words else "other" + "s" * i, score=one) for i, one in enumerate(scores)),
+            frozenset({gold}),
+        )
         for number in range(60)
     )
 
@@ -104,7 +128,11 @@ def test_a_split_goes_by_what_favours_gold(questions, by):
 
 @pytest.mark.parametrize(("quality", "worth"), [(0.9, True), (0.45, False), (0.1, False)])
 def test_a_split_by_scores_is_tried_by_words_where_it_acts(quality, worth):
-    cells = [cell(0.3, 0.4, count=3, score=None), cell(0.3, 0.4, count=8, score=None), cell(0.2, 0.2, count=8, score=None, gold_missing=True)]
+    cells = [
+        cell(0.3, 0.4, count=3, score=None),
+        cell(0.3, 0.4, count=8, score=None),
+        cell(0.2, 0.2, count=8, score=None, gold_missing=True),
+    ]
     asked = []
 
     def grades(split, one):
@@ -119,13 +147,18 @@ def test_a_split_by_scores_is_tried_by_words_where_it_acts(quality, worth):
 
 def test_how_often_the_favoured_passages_hold_the_gold_one():
     def asked(*scores, gold, question="Which?"):
-        passages = tuple(Passage(text, score=score) for text, score in zip(("a mill", "a bakery", "a tower"), scores, strict=True))
+        passages = tuple(
+            Passage(text, score=score) for text, score in zip(("a mill", "a bakery", "a tower"), scores, strict=True)
+        )
         return Example(question, ("x",), passages, frozenset({gold}))
 
     scored = [asked(0.9, 0.85, 0.1, gold=0), asked(0.9, 0.85, 0.1, gold=1), asked(0.9, 0.2, 0.1, gold=2)]
     assert finds_gold(ScoreSplit(reach=0.0), scored).mean == pytest.approx(1 / 3)
     assert finds_gold(ScoreSplit(reach=0.3), scored).mean == pytest.approx(2 / 3)
-    unscored = [asked(None, None, None, gold=1, question="Which bakery?"), asked(None, None, None, gold=1, question="Which mill?")]
+    unscored = [
+        asked(None, None, None, gold=1, question="Which bakery?"),
+        asked(None, None, None, gold=1, question="Which mill?"),
+    ]
     assert finds_gold(ScoreSplit(reach=0.0, without_scores=True), unscored).mean == 0.5
     assert finds_gold(ScoreSplit(reach=0.0), unscored).mean == 0.0
 
@@ -149,4 +182,3 @@ def test_of_equals_the_mildest_is_taken():
     # One that gains nothing for certain is no equal, however mild.
     sure, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.42 + 0.05 * (split.tau == 0.03))
     assert sure is not None and sure.split.tau == 0.03
-

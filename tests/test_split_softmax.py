@@ -110,7 +110,10 @@ def test_other_rows_and_other_requests_are_untouched():
     assert torch.allclose(split[0, :15], bare[0, :15], atol=1e-6)
     with split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, tau=0.2, first_row=[15, 0, LENGTH]):
         assert torch.allclose(model(ids, attention_mask=mask).logits, split, atol=1e-5)
-    with pytest.raises(InvalidInputError, match="first row"), split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, first_row=[15]):
+    with (
+        pytest.raises(InvalidInputError, match="first row"),
+        split_softmax(model, HEADS, [[(7, 10)], [], []], LENGTH, first_row=[15]),
+    ):
         pass
     assert (split[0, 15:] - bare[0, 15:]).abs().amax(-1).min() > 1e-3
 
@@ -208,5 +211,8 @@ def test_spans_for_another_number_of_rows():
 
 @pytest.mark.parametrize("heads", [[], [(0, 99)], [(99, 0)], [(0, -1)]])
 def test_heads_that_the_model_has_not_are_refused(heads):
-    with pytest.raises(InvalidInputError, match="heads of the model"), split_softmax(tiny_model(), heads, [[(1, 3)]], 8):
+    with (
+        pytest.raises(InvalidInputError, match="heads of the model"),
+        split_softmax(tiny_model(), heads, [[(1, 3)]], 8),
+    ):
         pass

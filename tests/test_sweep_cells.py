@@ -52,7 +52,16 @@ def test_what_cannot_be_calmed_is_said() -> None:
 
 def test_every_count_is_tried_at_every_noise() -> None:
     cells, warnings = cells_of(EXAMPLES, POOL, [1, 3, 6], [0.0, 0.5], fewest=4)
-    assert [cell.name for cell in cells] == ["1-1", "3-1", "6-1", "3-0.5", "6-0.5", "3-0", "6-0", "6-missing"] and not warnings
+    assert [cell.name for cell in cells] == [
+        "1-1",
+        "3-1",
+        "6-1",
+        "3-0.5",
+        "6-0.5",
+        "3-0",
+        "6-0",
+        "6-missing",
+    ] and not warnings
     assert {len(one.passages) for cell in cells for one in cell.questions if cell.count == 3} == {3}
     assert len(cells[-1].questions) == 3 and cells[-1].gold_missing
 

@@ -186,8 +186,9 @@ def test_set_passages_at_while_attached() -> None:
 
 
 def test_a_recording_moves_every_example_to_one_place() -> None:
-    """What is recorded of a prompt in which the passages begin later is what the model itself would make of it further up: the same
-    logits, and queries and keys as of those positions."""
+    """What is recorded of a prompt in which the passages begin later is what the model itself would make of it further
+    up: the same logits, and queries and keys as of those positions.
+    """
     model = tiny_model()
     example = TeacherForced(tuple(tokens()[0].tolist()), 20, (19, 20), ((8, 12),), ((3, 7), (13, 18)))
     assert example.passages_at == 3
@@ -199,7 +200,10 @@ def test_a_recording_moves_every_example_to_one_place() -> None:
     assert (after.queries - before.queries).abs().max() > 0.1
     key = plain.key_of
     torch.testing.assert_close(
-        after.queries @ after.keys[key].transpose(1, 2), before.queries @ before.keys[key].transpose(1, 2), atol=1e-3, rtol=1e-3
+        after.queries @ after.keys[key].transpose(1, 2),
+        before.queries @ before.keys[key].transpose(1, 2),
+        atol=1e-3,
+        rtol=1e-3,
     )
     turning = Turning.of(model)
     torch.testing.assert_close(after.queries[1], turning.turned(2, before.queries[1], torch.tensor(MOVED)))

@@ -1,4 +1,4 @@
-"""What the framework adapters share: the settings of a model, and the way from one of its calls to a request and back."""
+"""What the framework adapters share: settings of a model, and the way from one of its calls to a request and back."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class FocusSettings(BaseModel):
 
     Attributes:
         generator: A loaded `FocusGenerator`; without one, the model below is loaded.
-        model: Hub id or folder of the model to load; None for the one that comes with focus_rag. It is loaded once and then
-            belongs to `generator`, so that this is None again and copies with other settings load nothing.
+        model: Hub id or folder of the model to load; None for the one that comes with focus_rag. It is loaded once and
+            then belongs to `generator`, so that this is None again and copies with other settings load nothing.
         focus_profile: Its profile, folder or Hub id; handed over like `model`.
         model_kwargs: More arguments of `FocusGenerator.from_pretrained`; handed over like `model`.
         alpha: A number, `"auto"`, or a policy.
@@ -71,7 +71,8 @@ class FocusSettings(BaseModel):
         noise: Expected share of irrelevant passages, if it is known.
         score_kind: What the retriever's scores are, if it is known (see `focus_rag.estimate_noise`).
         higher_is_better: Orientation of the scores; by default their order at retrieval tells it.
-        passages: Passages of every call, instead of the captured ones. Empty: none, and nothing is focused unless alpha is a number.
+        passages: Passages of every call, instead of the captured ones. Empty: none, and nothing is focused unless alpha
+            is a number.
         temperature: 0 decodes greedily.
         top_p: Sample from the smallest set of tokens with this probability mass.
         top_k: Sample from this many tokens; 0 for all.
@@ -104,7 +105,10 @@ class FocusSettings(BaseModel):
 
     def __init__(self, generator: Any = None, **settings: Any) -> None:
         if isinstance(generator, (str, Path)):
-            raise InvalidInputError(f"generator is a loaded FocusGenerator; got {str(generator)!r}. To load a model, say model={str(generator)!r}.")
+            raise InvalidInputError(
+                f"generator is a loaded FocusGenerator; got {str(generator)!r}. To load a model, say "
+                f"model={str(generator)!r}."
+            )
         super().__init__(generator=generator, **settings)
         if self.generator is None:
             from focus_rag.generator import FocusGenerator
@@ -129,7 +133,8 @@ class FocusSettings(BaseModel):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InvalidInputError(
-            "A model of focus_rag holds a loaded generator and cannot be pickled: make it anew in the other process, from the same model and profile."
+            "A model of focus_rag holds a loaded generator and cannot be pickled: make it anew in the other process, "
+            "from the same model and profile."
         )
 
     @classmethod
@@ -177,8 +182,8 @@ class FocusSettings(BaseModel):
         Args:
             what: What the model is shown.
             options: The call's keyword arguments.
-            captured: Finds the passages in a text. What the model itself said earlier is not searched: it quotes passages of earlier
-                questions.
+            captured: Finds the passages in a text. What the model itself said earlier is not searched: it quotes
+                passages of earlier questions.
 
         Raises:
             InvalidInputError: An option is unknown or cannot be used.
@@ -211,8 +216,10 @@ class FocusSettings(BaseModel):
         if found.how == "none" and found.retrieved and not self._warned:
             self._warned = True
             logger.warning(
-                "%d passages were retrieved, but none of them stands in the prompt: alpha is 0 for such calls (rewriting a question and "
-                "merging summaries are some). If the prompt does hold passages, say so: passages=[...] as an option of the call or a "
+                "%d passages were retrieved, but none of them stands in the prompt: alpha is 0 for such calls "
+                "(rewriting a question and "
+                "merging summaries are some). If the prompt does hold passages, say so: passages=[...] as an option "
+                "of the call or a "
                 "field of the model. This is said once.",
                 found.retrieved,
             )

@@ -1,19 +1,19 @@
 """Which retrieved passages stand in this prompt, and with which scores: the memory behind the framework adapters.
 
-A framework's callbacks tell what is retrieved and by which run; the language model sees a prompt and knows its own run. In
-between the passages may be formatted, reordered, cut, cached, or cross threads. So passages are addressed by their content, and the
-runs only rank who may have retrieved them:
+A framework's callbacks tell what is retrieved and by which run; the language model sees a prompt and knows its own run.
+In between the passages may be formatted, reordered, cut, cached, or cross threads. So passages are addressed by their
+content, and the runs only rank who may have retrieved them:
 
     registry = PassageRegistry()
     registry.record(run, parent)                      # every run, as it starts
     registry.record(run, parent, gate=True, query="...", source="VectorStoreRetriever")     # retrievers and rerankers
     registry.put(run, [(text, score, id), ...])       # as they return
-    found = registry.lookup(run, prompt)              # found.passages in prompt order, found.how, found.higher_is_better
+    found = registry.lookup(run, prompt)  # found.passages in prompt order, found.how, found.higher_is_better
 
-`lookup` looks among the passages of the run and its ancestors, nearest first (*lineage*); if none of them stands in the prompt, among all
-recent ones (*registry*), where a text that several queries retrieved gets the scores of the query that stands in the prompt, and where a
-few words of it, as an answer quotes them, do not count. Calls
-inside a gate (a reranker that asks the model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or
+`lookup` looks among the passages of the run and its ancestors, nearest first (*lineage*); if none of them stands in the
+prompt, among all recent ones (*registry*), where a text that several queries retrieved gets the scores of the query
+that stands in the prompt, and where a few words of it, as an answer quotes them, do not count. Calls inside a gate (a
+reranker that asks the model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or
 told apart are withheld, never guessed.
 
 Thread-safe; all memory is bounded, the least recently used goes first.
@@ -163,17 +163,18 @@ class PassageRegistry:
     ) -> None:
         """Note passages that a run retrieved or handed on.
 
-        Passages that are handed on without scores, or with the scores that they had before, keep what was known of those, so
-        handing on in another order loses nothing.
+        Passages that are handed on without scores, or with the scores that they had before, keep what was known of
+        those, so handing on in another order loses nothing.
 
         Args:
             run_id: The run; None if there is none, then the passages are found by content only.
             passages: In retrieval order.
             query: What was asked; by default what the run was recorded with. Without any, nobody knows what for.
             source: Who gives the scores; by default what the run was recorded with.
-            higher_is_better: Orientation where it is known; by default the order of the scores tells it, if it clearly rises or falls.
-                If the order says the opposite, the orientation counts as unknown.
-            handed_on: Whether ancestors of the run have retrieved the passages; without a query this is taken for granted.
+            higher_is_better: Orientation where it is known; by default the order of the scores tells it, if it clearly
+                rises or falls. If the order says the opposite, the orientation counts as unknown.
+            handed_on: Whether ancestors of the run have retrieved the passages; without a query this is taken for
+                granted.
         """
         rows = [(stripped, usable_score(score), id_) for text, score, id_ in passages if (stripped := text.strip())]
         if not rows:

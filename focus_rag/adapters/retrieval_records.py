@@ -19,10 +19,11 @@ class CapturedPassages:
     """The passages of one call to the language model.
 
     Attributes:
-        passages: Those that stand in the prompt, in its order. A text that one retrieval returned twice and that stands there twice
-            comes twice.
+        passages: Those that stand in the prompt, in its order. A text that one retrieval returned twice and that stands
+            there twice comes twice.
         how: Retrieved by an ancestor of the call (`lineage`), recently by anybody (`registry`), or not found (`none`).
-        higher_is_better: Orientation of the scores, from their order when they were retrieved; None if that does not tell.
+        higher_is_better: Orientation of the scores, from their order when they were retrieved; None if that does not
+            tell.
         in_order: False where their scores stand in no order, best first or last; None where that is not known.
         query: What they were retrieved for, several queries one after the other; None where nobody knows.
         retrieved: How many different texts the lineage had retrieved before this call, found in the prompt or not.
@@ -42,11 +43,15 @@ class CapturedPassages:
         if self.higher_is_better is not None or len({passage.score for passage in self.passages} - {None}) < 2:
             return self
         bare = tuple(replace(passage, score=None) for passage in self.passages)
-        return replace(self, passages=bare, in_order=False, note="the order of the scores does not tell which way up they are")
+        return replace(
+            self, passages=bare, in_order=False, note="the order of the scores does not tell which way up they are"
+        )
 
 
 class StoredText:
-    """One passage text, and its size in bytes of UTF-8. Eviction empties `text`, so that retrievals which still point here keep no characters alive."""
+    """One passage text, and its size in bytes of UTF-8. Eviction empties `text`, so that retrievals which still point
+    here keep no characters alive.
+    """
 
     __slots__ = ("anchors", "retrievals", "size", "text")
 
@@ -94,7 +99,7 @@ class Hit:
 
 
 class Retrieval:
-    """The result of one retrieval. Eviction replaces `hits` by nothing, so that runs and texts may go on pointing here."""
+    """The result of one retrieval. Eviction empties `hits`, so that runs and texts may go on pointing here."""
 
     __slots__ = ("hits", "query", "serial")
 
@@ -110,7 +115,9 @@ def from_registry(
     recent: Iterable[Retrieval],
     retrieved: int,
 ) -> CapturedPassages:
-    """Choose among the retrievals of anybody: the query in the prompt, then the most passages, then their order, then age."""
+    """Choose among the retrievals of anybody: the query in the prompt, then the most passages, then their order, then
+    age.
+    """
     # Eviction by another thread replaces the hits of a retrieval at any time.
     hits = {retrieval: retrieval.hits for retrieval in recent}
 

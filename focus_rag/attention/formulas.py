@@ -53,15 +53,18 @@ class AttentionCall:
         query: `(batch, query_heads, tokens, head_dim)`, after RoPE.
         key: `(batch, key_heads, keys, head_dim)`, after RoPE, cached keys included.
         value: `(batch, key_heads, keys, value_dim)`.
-        mask: None (causal), boolean or additive `(batch or 1, query_heads or 1, tokens, keys)`, `(batch, filled keys)` padding
-            (flash attention; keys after it are the empty tail of a static cache), or the block mask of flex attention.
+        mask: None (causal), boolean or additive `(batch or 1, query_heads or 1, tokens, keys)`, `(batch, filled keys)`
+            padding (flash attention; keys after it are the empty tail of a static cache), or the block mask of flex
+            attention.
         scaling: Factor on the logits.
         softcap: Logits are squashed to `softcap * tanh(logits / softcap)`, if given.
         window: Sliding window in tokens, if the layer has one.
         sinks: `(query_heads,)` extra logits that take part in the softmax and hold no value, if the layer has them.
-        starts_first: Whether the first of several tokens sees the first key where there is no mask (sdpa, which then has a
-            static cache's empty tail behind the tokens). Flash attention lines the last token up with the last key.
-        shared: Weights of all its rows, by the heads asked for: what measures and what changes a decoding step need the same ones.
+        starts_first: Whether the first of several tokens sees the first key where there is no mask (sdpa, which then
+            has a static cache's empty tail behind the tokens). Flash attention lines the last token up with the last
+            key.
+        shared: Weights of all its rows, by the heads asked for: what measures and what changes a decoding step need the
+            same ones.
     """
 
     query: Tensor
@@ -73,11 +76,15 @@ class AttentionCall:
     window: int | None = None
     sinks: Tensor | None = None
     starts_first: bool = True
-    shared: dict[tuple[int, ...], list[tuple[list[int], Tensor]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    shared: dict[tuple[int, ...], list[tuple[list[int], Tensor]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def filled(self) -> int:
-        """Keys that hold something: all of them, but for the empty tail of a static cache where the mask does not hide it."""
+        """Keys that hold something: all of them, but for the empty tail of a static cache where the mask does not hide
+        it.
+        """
         tokens, keys = self.query.shape[2], self.key.shape[2]
         if self.mask is None:
             return tokens if self.starts_first and tokens > 1 else keys
@@ -86,7 +93,9 @@ class AttentionCall:
         return keys
 
 
-def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | None = None) -> Iterator[tuple[list[int], Tensor]]:
+def head_weights(
+    call: AttentionCall, heads: Sequence[int], rows: Tensor | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
     """Attention weights of chosen heads and rows, one group of heads that share keys at a time.
 
     Keys are never copied per query head, and nothing larger than `(batch, group, rows, keys)` exists at once.
@@ -105,8 +114,12 @@ def head_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | None 
         yield group, _group_weights(call, group, rows)
 
 
-def _widened_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | None) -> Iterable[tuple[list[int], Tensor]]:
-    """`head_weights`; but of few rows one group for each run of neighbouring key heads, with all of their query heads, wanted or not."""
+def _widened_weights(
+    call: AttentionCall, heads: Sequence[int], rows: Tensor | None
+) -> Iterable[tuple[list[int], Tensor]]:
+    """`head_weights`; but of few rows one group for each run of neighbouring key heads, with all of their query heads,
+    wanted or not.
+    """
     if rows is not None or call.query.shape[2] > _FEW_ROWS:
         return head_weights(call, heads, rows)
     wanted = tuple(heads)
@@ -116,12 +129,16 @@ def _widened_weights(call: AttentionCall, heads: Sequence[int], rows: Tensor | N
 
 
 def _neighbours(call: AttentionCall, heads: Sequence[int]) -> list[list[int]]:
-    """All query heads of the key heads that some heads use, in runs of neighbouring key heads whose keys can be had at once."""
+    """All query heads of the key heads that some heads use, in runs of neighbouring key heads whose keys can be had at
+    once.
+    """
     group_size = call.query.shape[1] // call.key.shape[1]
     most = 1
     if call.key.dtype != torch.float32:  # keys are copied anyway, but not all of them at a time
         most = max(_KEYS_AT_ONCE // call.key[:, 0].numel(), 1)
-    elif call.key.shape[0] == 1:  # of several sequences they do not lie next to each other, and one product would copy them first
+    elif (
+        call.key.shape[0] == 1
+    ):  # of several sequences they do not lie next to each other, and one product would copy them first
         most = call.key.shape[1]
     runs: list[list[int]] = []
     for key_head in sorted({head // group_size for head in heads}):
@@ -134,7 +151,9 @@ def _neighbours(call: AttentionCall, heads: Sequence[int]) -> list[list[int]]:
 
 
 def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -> Tensor:
-    """Weights `(batch, len(group), rows, keys)` of heads that are equally many for each of a run of key heads, the key heads in order."""
+    """Weights `(batch, len(group), rows, keys)` of heads that are equally many for each of a run of key heads, the key
+    heads in order.
+    """
     tokens, keys = call.query.shape[2], call.filled
     query = taken(call.query, rows, group, heads_at=1).float() * call.scaling
     logits = _with_keys_of(call, group, query, call.key[:, :, :keys], transposed=True)
@@ -150,7 +169,8 @@ def _group_weights(call: AttentionCall, group: list[int], rows: Tensor | None) -
 
 
 def values_of(call: AttentionCall, group: Sequence[int], weights: Tensor, first: int, end: int) -> Tensor:
-    """What a group of heads gets from the keys `[first, end)`: weights `(batch, len(group), rows, end - first)` times their values.
+    """What a group of heads gets from the keys `[first, end)`: weights `(batch, len(group), rows, end - first)` times
+    their values.
 
     Returns:
         `(batch, len(group), rows, value_dim)` float32.
@@ -158,19 +178,26 @@ def values_of(call: AttentionCall, group: Sequence[int], weights: Tensor, first:
     return _with_keys_of(call, group, weights, call.value[:, :, first:end])
 
 
-def _with_keys_of(call: AttentionCall, group: Sequence[int], left: Tensor, cached: Tensor, *, transposed: bool = False) -> Tensor:
-    """`left` `(batch, len(group), rows, ...)` times the keys or values `(batch, key_heads, keys, size)` that each head of a group uses."""
+def _with_keys_of(
+    call: AttentionCall, group: Sequence[int], left: Tensor, cached: Tensor, *, transposed: bool = False
+) -> Tensor:
+    """`left` `(batch, len(group), rows, ...)` times the keys or values `(batch, key_heads, keys, size)` that each head
+    of a group uses.
+    """
     group_size = call.query.shape[1] // call.key.shape[1]
     first, last = group[0] // group_size, group[-1] // group_size
     own = cached.narrow(1, first, last + 1 - first).float().flatten(0, 1)
     batch, heads, rows, _ = left.shape
     # One product of three axes: `@` of four does the same behind several operations more, which count in decoding.
-    product = torch.bmm(left.reshape(own.shape[0], heads * rows * batch // own.shape[0], left.shape[3]), own.mT if transposed else own)
+    product = torch.bmm(
+        left.reshape(own.shape[0], heads * rows * batch // own.shape[0], left.shape[3]), own.mT if transposed else own
+    )
     return product.view(batch, heads, rows, product.shape[-1])
 
 
 def taken(tensor: Tensor, rows: Tensor | None, heads: Sequence[int], *, heads_at: int) -> Tensor:
-    """Some heads and rows of `(batch, heads, tokens, size)`, or of `(batch, tokens, heads, size)` where heads stand at axis 2.
+    """Some heads and rows of `(batch, heads, tokens, size)`, or of `(batch, tokens, heads, size)` where heads stand at
+    axis 2.
 
     Returns:
         In the order of axes given; a view where the heads are neighbours and all rows are wanted.
@@ -197,7 +224,9 @@ def _are_neighbours(heads: Sequence[int]) -> bool:
 
 
 def visible_keys(call: AttentionCall, rows: Tensor | None, tokens: int, keys: int) -> Tensor | None:
-    """Where a row may look: boolean (True is visible) or additive, `(batch or 1, heads or 1, rows, keys)`; None is everywhere."""
+    """Where a row may look: boolean (True is visible) or additive, `(batch or 1, heads or 1, rows, keys)`; None is
+    everywhere.
+    """
     mask = call.mask
     if isinstance(mask, Tensor) and mask.dim() == 4:
         return mask[..., :keys] if rows is None else mask[:, :, rows, :keys]
@@ -217,7 +246,9 @@ def visible_keys(call: AttentionCall, rows: Tensor | None, tokens: int, keys: in
 
 
 def _block_mask_rows(mask: BlockMask, call: AttentionCall, rows: Tensor, keys: int) -> Tensor:
-    """Rows of flex attention's mask, boolean `(batch, 1, rows, keys)`: asked of its function, never of all rows at once."""
+    """Rows of flex attention's mask, boolean `(batch, 1, rows, keys)`: asked of its function, never of all rows at
+    once.
+    """
     batch = torch.arange(call.query.shape[0], device=call.query.device)[:, None, None]
     key = torch.arange(keys, device=call.query.device)[None, None, :]
     visible = mask.mask_mod(batch, torch.zeros_like(batch), rows[None, :, None], key)
@@ -251,7 +282,8 @@ def span_membership(spans: Sequence[Sequence[tuple[int, int]]], length: int, dev
     """Indicator of token spans.
 
     Args:
-        spans: For every request its spans `[start, end)` in (padded) token positions; requests may have different counts.
+        spans: For every request its spans `[start, end)` in (padded) token positions; requests may have different
+            counts.
         length: Number of positions covered.
         device: Where the result lives.
 
@@ -308,7 +340,8 @@ def split_weights(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     """Split softmax written out on attention weights: the span gets mass `p ** tau` (the paper's oracle form).
 
     Args:
-        weights: `(..., keys)` probability mass; or masses on several spans in the place of keys, which need not add up to 1.
+        weights: `(..., keys)` probability mass; or masses on several spans in the place of keys, which need not add up
+            to 1.
         in_span: `(..., keys)` boolean, broadcastable.
         tau: Exponent in (0, 1]; 1 changes nothing.
 
@@ -324,8 +357,11 @@ def split_weights(weights: Tensor, in_span: Tensor, tau: float) -> Tensor:
     return torch.where((mass >= torch.finfo(mass.dtype).tiny) & (mass < 1), split, weights)
 
 
-def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tuple[AttentionCall, Tensor, Tensor | None, int]]:
-    """The rows of a call from `first` on, a block at a time: bounds the weights that exist at once to `(batch, group, 128, keys)`.
+def row_blocks(
+    call: AttentionCall, output: Tensor, first: int
+) -> Iterator[tuple[AttentionCall, Tensor, Tensor | None, int]]:
+    """The rows of a call from `first` on, a block at a time: bounds the weights that exist at once to `(batch, group,
+    128, keys)`.
 
     Args:
         call: The attention call.
@@ -333,8 +369,8 @@ def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tupl
         first: First row.
 
     Yields:
-        The block's call (`rows_alone`), the part of `output` that belongs to it, which of their rows the block has, `(rows,)` or None for
-        all of them, and the row of the whole call that the block begins with.
+        The block's call (`rows_alone`), the part of `output` that belongs to it, which of their rows the block has,
+        `(rows,)` or None for all of them, and the row of the whole call that the block begins with.
     """
     tokens = call.query.shape[2]
     for start in range(first, tokens, _ROWS_AT_ONCE):
@@ -349,8 +385,8 @@ def row_blocks(call: AttentionCall, output: Tensor, first: int) -> Iterator[tupl
 def rows_alone(call: AttentionCall, start: int, end: int) -> AttentionCall:
     """The call as its rows `[start, end)` make it, without the keys that come after them: half of a prompt's work.
 
-    Models are causal, so none of these rows sees those keys. Where it is not known which keys they are (a static cache's, flex
-    attention's), they stay.
+    Models are causal, so none of these rows sees those keys. Where it is not known which keys they are (a static
+    cache's, flex attention's), they stay.
     """
     tokens, keys, mask = call.query.shape[2], call.filled, call.mask
     if end - start == tokens or (mask is not None and not isinstance(mask, Tensor)):
@@ -394,9 +430,9 @@ def split_output(
 ) -> Tensor:
     """Turn a kernel's output into the output under split softmax, without recomputing the rest of the attention.
 
-    With p the span's mass and O_S what the span alone would put out (its part of the output over p), the output O moves towards O_S by
-    `(p**tau - p) / (1 - p)`: the masses p and 1 - p become `p**tau` and `1 - p**tau`. An exponent of 1 leaves a head as it was, in float32 and
-    below to the bit.
+    With p the span's mass and O_S what the span alone would put out (its part of the output over p), the output O moves
+    towards O_S by `(p**tau - p) / (1 - p)`: the masses p and 1 - p become `p**tau` and `1 - p**tau`. An exponent of 1
+    leaves a head as it was, in float32 and below to the bit.
 
     Args:
         call: The attention call.
@@ -404,8 +440,10 @@ def split_output(
         heads: Query heads to split; others may be worked on with them, and are kept as they are by their exponent.
         rows: `(rows,)` indices into the token axis; None are all of them.
         in_span: `(batch or 1, first keys)` indicator; keys behind are not in the span.
-        exponents: `(batch or 1, query_heads, 1, 1)` in (0, 1], 1 for all heads but those to split, see `head_exponents`.
-        chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch; all, if left out.
+        exponents: `(batch or 1, query_heads, 1, 1)` in (0, 1], 1 for all heads but those to split, see
+            `head_exponents`.
+        chosen: `(batch or 1, rows)` boolean: which of the rows are split in which sequence of the batch; all, if left
+            out.
         span_range: Keys `[first, last)` outside of which no row of the batch has a span; all, if left out.
 
     Returns:

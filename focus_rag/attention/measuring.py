@@ -83,8 +83,8 @@ class SpanMeter(AttentionTap):
         heads: `(layer, head)` pairs.
         spans: For every request its spans `[start, end)` in positions of the left-padded prompt.
         prompt_length: Length of the padded prompt in tokens.
-        rows: Query positions to measure, in every forward pass; None measures the last one, which during generation are exactly the
-            rows that predict response tokens.
+        rows: Query positions to measure, in every forward pass; None measures the last one, which during generation are
+            exactly the rows that predict response tokens.
 
     Attributes:
         steps: For every forward pass the mass `(requests, heads, rows, spans)` in float32, heads in the order given.

@@ -34,7 +34,8 @@ class LayerRecord:
         softcap: See `AttentionCall`.
         sinks: `(query_heads,)` or None.
         before: `(query_heads, rows, head_dim)` queries at the site, before RoPE; None for site `post_rope`.
-        cos: `(rows, rotary_dim)` position embeddings of the rows; None for site `post_rope` or where the layer has none.
+        cos: `(rows, rotary_dim)` position embeddings of the rows; None for site `post_rope` or where the layer has
+            none.
         sin: Like `cos`.
     """
 
@@ -64,7 +65,8 @@ class QueryKeyRecorder(AttentionTap):
         model: The model.
         heads: `(layer, head)` pairs.
         rows: Query positions.
-        site: Where a shift is to enter; for sites before RoPE the queries there and the rows' position embeddings are kept too.
+        site: Where a shift is to enter; for sites before RoPE the queries there and the rows' position embeddings are
+            kept too.
 
     Attributes:
         records: Layer index to what was recorded in the last forward pass.
@@ -225,7 +227,8 @@ class Rotation:
             if found.shape == after.shape and bool((found - after).norm() <= _TOLERANCE * after.norm()):
                 return kind
         raise UnsupportedModelError(
-            f"RoPE of layer {layer} could not be reproduced from the model's own function, so directions before RoPE cannot be "
+            f"RoPE of layer {layer} could not be reproduced from the model's own function, so directions before RoPE "
+            "cannot be "
             "trained for this model. Fit with site 'post_rope'."
         )
 

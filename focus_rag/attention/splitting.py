@@ -62,11 +62,16 @@ class SplitSoftmaxTap(AttentionTap):
             self._member, self._first_rows = self._member.to(output.device), self._first_rows.to(output.device)
         if layer not in self._exponents:
             with torch.inference_mode(False):  # a later pass through this tap may want gradients
-                self._exponents[layer] = head_exponents(self._grouped[layer], call.query.shape[1], self._taus).to(output.device)
-        member, exponents, first_rows = (rows_of(one, batch) for one in (self._member, self._exponents[layer], self._first_rows))
+                self._exponents[layer] = head_exponents(self._grouped[layer], call.query.shape[1], self._taus).to(
+                    output.device
+                )
+        member, exponents, first_rows = (
+            rows_of(one, batch) for one in (self._member, self._exponents[layer], self._first_rows)
+        )
         if member is None or exponents is None or first_rows is None:
             raise AttachError(
-                f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of spans per row."
+                f"A forward pass of {batch} rows met spans for {self._member.shape[0]} requests: give one list of "
+                "spans per row."
             )
         in_span = aligned_membership(member, keys, seen)[..., 0]
         output = output.clone()
@@ -76,7 +81,9 @@ class SplitSoftmaxTap(AttentionTap):
             chosen = None
             if start + before < self._latest:
                 end = start + (own.shape[1] if rows is None else len(rows))
-                chosen = torch.arange(start + before, end + before, device=output.device)[None, :] >= first_rows[:, None]
+                chosen = (
+                    torch.arange(start + before, end + before, device=output.device)[None, :] >= first_rows[:, None]
+                )
             split_output(part, own, self._grouped[layer], rows, in_span, exponents, chosen, between)
         return output
 
@@ -99,11 +106,12 @@ def split_softmax(
         spans: For every request the relevant spans `[start, end)` in positions of the left-padded prompt.
         prompt_length: Length of the padded prompt in tokens.
         tau: Exponent in (0, 1]; the smaller, the more mass goes to the spans. 1 changes nothing and attaches nothing.
-        first_row: First query position to change, one for all requests or one for each; by default the first one after a request's spans.
+        first_row: First query position to change, one for all requests or one for each; by default the first one after
+            a request's spans.
 
     Raises:
-        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, spans outside the prompt, or first rows
-            for another number of requests.
+        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, spans outside the
+            prompt, or first rows for another number of requests.
     """
     if not 0.0 < tau <= 1.0:
         raise InvalidInputError(f"tau must lie in (0, 1]; got {tau!r}.")
@@ -113,12 +121,15 @@ def split_softmax(
             f"Split softmax needs spans within the prompt of {prompt_length} tokens; got {list(spans)!r}."
         )
     if first_row is not None and not isinstance(first_row, int) and len(first_row) != len(spans):
-        raise InvalidInputError(f"Split softmax needs one first row, or one for each of {len(spans)} requests; got {list(first_row)!r}.")
+        raise InvalidInputError(
+            f"Split softmax needs one first row, or one for each of {len(spans)} requests; got {list(first_row)!r}."
+        )
     layout = ModelLayout.of(model)
     known = {(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)}
     if not heads or not known.issuperset(map(tuple, heads)):
         raise InvalidInputError(
-            f"Split softmax needs heads of the model as (layer, head): {len(layout.layers)} layers of {layout.query_heads} heads from 0; got {list(heads)!r}."
+            f"Split softmax needs heads of the model as (layer, head): {len(layout.layers)} layers of "
+            f"{layout.query_heads} heads from 0; got {list(heads)!r}."
         )
     if tau == 1.0:
         yield

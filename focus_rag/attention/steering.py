@@ -56,7 +56,8 @@ def moved_rows(profile: FocusProfile, passages_at: PassagesAt | None) -> Tensor 
     """By how many positions each request's passages stand further on than in the fit, `(requests,)`.
 
     Returns:
-        None where nothing is to be turned: they stand where they did, it is not known where they stood, or the site does not depend on it.
+        None where nothing is to be turned: they stand where they did, it is not known where they stood, or the site
+            does not depend on it.
 
     Raises:
         InvalidInputError: Not a position, nor a list of them.
@@ -68,14 +69,20 @@ def moved_rows(profile: FocusProfile, passages_at: PassagesAt | None) -> Tensor 
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"passages_at must be a position or one per row; got {passages_at!r}.") from error
     rows = rows[None] if rows.dim() == 0 else rows
-    if rows.dim() != 1 or rows.numel() == 0 or rows.is_floating_point() or rows.dtype == torch.bool or bool((rows < 0).any()):
+    if (
+        rows.dim() != 1
+        or rows.numel() == 0
+        or rows.is_floating_point()
+        or rows.dtype == torch.bool
+        or bool((rows < 0).any())
+    ):
         raise InvalidInputError(f"passages_at must hold whole numbers from 0, one or one per row; got {rows.tolist()}.")
     moved = rows - profile.passages_at
     return moved if moved.any() else None
 
 
 def layer_directions(profile: FocusProfile, directions: Tensor) -> dict[int, Tensor]:
-    """Directions of the profile's heads by layer: `(query_heads, head_dim)` each, zero on heads that are not steered."""
+    """Directions of the profile's heads by layer: `(query_heads, head_dim)` each, zero on heads not steered."""
     shape = (profile.fingerprint.query_heads, profile.fingerprint.head_dim)
     by_layer: dict[int, Tensor] = {}
     for entry, direction in zip(profile.heads, directions, strict=True):
@@ -109,7 +116,8 @@ class FocusHandle:
         self._across_threads = across_threads
         self._layers: dict[nn.Module, int] = {}
         self._is_attached = False
-        # Computed once, for all layers together, and only added from then on: by (rows, device, dtype), and by layer as laid out.
+        # Computed once, for all layers together, and only added from then on: by (rows, device, dtype), and by layer as
+        # laid out.
         self._together: dict[tuple[Any, ...], dict[int, Tensor]] = {}
         self._shifts: dict[tuple[Any, ...], Tensor] = {}
         self.forward_passes = 0
@@ -125,7 +133,9 @@ class FocusHandle:
         self._forget()
 
     def set_directions(self, directions: Tensor) -> None:
-        """Change the directions while attached, `(heads, head_dim)` in the order of the profile's heads; gradients flow to them."""
+        """Change the directions while attached, `(heads, head_dim)` in the order of the profile's heads; gradients flow
+        to them.
+        """
         self._directions = layer_directions(self.profile, directions)
         self._forget()
 
@@ -212,7 +222,8 @@ class FocusHandle:
         spread = rows_of(per_request, rows)
         if spread is None:
             raise AttachError(
-                f"A forward pass of {rows} rows met {name} for {len(per_request)} requests. Give one {name} for all rows, or "
+                f"A forward pass of {rows} rows met {name} for {len(per_request)} requests. Give one {name} for all "
+                "rows, or "
                 "one per row; packed batches (continuous batching) take a single one."
             )
         return spread
@@ -276,10 +287,10 @@ def focus(
         alpha: Intervention factor: a number, or one per request of a left-padded batch, shape `(batch,)`. Rows that
             beam search or several return sequences add keep their request's alpha. At 0 nothing is attached at all, so
             the result is bit-identical to the bare model; negative values distract.
-        passages_at: Position of the first token of the first passage, padding not counted; a number, or one per request. Given it,
-            directions at site `post_rope` are turned from where the passages stood in the fit (`profile.passages_at`) to where they
-            stand. By default, and for profiles that do not say, directions are applied as they are, which is what the
-            published code does.
+        passages_at: Position of the first token of the first passage, padding not counted; a number, or one per
+            request. Given it, directions at site `post_rope` are turned from where the passages stood in the fit
+            (`profile.passages_at`) to where they stand. By default, and for profiles that do not say, directions are
+            applied as they are, which is what the published code does.
         top_k: Steer only the k best heads.
         across_threads: By default only forward passes of the entering thread are focused, so that concurrent calls
             never mix. Pass True where the model runs in other threads (`generate_batch`, pipelines that stream).
@@ -308,7 +319,8 @@ def focus(
         yield handle
         if handle.forward_passes == 0:
             warnings.warn(
-                "The model did not run in this thread while it was focused. If it runs in another thread, pass across_threads=True.",
+                "The model did not run in this thread while it was focused. If it runs in another thread, pass "
+                "across_threads=True.",
                 FocusNotAppliedWarning,
                 stacklevel=3,
             )
@@ -329,7 +341,8 @@ def _refuse_blind_graphs(model: nn.Module, site: Site) -> None:
     if compiled and torch._dynamo.config.skip_nnmodule_hook_guards:  # type: ignore[attr-defined]
         raise UnsupportedModelError(
             f"The model is compiled, and compiled graphs skip the hooks that site {site!r} needs. Set "
-            "torch._dynamo.config.skip_nnmodule_hook_guards = False before it first runs, use a profile at site 'post_rope', "
+            "torch._dynamo.config.skip_nnmodule_hook_guards = False before it first runs, use a profile at site "
+            "'post_rope', "
             "or focus the model that is not compiled."
         )
 
@@ -342,9 +355,9 @@ _TOLERANCE = 0.03  # of the query's own size: wrong layouts are off by its whole
 def check_query_site(model: nn.Module, layout: ModelLayout, site: Site) -> None:
     """Check on the model itself that the layout reads queries right; once per model and site.
 
-    RoPE is the identity at position 0 (up to one factor), so the queries read from the site's module in a forward pass of one token
-    must be those that arrive at the attention function. For site `projection` in models with a query norm they must be
-    those that enter the norm.
+    RoPE is the identity at position 0 (up to one factor), so the queries read from the site's module in a forward pass
+    of one token must be those that arrive at the attention function. For site `projection` in models with a query norm
+    they must be those that enter the norm.
 
     Raises:
         UnsupportedModelError: They are not; naming the first layer where they differ.
@@ -378,7 +391,8 @@ def _compare_queries(layout: ModelLayout, site: Site, reads: dict[tuple[int, str
         theirs = reads.get((layer.index, "norm_input" if through_norm else "attention"))
         if ours is None or theirs is None or not _same_up_to_factor(ours, theirs):
             raise UnsupportedModelError(
-                f"The queries of layer {layer.index} of {layout.family!r} are not where its layout says (site {site!r}). "
+                f"The queries of layer {layer.index} of {layout.family!r} are not where its layout says (site "
+                f"{site!r}). "
                 "Use site 'post_rope', which works over every attention implementation."
             )
 
@@ -404,7 +418,8 @@ def _reading(site: QueryModule, index: int, name: str, layout: ModelLayout, read
         seen = [(name, output)]
         if name == "normed" and inputs and isinstance(inputs[0], Tensor) and inputs[0].shape == output.shape:
             seen.append(("norm_input", inputs[0]))
-        # Heads of the layout's number and size may not fit into an output that a wrong layout names; then nothing is read.
+        # Heads of the layout's number and size may not fit into an output that a wrong layout names; then nothing is
+        # read.
         with suppress(RuntimeError):
             for what, tensor in seen:
                 heads = as_heads(tensor, site.format, layout.query_heads, layout.head_dim)

@@ -229,5 +229,13 @@ def _call_of(
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
     sinks = kwargs.get("s_aux", getattr(module, "sinks", None))
     return AttentionCall(
-        query, key, value, mask, float(scaling), kwargs.get("softcap"), kwargs.get("sliding_window"), sinks, starts_first
+        query,
+        key,
+        value,
+        mask,
+        float(scaling),
+        kwargs.get("softcap"),
+        kwargs.get("sliding_window"),
+        sinks,
+        starts_first,
     )

@@ -1,8 +1,8 @@
 """Move vectors along the sequence after RoPE, by the model's own rotation.
 
-A focus direction at site `post_rope` picks out keys by their absolute positions. Where the passages of a prompt stand other than
-they did in the fit (a longer system prompt, a longer question before them), it has to be turned by as many positions: then each logit it
-adds is what it was, because RoPE makes logits depend on differences of positions alone.
+A focus direction at site `post_rope` picks out keys by their absolute positions. Where the passages of a prompt stand
+other than they did in the fit (a longer system prompt, a longer question before them), it has to be turned by as many
+positions: then each logit it adds is what it was, because RoPE makes logits depend on differences of positions alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Turning:
         self._layers = layers
         # The first layer that rotates as a layer does; in most models that is one for all.
         self._first_alike = {
-            index: next(other for other, theirs in layers.items() if turn.is_like(theirs)) for index, turn in layers.items()
+            index: next(other for other, theirs in layers.items() if turn.is_like(theirs))
+            for index, turn in layers.items()
         }
 
     @classmethod
@@ -83,7 +84,8 @@ class Turning:
         Args:
             layers: Layer indices.
             vectors: `(layers, ..., head_dim)`, after RoPE.
-            positions: By how much, the same for all layers; its shape is spread over the axes of `vectors` between the two.
+            positions: By how much, the same for all layers; its shape is spread over the axes of `vectors` between the
+                two.
         """
         firsts = [self._first_alike[layer] for layer in layers]
         if len(set(firsts)) == 1:
@@ -109,7 +111,9 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
             try:
                 run_one_token(model, position)
             except TypeError as error:
-                raise UnsupportedModelError(f"{layout.family!r} takes no positions, so its RoPE is not known.") from error
+                raise UnsupportedModelError(
+                    f"{layout.family!r} takes no positions, so its RoPE is not known."
+                ) from error
             steps.append((position, dict(recorder.records)))
     turns = {}
     for layer in layout.layers:
@@ -118,16 +122,19 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
             raise UnsupportedModelError(f"Layer {layer.index} ran without its query module, so its RoPE is not known.")
         rotation = Rotation(layer.attention)
         kind = rotation.kind_of(layer.index, record.before, record.queries, record.cos, record.sin)
-        turns[layer.index] = _LayerTurn(rotation, kind, _angles([(position, records[layer.index]) for position, records in steps]))
+        turns[layer.index] = _LayerTurn(
+            rotation, kind, _angles([(position, records[layer.index]) for position, records in steps])
+        )
     return turns
 
 
 def _angles(records: Sequence[tuple[int, LayerRecord]]) -> Tensor:
     """Angle per position, `(rotary_dim,)`, empty where a layer has none, from what a layer did at rising positions.
 
-    At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. In bfloat16 it is
-    known to 0.0025 there; each further position tells it so much better as it is further, once the whole turns are known
-    from the one before. On the CPU, where profiles are: read from a GPU it would make each request wait for what it is still doing.
+    At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. In
+    bfloat16 it is known to 0.0025 there; each further position tells it so much better as it is further, once the whole
+    turns are known from the one before. On the CPU, where profiles are: read from a GPU it would make each request wait
+    for what it is still doing.
     """
     angles = torch.zeros(0)
     for position, record in records:

@@ -88,7 +88,13 @@ def command(
     generator = load_generator(model, profile, template=template)
     with progress() as bar:
         bar.add_task("answering", total=None)
-        options: dict[str, Any] = {"alpha": factor, "split": leaning, "keep_best": keep_best, "score_kind": "cosine", "max_new_tokens": max_new_tokens}
+        options: dict[str, Any] = {
+            "alpha": factor,
+            "split": leaning,
+            "keep_best": keep_best,
+            "score_kind": "cosine",
+            "max_new_tokens": max_new_tokens,
+        }
         answer = (
             generator.answer(question, passages, **options)
             if report is None

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 _PER_BATCH = 4
 _MAX_NEW_TOKENS = 32
 _WIDTH = 34
-_WAYS: tuple[tuple[float | Literal["auto"], Literal["auto", "off"]], ...] = ((0.0, "off"), ("auto", "off"), ("auto", "auto"))
+_WAYS: tuple[tuple[float | Literal["auto"], Literal["auto", "off"]], ...] = (
+    (0.0, "off"),
+    ("auto", "off"),
+    ("auto", "auto"),
+)
 """Alpha and split: bare, with directions alone, and as the profile sets both."""
 
 
@@ -65,7 +69,8 @@ def command(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask bundled questions over bundled documents: bare, with focus directions alone, and focused as the profile sets it.
+    """Ask bundled questions over bundled documents: bare, with focus directions alone, and focused as the profile sets
+    it.
 
     Example: focus-rag demo --questions 10
     """
@@ -123,7 +128,14 @@ def _answer(generator: FocusGenerator, asked: list[_Question], found: list[list[
         for start in range(0, len(asked), _PER_BATCH):
             rows = list(zip(asked[start : start + _PER_BATCH], found[start : start + _PER_BATCH], strict=True))
             requests = [
-                Request(question=one.question, passages=passages, alpha=alpha, split=split, score_kind="cosine", settings=settings)
+                Request(
+                    question=one.question,
+                    passages=passages,
+                    alpha=alpha,
+                    split=split,
+                    score_kind="cosine",
+                    settings=settings,
+                )
                 for one, passages in rows
                 for alpha, split in _WAYS
             ]
@@ -132,7 +144,9 @@ def _answer(generator: FocusGenerator, asked: list[_Question], found: list[list[
             for (one, passages), bare, directions, focused in zip(rows, *of_each, strict=True):
                 retrieved = any(holds_answer(passage.content, one.answers) for passage in passages)
                 favoured = sum(use.favoured for use in focused.passages)
-                outcomes.append(_Outcome(one, bare.text, directions.text, directions.alpha, focused.text, favoured, retrieved))
+                outcomes.append(
+                    _Outcome(one, bare.text, directions.text, directions.alpha, focused.text, favoured, retrieved)
+                )
             bar.advance(task, len(rows))
     return outcomes
 
@@ -190,7 +204,9 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
     typer.echo(f"answer among the passages  {report['retrieved']}/{n}")
     typer.echo(f"bare model right           {report['bare']}/{n}")
     typer.echo(f"directions alone right     {report['directions']}/{n}   (alpha {report['mean_alpha']:.3g} on average)")
-    leaning = f"   (split softmax on {report['mean_favoured']:.1f} passages on average)" if report["mean_favoured"] else ""
+    leaning = (
+        f"   (split softmax on {report['mean_favoured']:.1f} passages on average)" if report["mean_favoured"] else ""
+    )
     typer.echo(f"focused model right        {report['focused']}/{n}{leaning}")
     typer.echo(f"right only focused {report['only_focused']}, right only bare {report['only_bare']}")
 
@@ -198,7 +214,10 @@ def _show(outcomes: list[_Outcome], report: dict[str, Any]) -> None:
 def _marked(asked: _Question, text: str, right: bool) -> str:
     """The answer; where it begins like the accepted sentence up to its "is", only what comes after."""
     words, wanted = text.split(" "), asked.answers[0].split(" ") if len(asked.answers) > 1 else []
-    alike = next((i for i, pair in enumerate(zip(words, wanted, strict=False)) if pair[0] != pair[1]), min(len(words), len(wanted)))
+    alike = next(
+        (i for i, pair in enumerate(zip(words, wanted, strict=False)) if pair[0] != pair[1]),
+        min(len(words), len(wanted)),
+    )
     lead = max((i + 1 for i, word in enumerate(wanted[:alike]) if word == "is"), default=0)
     rest = " ".join(["…", *words[lead:]]) if lead else text
     return f"{'✓' if right else '✗'} {shorten(rest, _WIDTH)}"

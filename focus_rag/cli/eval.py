@@ -34,7 +34,8 @@ def command(
         Path | None,
         typer.Option(
             "--data",
-            help="Questions: JSONL, a lost-in-the-middle, HELMET or ALCE file, a BEIR folder, a CSV; default: generated ones.",
+            help="Questions: JSONL, a lost-in-the-middle, HELMET or ALCE file, a BEIR folder, a CSV; default: "
+            "generated ones.",
         ),
     ] = None,
     dev: Annotated[Path | None, typer.Option("--dev", help="Questions to choose tuned methods by.")] = None,
@@ -69,7 +70,8 @@ def command(
         int | None,
         typer.Option(
             "--main-limit",
-            help="Questions of bare, gold only, auto, directions alone, best fixed alpha, random heads and split softmax in the headline cell "
+            help="Questions of bare, gold only, auto, directions alone, best fixed alpha, random heads and split "
+            "softmax in the headline cell "
             "(20 passages, most noise); default: as --limit.",
         ),
     ] = None,
@@ -202,4 +204,6 @@ def _show(evaluation: Evaluation) -> None:
                 ]
             )
     typer.echo(f"{cell}, {evaluation.most_questions(cell)} questions (* is told which passages are gold)")
-    write_table(["method", "n", "quality", "95%", "against bare", "p"], rows, numbers=["n", "quality", "against bare", "p"])
+    write_table(
+        ["method", "n", "quality", "95%", "against bare", "p"], rows, numbers=["n", "quality", "against bare", "p"]
+    )

@@ -13,9 +13,16 @@ from focus_rag.cli.output import note, progress, write_json
 
 
 def command(
-    profile: Annotated[str, typer.Option("--profile", help="Focus profile of the model at site projection: folder or Hub id.")],
+    profile: Annotated[
+        str, typer.Option("--profile", help="Focus profile of the model at site projection: folder or Hub id.")
+    ],
     alpha: Annotated[
-        str, typer.Option("--alpha", help="How hard to focus: a number other than 0, for every request alike. There is no auto, and the profile's split is left out.")
+        str,
+        typer.Option(
+            "--alpha",
+            help="How hard to focus: a number other than 0, for every request alike. There is no auto, and the "
+            "profile's split is left out.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint; it must not exist, or be empty.")],
     model: ModelOption = None,
@@ -23,7 +30,8 @@ def command(
 ) -> None:
     """Fold a profile at one alpha into the query biases of a checkpoint, for engines such as vLLM, SGLang or llama.cpp.
 
-    focus_export.json in it holds token ids and the logits that the engine must come to: some drop biases without a word.
+    focus_export.json in it holds token ids and the logits that the engine must come to: some drop biases without a
+    word.
 
     Example: focus-rag export --model Qwen/Qwen2.5-7B-Instruct --profile ./profile --alpha 0.2 --out ./baked
     """
@@ -43,6 +51,8 @@ def command(
         write_json({**asdict(report), "folder": str(report.folder)})
         return
     typer.echo(
-        f"{report.folder}: {report.architecture} ({report.dtype}) with {report.heads} heads shifted at alpha {report.alpha:g}, read back and checked: logits "
-        f"within {report.error:.1e} of the focused model's, which differ from the bare model's by up to {report.moved:.2f}; {EXPORT_FILE} holds a probe for engines"
+        f"{report.folder}: {report.architecture} ({report.dtype}) with {report.heads} heads shifted at alpha "
+        f"{report.alpha:g}, read back and checked: logits "
+        f"within {report.error:.1e} of the focused model's, which differ from the bare model's by up to "
+        f"{report.moved:.2f}; {EXPORT_FILE} holds a probe for engines"
     )

@@ -31,7 +31,10 @@ def command(
     model: ModelOption = None,
     examples: Annotated[
         Path | None,
-        typer.Option("--examples", help="Labelled questions, one JSON object per line (.jsonl or .jsonl.gz); default: generated ones."),
+        typer.Option(
+            "--examples",
+            help="Labelled questions, one JSON object per line (.jsonl or .jsonl.gz); default: generated ones.",
+        ),
     ] = None,
     from_documents: Annotated[
         Path | None,
@@ -39,12 +42,17 @@ def command(
     ] = None,
     directions_of: Annotated[
         str | None,
-        typer.Option("--directions-of", help="Take heads and directions from this profile (folder or Hub id) and fit alpha and split alone."),
+        typer.Option(
+            "--directions-of",
+            help="Take heads and directions from this profile (folder or Hub id) and fit alpha and split alone.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look with fewer questions.")] = False,
     polish: Annotated[
         int,
-        typer.Option("--polish", help="Steps of polishing the directions on the model itself; slow, kept only if it wins."),
+        typer.Option(
+            "--polish", help="Steps of polishing the directions on the model itself; slow, kept only if it wins."
+        ),
     ] = 0,
     shuffle: Annotated[
         bool,
@@ -52,11 +60,20 @@ def command(
     ] = False,
     site: Annotated[
         str | None,
-        typer.Option("--site", help="Where directions enter: post_rope (default, as published), normed, or projection, which is what `focus-rag export` can bake."),
+        typer.Option(
+            "--site",
+            help="Where directions enter: post_rope (default, as published), normed, or projection, which is "
+            "what `focus-rag export` can bake.",
+        ),
     ] = None,
     answerable_among: Annotated[
         int | None,
-        typer.Option("--answerable-among", help="Choose by questions that the model answers from their gold passages alone, out of so many; for models that answer few.", min=1),
+        typer.Option(
+            "--answerable-among",
+            help="Choose by questions that the model answers from their gold passages alone, out of so many; for "
+            "models that answer few.",
+            min=1,
+        ),
     ] = None,
     score_kind: ScoreKindOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
@@ -64,10 +81,11 @@ def command(
     template: TemplateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find a model's contextual heads, train their focus directions, and fit alpha and whether to lean on the retriever's scores.
+    """Find a model's contextual heads, train their focus directions, and fit alpha and whether to lean on the
+    retriever's scores.
 
-    Without questions of yours it takes generated ones, about things that no model knows. How far to lean on a retriever only its own scores tell:
-    then fit again, with --directions-of this profile and --examples.
+    Without questions of yours it takes generated ones, about things that no model knows. How far to lean on a retriever
+    only its own scores tell: then fit again, with --directions-of this profile and --examples.
 
     An interrupted fit goes on where it stopped when it is run again.
 
@@ -82,7 +100,10 @@ def command(
     if polish < 0:
         raise InvalidInputError("--polish must be 0 or more.")
     if directions_of is not None and (polish or shuffle or site):
-        raise InvalidInputError("--polish, --shuffle and --site are for directions that are trained here; leave them out with --directions-of.")
+        raise InvalidInputError(
+            "--polish, --shuffle and --site are for directions that are trained here; leave them out with "
+            "--directions-of."
+        )
     taken = None if directions_of is None else FocusProfile.load(directions_of)
     settings = FitSettings(
         seed=seed,
@@ -126,12 +147,20 @@ def _examples(
         return examples_from_documents(str(from_documents), seed=seed)
     from focus_rag.embedded.retrieval import generated_examples
 
-    note("fitting on generated questions, found by BM25: how far to lean on your retriever its own scores tell (--directions-of, --examples)")
+    note(
+        "fitting on generated questions, found by BM25: how far to lean on your retriever its own scores tell "
+        "(--directions-of, --examples)"
+    )
     return generated_examples(seed)
 
 
 def _fit(
-    model: str | None, given: ExampleSet, out: Path, settings: FitSettings, taken: FocusProfile | None, device: str | None
+    model: str | None,
+    given: ExampleSet,
+    out: Path,
+    settings: FitSettings,
+    taken: FocusProfile | None,
+    device: str | None,
 ) -> FocusProfile:
     with progress() as bar:
         loading = bar.add_task("loading the model", total=None)
@@ -203,5 +232,6 @@ def _show(profile: FocusProfile, out: Path) -> None:
     split = profile.split
     leaning = "no split" if split is None else f"split of {split.in_words}"
     typer.echo(
-        f"{out}: {len(profile.heads)} contextual heads, site {profile.site}, {leaning}; {out / 'report.md'} says how it was found"
+        f"{out}: {len(profile.heads)} contextual heads, site {profile.site}, {leaning}; {out / 'report.md'} says how "
+        "it was found"
     )

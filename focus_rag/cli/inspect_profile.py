@@ -54,7 +54,9 @@ def command(
     typer.echo(f"alpha policy: {', '.join(f'{name} {value}' for name, value in record['policy'].items())}")
     typer.echo(f"split: {'none' if loaded.split is None else loaded.split.in_words}")
     if loaded.confidence is not None:
-        typer.echo(f"confidence: {', '.join(f'{name} {weight:.3g}' for name, weight in loaded.confidence.named.items())}")
+        typer.echo(
+            f"confidence: {', '.join(f'{name} {weight:.3g}' for name, weight in loaded.confidence.named.items())}"
+        )
     write_table(
         ["", "layer", "head", "contextual score", "direction norm"],
         [

@@ -28,30 +28,41 @@ ProfileOption = Annotated[
     typer.Option("--profile", help="Focus profile of the model: folder or Hub id; the default model has its own."),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Where to run the model, e.g. cuda; default: where it is loaded, the CPU.")
+    str | None,
+    typer.Option("--device", help="Where to run the model, e.g. cuda; default: where it is loaded, the CPU."),
 ]
 AlphaOption = Annotated[str, typer.Option("--alpha", help="How hard to focus: a number, or auto for by retrieval.")]
 SplitOption = Annotated[
     str,
     typer.Option(
-        "--split", help="Lean on the best scored passages by split softmax: auto for as the profile was fitted, off, or the exponent tau."
+        "--split",
+        help="Lean on the best scored passages by split softmax: auto for as the profile was fitted, off, or the "
+        "exponent tau.",
     ),
 ]
 ScoreKindOption = Annotated[
     ScoreKind | None,
-    typer.Option("--score-kind", help="What the scores of the passages are, of rows that do not say it; default: which end is better is told by their order."),
+    typer.Option(
+        "--score-kind",
+        help="What the scores of the passages are, of rows that do not say it; default: which end is better is "
+        "told by their order.",
+    ),
 ]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
         "--template-option",
-        help="NAME=VALUE for the model's chat template, such as enable_thinking=false; as often as needed. A profile remembers those that it was fitted with.",
+        help="NAME=VALUE for the model's chat template, such as enable_thinking=false; as often as needed. A "
+        "profile remembers those that it was fitted with.",
     ),
 ]
 KeepBestOption = Annotated[
     int | None,
     typer.Option(
-        "--keep-best", min=1, help="Answer from this many of the passages, the best by scores and shared words; for questions that one passage answers. Default: all."
+        "--keep-best",
+        min=1,
+        help="Answer from this many of the passages, the best by scores and shared words; for questions that one "
+        "passage answers. Default: all.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
@@ -123,13 +134,20 @@ def parse_template(options: Sequence[str] | None, layout: PromptLayout | None = 
             found[name] = value
     layout = layout or PromptLayout()
     try:
-        return PromptLayout.model_validate({**layout.model_dump(), "template_options": {**layout.template_options, **found}})
+        return PromptLayout.model_validate(
+            {**layout.model_dump(), "template_options": {**layout.template_options, **found}}
+        )
     except ValidationError as error:
         raise InvalidInputError(f"--template-option: {first_problem(error.errors())}.") from error
 
 
 def load_generator(
-    model: str | None, profile: str | FocusProfile | None, device: str | None = None, *, template: Sequence[str] | None = None, **settings: Any
+    model: str | None,
+    profile: str | FocusProfile | None,
+    device: str | None = None,
+    *,
+    template: Sequence[str] | None = None,
+    **settings: Any,
 ) -> FocusGenerator:
     """Load model and profile with a sign of life on stderr.
 
@@ -159,7 +177,9 @@ def load_generator(
 
 
 def warn_of_unread(layout: PromptLayout | None, generator: FocusGenerator) -> None:
-    """Tell of options in the layout of `--template-option` that the model's chat template does not read, such as misspelt ones."""
+    """Tell of options in the layout of `--template-option` that the model's chat template does not read, such as
+    misspelt ones.
+    """
     text = str(generator.tokenizer.chat_template or "")
     for name in () if layout is None else layout.template_options:
         if name not in text:

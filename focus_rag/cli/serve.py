@@ -30,13 +30,19 @@ def command(
     template: TemplateOption = None,
     device: DeviceOption = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1. One that other machines reach needs an API key.")
+        str | None,
+        typer.Option(
+            "--host", help="Address to listen on; default: 127.0.0.1. One that other machines reach needs an API key."
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; default: 8000.")] = None,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="FOCUS_RAG_API_KEY", help="What clients have to send as their bearer token.")
+        str | None,
+        typer.Option("--api-key", envvar="FOCUS_RAG_API_KEY", help="What clients have to send as their bearer token."),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What clients call the model; default: its own name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What clients call the model; default: its own name.")
+    ] = None,
 ) -> None:
     """Serve the model over HTTP as the OpenAI API does, with passages beside the messages.
 
@@ -61,7 +67,9 @@ def command(
         settings = ServerSettings.model_validate({field: value for field, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInputError(f"The server cannot be set up: {first_problem(error.errors())}.") from error
-    generator = load_generator(model, profile, device, template=template, alpha=factor, split=leaning, keep_best=keep_best)
+    generator = load_generator(
+        model, profile, device, template=template, alpha=factor, split=leaning, keep_best=keep_best
+    )
     uvicorn.run(
         create_app(generator, settings),
         host=settings.host,
@@ -69,5 +77,7 @@ def command(
         server_header=False,
         ws="none",
         lifespan="off",
-        timeout_graceful_shutdown=math.ceil(settings.seconds),  # whoever has stopped reading does not keep the server from ending
+        timeout_graceful_shutdown=math.ceil(
+            settings.seconds
+        ),  # whoever has stopped reading does not keep the server from ending
     )

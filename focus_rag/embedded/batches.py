@@ -44,7 +44,8 @@ class Stage:
         long_follow_ups: Fewest and most further questions on them.
         relevance: Weight of the loss on what passages tell before they are read (`relevance.py`); 0 leaves it out.
         silence: Share of the batches in which the layer below goes without attention where a value has to be found.
-        marked: Share of the question rows made for that loss: one question, and no answer where passages are more than `passages` allows.
+        marked: Share of the question rows made for that loss: one question, and no answer where passages are more than
+            `passages` allows.
         marked_passages: Fewest and most passages of those.
         marked_hard: Fewest and most hard distractors among them.
         marked_rich: `rich` of those.
@@ -85,7 +86,7 @@ class Stage:
 
 
 def _copying_row(rng: random.Random, vocab_size: int, n_tokens: int, bos: int) -> Row:
-    """A random sequence, a short gap, the sequence again, and so on; loss on the repetitions but for their first token."""
+    """A random sequence, a short gap, the sequence again and so on; loss on repetitions but for their first token."""
     n_special = len(SPECIAL_TOKENS)
     top = min(vocab_size, n_special + n_tokens) if n_tokens else vocab_size
     length = rng.randint(4, 40)
@@ -109,7 +110,11 @@ def _pairs_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Row:
         return [rng.randrange(n_special, top) for _ in range(size)]
 
     # What the keys have in common stands between what tells them apart and the value, as the kind of company does.
-    before, after, asked_after = drawn(rng.choice((0, 0, 1))), drawn(rng.choice((0, 0, 1, 2, 3))), drawn(rng.choice((0, 0, 1, 2)))
+    before, after, asked_after = (
+        drawn(rng.choice((0, 0, 1))),
+        drawn(rng.choice((0, 0, 1, 2, 3))),
+        drawn(rng.choice((0, 0, 1, 2))),
+    )
     size = rng.randint(1, 3)
     pairs = [([*before, *drawn(size), *after], drawn(rng.randint(1, 2))) for _ in range(rng.randint(2, 10))]
     asked = rng.sample(pairs, len(pairs))
@@ -138,7 +143,9 @@ _CHAT = (
 )
 
 
-def _idle_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFast, split: Split, real: RealText | None) -> Row:
+def _idle_row(
+    rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFast, split: Split, real: RealText | None
+) -> Row:
     """Text with nothing to look up, small talk, or a question without passages."""
     conversation = Conversation()
     telling = world.Telling(sentences=stage.sentences, rich=rng.uniform(*stage.rich))
@@ -231,7 +238,9 @@ class BatchStream:
     shuffled: little padding, and no order to learn from.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, real: RealText | None, seed: int, longest: int = 4096) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, real: RealText | None, seed: int, longest: int = 4096
+    ) -> None:
         self._tokenizer = tokenizer
         self._real = real
         self._rng = random.Random(seed)

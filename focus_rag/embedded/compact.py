@@ -3,7 +3,8 @@
     python -m focus_rag.embedded.compact --model runs/reader/model --out runs/reader-int8
     python -m focus_rag.embedded.compact --expand --model runs/reader-int8 --out runs/reader/model
 
-The small form is for carrying and publishing (`models/`); what transformers loads and the training resumes from is the expanded one.
+The small form is for carrying and publishing (`models/`); what transformers loads and the training resumes from is the
+expanded one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LARGEST_FILE = 15_000_000
 
 
 def quantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Matrices `(rows, columns)` as int8 beside float32 scales `(rows, 1)`: symmetric, the row's largest entry is 127."""
+    """Matrices `(rows, columns)` as int8 and float32 scales `(rows, 1)`: symmetric, the row's largest entry is 127."""
     import torch
 
     found: dict[str, torch.Tensor] = {}
@@ -84,9 +85,15 @@ def expand(folder: Path, out: Path) -> None:
     weights = dequantised(saved_tensors(folder))
     with torch.device("meta"):
         named = dict(LlamaForCausalLM(AutoConfig.from_pretrained(folder)).named_parameters())  # the tied head once
-    wrong = [name for name in {**named, **weights} if name not in named or name not in weights or weights[name].shape != named[name].shape]
+    wrong = [
+        name
+        for name in {**named, **weights}
+        if name not in named or name not in weights or weights[name].shape != named[name].shape
+    ]
     if wrong:
-        raise InvalidInputError(f"{folder} is no compact model: {', '.join(wrong[:5])} is not what its configuration says.")
+        raise InvalidInputError(
+            f"{folder} is no compact model: {', '.join(wrong[:5])} is not what its configuration says."
+        )
     _start(folder, out)
     save_file(weights, out / "model.safetensors", {"format": "pt"})
 

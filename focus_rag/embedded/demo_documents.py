@@ -1,6 +1,7 @@
 """Write the demo documents: `python -m focus_rag.embedded.demo_documents DIR`.
 
-They are about entities of the test split, of which the embedded model has seen none, in the plain register that it reads best.
+They are about entities of the test split, of which the embedded model has seen none, in the plain register that it
+reads best.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Muon over all matrices of one shape at a time.
 
-torch's Muon goes through the matrices one by one, some 25 small kernels for each: on a GPU a model of this size waits longer for
-their launches than for its own forward and backward pass. The step is the same (`tests/test_muon.py` holds it against torch's).
+torch's Muon goes through the matrices one by one, some 25 small kernels for each: on a GPU a model of this size waits
+longer for their launches than for its own forward and backward pass. The step is the same (`tests/test_muon.py` holds
+it against torch's).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _SMALLEST_NORM = 1e-7
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, with the learning rate of tall matrices raised (Jordan et al. 2024).
+    """Muon with Nesterov momentum and decoupled weight decay, with the learning rate of tall matrices raised (Jordan et
+    al. 2024).
 
     Args:
         matrices: Two-dimensional parameters.
@@ -27,7 +29,9 @@ class StackedMuon(torch.optim.Optimizer):
         momentum: Share of the momentum that is kept.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
+    def __init__(
+        self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -58,7 +62,9 @@ class StackedMuon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices `(matrices, rows, columns)` brought near their closest orthogonal ones by five Newton-Schulz steps, in bfloat16."""
+    """Matrices `(matrices, rows, columns)` brought near their closest orthogonal ones by five Newton-Schulz steps, in
+    bfloat16.
+    """
     first, second, third = _COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     found = matrices.bfloat16()

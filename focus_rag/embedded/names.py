@@ -1,8 +1,9 @@
 """Invented proper names and values.
 
-Proper words come from pools of made-up words, each of which the tokenizer learns as one token: a reader of this size can
-tell names apart by their words, not by the spelling of word pieces. An entity's name combines words, and the whole
-name belongs to exactly one split by a hash of its letters: no entity of dev or test occurs in training, though its words do.
+Proper words come from pools of made-up words, each of which the tokenizer learns as one token: a reader of this size
+can tell names apart by their words, not by the spelling of word pieces. An entity's name combines words, and the whole
+name belongs to exactly one split by a hash of its letters: no entity of dev or test occurs in training, though its
+words do.
 """
 
 from __future__ import annotations
@@ -14,25 +15,86 @@ from zlib import crc32
 
 Split = Literal["train", "dev", "test"]
 
-_ONSETS = ["b", "br", "bl", "c", "cr", "cl", "d", "dr", "f", "fl", "fr", "g", "gr", "gl", "h", "j", "k", "kl", "kn", "l", "m", "n", "p", "pl", "pr", "qu", "r", "s", "sc", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "tw", "v", "w", "wh", "z"]
+_ONSETS = [
+    "b", "br", "bl", "c", "cr", "cl", "d", "dr", "f", "fl", "fr", "g", "gr", "gl", "h", "j", "k", "kl", "kn", "l", "m",
+    "n", "p", "pl", "pr", "qu", "r", "s", "sc", "sh", "sk", "sl", "sn", "sp", "st", "t", "th", "tr", "tw", "v", "w",
+    "wh", "z",
+]  # fmt: skip
 _NUCLEI = ["a", "e", "i", "o", "u", "a", "e", "o", "ai", "ea", "ee", "oa", "oo", "ou"]
-_MIDDLES = ["b", "d", "f", "g", "k", "l", "ll", "m", "n", "nd", "nt", "p", "r", "rl", "rn", "rt", "s", "ss", "st", "t", "v", "z", "lb", "ld", "lm", "mb", "nk", "rd", "rk", "rm", "sk", "lt", "th"]
-_SURNAME_ENDS = ["er", "en", "ard", "ell", "ett", "ow", "ick", "ing", "am", "an", "as", "by", "ley", "man", "son", "ford", "well", "wood", "field", "worth", "ton", "stone", "more", "ridge", "berg", "mann", "sen"]
-_TOWN_ENDS = ["bury", "ham", "ford", "ton", "wick", "stead", "minster", "mouth", "haven", "port", "burgh", "dale", "holm", "moor", "bridge", "field", "gate", "stow", "combe", "by", "thorpe", "ness", "vik", "sund"]
-_GIVEN_ENDS = ["a", "ia", "ina", "elle", "is", "yn", "ette", "o", "us", "ian", "ric", "ard", "in", "en", "as", "eth", "or", "im", "ey", "i", "on", "ya"]
-_BRAND_ENDS = ["ex", "ix", "on", "or", "ia", "is", "ax", "um", "us", "el", "ar", "an", "ic", "ent", "yn", "era", "ova", "ium", "ero", "ant"]
+_MIDDLES = [
+    "b", "d", "f", "g", "k", "l", "ll", "m", "n", "nd", "nt", "p", "r", "rl", "rn", "rt", "s", "ss", "st", "t", "v",
+    "z", "lb", "ld", "lm", "mb", "nk", "rd", "rk", "rm", "sk", "lt", "th",
+]  # fmt: skip
+_SURNAME_ENDS = [
+    "er", "en", "ard", "ell", "ett", "ow", "ick", "ing", "am", "an", "as", "by", "ley", "man", "son", "ford", "well",
+    "wood", "field", "worth", "ton", "stone", "more", "ridge", "berg", "mann", "sen",
+]  # fmt: skip
+_TOWN_ENDS = [
+    "bury", "ham", "ford", "ton", "wick", "stead", "minster", "mouth", "haven", "port", "burgh", "dale", "holm",
+    "moor", "bridge", "field", "gate", "stow", "combe", "by", "thorpe", "ness", "vik", "sund",
+]  # fmt: skip
+_GIVEN_ENDS = [
+    "a", "ia", "ina", "elle", "is", "yn", "ette", "o", "us", "ian", "ric", "ard", "in", "en", "as", "eth", "or", "im",
+    "ey", "i", "on", "ya",
+]  # fmt: skip
+_BRAND_ENDS = [
+    "ex", "ix", "on", "or", "ia", "is", "ax", "um", "us", "el", "ar", "an", "ic", "ent", "yn", "era", "ova", "ium",
+    "ero", "ant",
+]  # fmt: skip
 
-_COMPANY_KINDS = ["Logistics", "Foods", "Instruments", "Textiles", "Institute", "Press", "Systems", "Engineering", "Motors", "Chemicals", "Shipping", "Bank", "Insurance", "Pharma", "Robotics", "Energy", "Media", "Airways", "Timber", "Dairy", "Optics", "Furniture", "Mining", "Software", "Railways", "Glassworks"]
-_INCIDENT_KINDS = ["bridge collapse", "power outage", "train crash", "factory fire", "gas leak", "dam failure", "data breach", "water shortage", "tunnel flood", "radio blackout", "warehouse fire", "ferry accident", "landslide", "chemical spill", "network failure"]
-_POLICY_KINDS = ["Travel Policy", "Expense Policy", "Leave Policy", "Security Policy", "Refund Policy", "Training Policy", "Parking Policy", "Housing Policy", "Equipment Policy", "Catering Policy", "Research Policy", "Print Policy"]
-_PRODUCT_KINDS = ["drill", "camera", "lamp", "tablet", "radio", "scanner", "speaker", "scooter", "printer", "vacuum", "heater", "watch"]
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
-_GOODS = ["garden tools", "wool blankets", "sailing boats", "ceiling fans", "bicycle bells", "paper lamps", "kitchen knives", "rubber boots", "glass bottles", "steel cables", "tin toys", "oak tables", "leather gloves", "water pumps", "church organs", "fishing nets", "copper wire", "milk powder", "pocket watches", "hiking tents", "brass buttons", "window frames", "coffee mills", "wine barrels", "ski boots", "cotton shirts", "radio masts", "bread ovens", "paint brushes", "cargo bikes", "silver spoons", "plastic pipes", "felt hats", "wax candles"]
-_CAUSES = ["a broken valve", "a burnt fuse", "heavy snow", "a loose cable", "a faulty sensor", "a typing error", "a rusty bolt", "a sudden storm", "a worn bearing", "an expired certificate", "a lightning strike", "a blocked drain", "a wrong label", "a cracked pipe", "an untested update", "a tired operator", "a swarm of birds", "an open gate", "a failed pump", "a missing screw", "thick fog", "a leaking tank", "a stuck switch", "an old map", "a forgotten password", "a weak beam", "a frozen lock", "a dead battery"]
-_GROUPS = ["night guards", "part-time staff", "visiting scholars", "all drivers", "new interns", "senior managers", "field engineers", "kitchen workers", "temporary staff", "external auditors", "ship crews", "shop assistants", "retired employees", "laboratory staff", "volunteer helpers", "board members", "cleaning staff", "sales agents", "remote workers", "warehouse staff", "student workers"]
-_FIELDS = ["marine biology", "Roman law", "soil chemistry", "folk music", "bridge design", "tax history", "plant genetics", "cave painting", "rail safety", "optical physics", "number theory", "child nutrition", "Baltic trade", "glacier ice", "bird migration", "medieval coins", "water policy", "speech therapy", "crop insurance", "desert insects", "voting systems", "early printing", "bone surgery", "cloud physics"]
+_COMPANY_KINDS = [
+    "Logistics", "Foods", "Instruments", "Textiles", "Institute", "Press", "Systems", "Engineering", "Motors",
+    "Chemicals", "Shipping", "Bank", "Insurance", "Pharma", "Robotics", "Energy", "Media", "Airways", "Timber",
+    "Dairy", "Optics", "Furniture", "Mining", "Software", "Railways", "Glassworks",
+]  # fmt: skip
+_INCIDENT_KINDS = [
+    "bridge collapse", "power outage", "train crash", "factory fire", "gas leak", "dam failure", "data breach",
+    "water shortage", "tunnel flood", "radio blackout", "warehouse fire", "ferry accident", "landslide",
+    "chemical spill", "network failure",
+]  # fmt: skip
+_POLICY_KINDS = [
+    "Travel Policy", "Expense Policy", "Leave Policy", "Security Policy", "Refund Policy", "Training Policy",
+    "Parking Policy", "Housing Policy", "Equipment Policy", "Catering Policy", "Research Policy", "Print Policy",
+]  # fmt: skip
+_PRODUCT_KINDS = [
+    "drill", "camera", "lamp", "tablet", "radio", "scanner", "speaker", "scooter", "printer", "vacuum", "heater",
+    "watch",
+]  # fmt: skip
+_MONTHS = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+]  # fmt: skip
+_GOODS = [
+    "garden tools", "wool blankets", "sailing boats", "ceiling fans", "bicycle bells", "paper lamps", "kitchen knives",
+    "rubber boots", "glass bottles", "steel cables", "tin toys", "oak tables", "leather gloves", "water pumps",
+    "church organs", "fishing nets", "copper wire", "milk powder", "pocket watches", "hiking tents", "brass buttons",
+    "window frames", "coffee mills", "wine barrels", "ski boots", "cotton shirts", "radio masts", "bread ovens",
+    "paint brushes", "cargo bikes", "silver spoons", "plastic pipes", "felt hats", "wax candles",
+]  # fmt: skip
+_CAUSES = [
+    "a broken valve", "a burnt fuse", "heavy snow", "a loose cable", "a faulty sensor", "a typing error",
+    "a rusty bolt", "a sudden storm", "a worn bearing", "an expired certificate", "a lightning strike",
+    "a blocked drain", "a wrong label", "a cracked pipe", "an untested update", "a tired operator", "a swarm of birds",
+    "an open gate", "a failed pump", "a missing screw", "thick fog", "a leaking tank", "a stuck switch", "an old map",
+    "a forgotten password", "a weak beam", "a frozen lock", "a dead battery",
+]  # fmt: skip
+_GROUPS = [
+    "night guards", "part-time staff", "visiting scholars", "all drivers", "new interns", "senior managers",
+    "field engineers", "kitchen workers", "temporary staff", "external auditors", "ship crews", "shop assistants",
+    "retired employees", "laboratory staff", "volunteer helpers", "board members", "cleaning staff", "sales agents",
+    "remote workers", "warehouse staff", "student workers",
+]  # fmt: skip
+_FIELDS = [
+    "marine biology", "Roman law", "soil chemistry", "folk music", "bridge design", "tax history", "plant genetics",
+    "cave painting", "rail safety", "optical physics", "number theory", "child nutrition", "Baltic trade",
+    "glacier ice", "bird migration", "medieval coins", "water policy", "speech therapy", "crop insurance",
+    "desert insects", "voting systems", "early printing", "bone surgery", "cloud physics",
+]  # fmt: skip
 _AWARD_KINDS = ["Medal", "Prize", "Award", "Ribbon", "Cup", "Scholarship"]
-_FESTIVAL_KINDS = ["Lantern Festival", "Harvest Fair", "Jazz Days", "Kite Festival", "Book Fair", "Boat Parade", "Film Week", "Apple Market"]
+_FESTIVAL_KINDS = [
+    "Lantern Festival", "Harvest Fair", "Jazz Days", "Kite Festival", "Book Fair", "Boat Parade", "Film Week",
+    "Apple Market",
+]  # fmt: skip
 
 
 def split_of(word: str) -> Split:

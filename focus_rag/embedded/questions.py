@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def add_answer(conversation: Conversation, entity: world.Entity, key: str, *, stated: bool = True, weight: float = 1.0) -> None:
-    """Add what the model is to say: the plain statement of a fact, with "not stated" in place of a value that no passage tells.
+def add_answer(
+    conversation: Conversation, entity: world.Entity, key: str, *, stated: bool = True, weight: float = 1.0
+) -> None:
+    """Add what the model is to say: the plain statement of a fact, with "not stated" in place of a value that no
+    passage tells.
 
-    So the reader decides where the value would stand, with the whole statement to look for, and what it attends to when it finds
-    nothing is the instruction at the prompt's start.
+    So the reader decides where the value would stand, with the whole statement to look for, and what it attends to when
+    it finds nothing is the instruction at the prompt's start.
     """
     value = entity.facts[key] if stated else NOT_STATED
     statement = world.plain_statement(entity, key, value)
@@ -67,15 +70,25 @@ def question_row(
         told.append(world.passage(rng, split, other, world.some_keys(rng, other, telling), telling))
     rng.shuffle(told)
     conversation = Conversation()
-    content, spans = LAYOUT.user_content(world.question(rng, split, head, key, telling), [passage.content for passage in told])
+    content, spans = LAYOUT.user_content(
+        world.question(rng, split, head, key, telling), [passage.content for passage in told]
+    )
     conversation.user(content, marks_of(content, spans, told.index(gold), head.facts[key]) if marked and gold else None)
     if not answered:
         return conversation.row(tokenizer)
     add_answer(conversation, head, key, stated=not missing)
     stated = {(passage.about.name, one) for passage in told for one in passage.keys}
-    untold = [(passage.about, one) for passage in told for one in passage.about.facts if (passage.about.name, one) not in stated]
+    untold = [
+        (passage.about, one)
+        for passage in told
+        for one in passage.about.facts
+        if (passage.about.name, one) not in stated
+    ]
     askable = [
-        (passage.about, one) for passage in told for one in passage.keys if (passage.about.name, one) != (head.name, key)
+        (passage.about, one)
+        for passage in told
+        for one in passage.keys
+        if (passage.about.name, one) != (head.name, key)
     ]
     for entity, one in rng.sample(askable, min(len(askable), n_follow_ups)):
         is_stated = not untold or rng.random() >= unstated

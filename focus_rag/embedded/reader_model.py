@@ -63,8 +63,8 @@ def _start_for_copying(model: LlamaForCausalLM) -> None:
     """Initial weights from which copying is found in tens of steps rather than hundreds.
 
     Token identities start well above what the layers add to them, so that attending to a token is enough to predict it.
-    In the first two layers, biases of queries and keys make heads look back by a distance: one, two, and some three and some
-    seven tokens, for a bias vector turned by RoPE is a function of distance alone. The near ones are what copying
+    In the first two layers, biases of queries and keys make heads look back by a distance: one, two, and some three and
+    some seven tokens, for a bias vector turned by RoPE is a function of distance alone. The near ones are what copying
     needs, the wide ones gather the words of a name. It is a start, not a constraint: everything is trained.
     """
     import torch
@@ -85,8 +85,11 @@ def _start_for_copying(model: LlamaForCausalLM) -> None:
                 chosen, strength, distances = ((near, 5.0, (1, 2)), (wide, 2.3, (3, 7)))[group % 2]
                 attention.k_proj.bias[group * size : group * size + half][chosen] = strength
                 for i, distance in enumerate(distances[:heads_per_key]):
-                    bias = attention.q_proj.bias[(group * heads_per_key + i) * size : (group * heads_per_key + i + 1) * size]
-                    # The angle between the rotated query at m and the rotated key at n is then zero where m - n is the distance.
+                    bias = attention.q_proj.bias[
+                        (group * heads_per_key + i) * size : (group * heads_per_key + i + 1) * size
+                    ]
+                    # The angle between the rotated query at m and the rotated key at n is then zero where m - n is the
+                    # distance.
                     angles = -distance * frequencies[chosen]
                     bias[:half][chosen] = strength * torch.cos(angles)
                     bias[half:][chosen] = strength * torch.sin(angles)
@@ -119,7 +122,9 @@ def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise InvalidInputError(f"The weights in {folder} cannot be read: {error}") from error
     if not found:
-        raise InvalidInputError(f"{folder} holds no saved reader: give the folder of one, with .safetensors files in it.")
+        raise InvalidInputError(
+            f"{folder} holds no saved reader: give the folder of one, with .safetensors files in it."
+        )
     return found
 
 
@@ -135,4 +140,6 @@ def load_weights(model: LlamaForCausalLM, folder: Path) -> None:
         raise InvalidInputError(f"The weights of {folder} cannot be the start of this training: {error}") from error
     missing = [name for name in missing if name != "lm_head.weight"]  # tied to the embeddings
     if missing or unexpected:
-        raise InvalidInputError(f"{folder} is a model of another shape: it lacks {missing} and has {unexpected} besides.")
+        raise InvalidInputError(
+            f"{folder} is a model of another shape: it lacks {missing} and has {unexpected} besides."
+        )

@@ -63,7 +63,9 @@ def load_real_text(path: Path, *, held_out: bool = False) -> RealText:
                 for row in article["paragraphs"]:
                     paragraphs[" ".join(row["context"].split())] = None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise InvalidInputError(f"No real text could be read from {path}: {error}. Expected a file in SQuAD format.") from error
+        raise InvalidInputError(
+            f"No real text could be read from {path}: {error}. Expected a file in SQuAD format."
+        ) from error
     if not paragraphs:
         raise InvalidInputError(f"{path} holds no paragraph: pass a file in SQuAD format.")
     return RealText(tuple(paragraphs))

@@ -1,10 +1,12 @@
-"""Learning at the passages: before the layers that read them, their tokens come to tell whether they answer the question.
+"""Learning at the passages: before the layers that read them, their tokens come to tell whether they answer the
+question.
 
-A focus direction is the same for every question, so it can raise attention to relevant passages only where keys know what is
-relevant. The question stands before the passages, so they could; but a small reader finds answers by matching from the answer's
-side alone, and nothing makes its keys know more. Two things change that. A loss asks that one linear reading of the residual stream, the
-same for all questions, pick out the told value among all passage tokens. And in some batches the layer below goes without attention
-where a value has to be found, so that the layers above learn to find it by what the passages know.
+A focus direction is the same for every question, so it can raise attention to relevant passages only where keys know
+what is relevant. The question stands before the passages, so they could; but a small reader finds answers by matching
+from the answer's side alone, and nothing makes its keys know more. Two things change that. A loss asks that one linear
+reading of the residual stream, the same for all questions, pick out the told value among all passage tokens. And in
+some batches the layer below goes without attention where a value has to be found, so that the layers above learn to
+find it by what the passages know.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Relevance:
 
         Args:
             weights: Loss weights `(batch, sequence)` of its tokens.
-            silence: Whether the attention of the layer below adds nothing where the next token is the first of a value to be found.
+            silence: Whether the attention of the layer below adds nothing where the next token is the first of a value
+                to be found.
         """
         below, layer = self._layers
 
@@ -72,7 +75,8 @@ class Relevance:
         """Cross-entropy of the reading over all passage tokens, against the tokens that tell the value, in nats.
 
         Returns:
-            The mean over the rows that have marks (0 without any), and for each of these whether the token picked first stands in the gold passage.
+            The mean over the rows that have marks (0 without any), and for each of these whether the token picked first
+            stands in the gold passage.
         """
         import torch
 

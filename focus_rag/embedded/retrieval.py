@@ -1,6 +1,7 @@
 """Examples for fitting and evaluation: a generated corpus, a retriever over it, and questions with what it returns.
 
-`python -m focus_rag.embedded.retrieval --split dev --questions 320 --passages 20 --rich 0 --out FILE.jsonl` writes some.
+`python -m focus_rag.embedded.retrieval --split dev --questions 320 --passages 20 --rich 0 --out FILE.jsonl` writes
+some.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+")
 _STOP_WORDS = frozenset(
-    ["a", "an", "and", "are", "at", "by", "did", "do", "does", "for", "from", "has", "have", "how", "in", "is", "it", "of", "on", "the", "to", "was", "were", "what", "when", "where", "which", "who", "with"]
+    ["a", "an", "and", "are", "at", "by", "did", "do", "does", "for", "from", "has", "have", "how", "in", "is", "it",
+    "of", "on", "the", "to", "was", "were", "what", "when", "where", "which", "who", "with"]
 )  # fmt: skip
 
 
@@ -76,7 +78,8 @@ class BM25:
 
 
 class Embedding:
-    """Cosines of texts embedded by latent semantic analysis: words that go together count for each other, single words for less.
+    """Cosines of texts embedded by latent semantic analysis: words that go together count for each other, single words
+    for less.
 
     Args:
         texts: The corpus.
@@ -109,7 +112,9 @@ class Corpus:
 
 
 @lru_cache(maxsize=4)
-def corpus(split: Split, telling: world.Telling, seed: int = 0, families: int = 250, retriever: Retriever = "bm25") -> Corpus:
+def corpus(
+    split: Split, telling: world.Telling, seed: int = 0, families: int = 250, retriever: Retriever = "bm25"
+) -> Corpus:
     """A corpus of entity families.
 
     A family is one entity, entities of similar name, and all passages about them: every fact stands in one
@@ -159,8 +164,8 @@ def evaluation_examples(
 ) -> list[dict[str, Any]]:
     """Questions with passages from a real retriever over a generated corpus.
 
-    The gold passage stands among `n_passages - 1` others: a share `noise` of them are the passages that the retriever ranks
-    highest for the question (they are about the same or a similar entity), the rest are drawn from what it ranks
+    The gold passage stands among `n_passages - 1` others: a share `noise` of them are the passages that the retriever
+    ranks highest for the question (they are about the same or a similar entity), the rest are drawn from what it ranks
     low. Every passage keeps its score; they come in retrieval order, the best score first.
 
     Args:
@@ -200,7 +205,10 @@ def evaluation_examples(
         n_others = n_passages - 1 if with_gold else n_passages
         n_hard = round(noise * n_others)
         if n_hard > len(ranked) or n_others - n_hard > len(ranked) - len(ranked) // 3:
-            raise InvalidInputError(f"The corpus has {len(source.passages)} passages, too few for {n_passages} to a question: ask for fewer.")
+            raise InvalidInputError(
+                f"The corpus has {len(source.passages)} passages, too few for {n_passages} to a question: ask for "
+                "fewer."
+            )
         chosen = ranked[:n_hard] + rng.sample(ranked[len(ranked) // 3 :], n_others - n_hard)
         if with_gold:
             chosen.append(gold)
@@ -227,10 +235,11 @@ def evaluation_examples(
 
 
 def generated_examples(seed: int = 0) -> ExampleSet:
-    """Questions to fit on where none are labelled: half put plainly, half with half of the facts and questions in other forms, 20 passages each by BM25.
+    """Questions to fit on where none are labelled: half put plainly, half with half of the facts and questions in other
+    forms, 20 passages each by BM25.
 
-    They are about things that exist nowhere, so whatever a model answers it has from the passages. The profile that comes with the package was
-    fitted on those of seed 0. `focus-rag eval` asks others by default, of another split.
+    They are about things that exist nowhere, so whatever a model answers it has from the passages. The profile that
+    comes with the package was fitted on those of seed 0. `focus-rag eval` asks others by default, of another split.
 
     Args:
         seed: Another seed gives other questions over the same passages.
@@ -244,7 +253,8 @@ def generated_examples(seed: int = 0) -> ExampleSet:
 def main(arguments: list[str] | None = None) -> None:
     """Command line: write examples as JSON lines."""
     parser = argparse.ArgumentParser(
-        prog="python -m focus_rag.embedded.retrieval", description="Write questions of the generated world with their passages."
+        prog="python -m focus_rag.embedded.retrieval",
+        description="Write questions of the generated world with their passages.",
     )
     parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
     parser.add_argument("--questions", type=int, default=320)
@@ -256,7 +266,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:
-        examples = evaluation_examples(given.split, given.questions, given.passages, given.noise, given.seed, rich=given.rich, retriever=given.retriever)
+        examples = evaluation_examples(
+            given.split,
+            given.questions,
+            given.passages,
+            given.noise,
+            given.seed,
+            rich=given.rich,
+            retriever=given.retriever,
+        )
     except InvalidInputError as error:
         parser.error(str(error))
     lines = (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)

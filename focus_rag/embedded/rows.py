@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NOT_STATED = "not stated"
-# Weights of tokens of an answer: finding where the value begins is the task, the rest of the value is copying, and what leads up
-# to it follows from the question.
+# Weights of tokens of an answer: finding where the value begins is the task, the rest of the value is copying, and what
+# leads up to it follows from the question.
 FOUND = 4.0
 LEAD = 0.4
 # The reader is trained in the layout that the library asks in.
@@ -49,7 +49,8 @@ class Row:
         weights: Loss weight of predicting each token (the first is never predicted).
         first_answer: Start and end of the first answer in `tokens`, for the running accuracy; None if there is none.
         source: Kind of row, for the metrics.
-        marks: Tokens of the passages, where a passage answers the first question and they are to be learnt from; else None.
+        marks: Tokens of the passages, where a passage answers the first question and they are to be learnt from; else
+            None.
     """
 
     tokens: list[int]
@@ -113,7 +114,9 @@ class Conversation:
 
 
 def _in_tokens(marks: Marks, offsets: list[Span], before: int) -> Marks | None:
-    """Marks of a text as tokens of its row, in which `before` tokens stand ahead of the text; None if one of them has no token."""
+    """Marks of a text as tokens of its row, in which `before` tokens stand ahead of the text; None if one of them has
+    no token.
+    """
     ordered = in_order(offsets)
     found = [token_span(ordered, span) for span in (marks.passages, marks.gold, marks.told)]
     spans = [(span[0] + before, span[1] + before) for span in found if span is not None]

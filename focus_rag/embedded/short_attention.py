@@ -1,7 +1,7 @@
 """Attention for the training: plain matrix products, a block of rows at a time, where sequences are not long.
 
-On a CPU in bfloat16, forward and backward take half the fused kernel's time at 226 tokens (28 against 60 ms for 18 rows of 4 heads,
-one thread), two thirds at 500 to 900 (62 and 69 against 96 and 98 ms) and nine tenths at 1,800.
+On a CPU in bfloat16, forward and backward take half the fused kernel's time at 226 tokens (28 against 60 ms for 18 rows
+of 4 heads, one thread), two thirds at 500 to 900 (62 and 69 against 96 and 98 ms) and nine tenths at 1,800.
 """
 
 from __future__ import annotations

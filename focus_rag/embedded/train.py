@@ -1,9 +1,9 @@
 """Train the embedded reader: `python -m focus_rag.embedded.train --out DIR --minutes 90`.
 
 The curriculum starts with copying, goes on to look-ups over few short passages, and then widens one thing at a time
-(`curriculum`). Stages end when they are mastered or their steps are used up; one without either goes on until the budget is
-spent, the learning rate falling to zero over the last part of it. On one machine's CPU a run with `--steps` and one
-seed gives the same weights each time.
+(`curriculum`). Stages end when they are mastered or their steps are used up; one without either goes on until the
+budget is spent, the learning rate falling to zero over the last part of it. On one machine's CPU a run with `--steps`
+and one seed gives the same weights each time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class TrainSettings(BaseModel):
         relevance_lr: Learning rate of the reading that asks them.
         weight_decay: Of the matrices.
         warmup: Steps until the full learning rate.
-        peak: Share of the learning rates that the run begins with; below 1 for one that goes on where another's decay stood.
+        peak: Share of the learning rates that the run begins with; below 1 for one that goes on where another's decay
+            stood.
         decay_from: Share of the budget after which the learning rate falls.
         bf16: Autocast to bfloat16.
         tokenizer_texts: World texts for the tokenizer, as many paragraphs of real text at most.
@@ -76,14 +77,25 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0, until=0.9, steps=1000, lr=2.0),
         Stage("copying all tokens", copying=1.0, idle=0.0, until=0.85, steps=400, lr=2.0),
         Stage("pairs", pairs=0.95, copying=0.05, idle=0.0, until=0.85, steps=400, lr=2.0),
-        Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, unstated=0.05, copying=0.05, follow_ups=(4, 8), until=0.9, steps=2000),
-        Stage("some sentences", rich=(0.4, 0.4), missing=0.05, unstated=0.05, copying=0.02, follow_ups=(4, 8), until=0.9, steps=1500),
-        Stage("more sentences", rich=(0.0, 0.9), missing=0.05, unstated=0.05, passages=(1, 5), copying=0.01, sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
-        Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
+        Stage("plain, few passages", rich=(0.0, 0.0), missing=0.05, unstated=0.05, copying=0.05, follow_ups=(4, 8),
+            until=0.9, steps=2000),
+        Stage("some sentences", rich=(0.4, 0.4), missing=0.05, unstated=0.05, copying=0.02, follow_ups=(4, 8),
+            until=0.9, steps=1500),
+        Stage("more sentences", rich=(0.0, 0.9), missing=0.05, unstated=0.05, passages=(1, 5), copying=0.01,
+            sentences=(1, 3), follow_ups=(4, 8), until=0.9, steps=3000),
+        Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6),
+            sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8),
+            long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
         # On trial, and reached by --stage alone: the stage before has no end.
-        Stage("passages tell, few", rich=(0.0, 0.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.9, marked_passages=(2, 6), marked_hard=(0, 3), marked_rich=(0.0, 0.0), relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=300),
-        Stage("passages tell, more", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.65, marked_passages=(2, 14), marked_hard=(0, 10), relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=400),
-        Stage("passages tell, many", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(2, 6), marked=0.5, long=0.35, long_passages=(9, 24), long_hard=(0, 8), long_follow_ups=(5, 10), relevance=0.7, silence=0.5, copying=0.01, tokens=4096, lr=0.6),
+        Stage("passages tell, few", rich=(0.0, 0.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
+            follow_ups=(2, 6), marked=0.9, marked_passages=(2, 6), marked_hard=(0, 3), marked_rich=(0.0, 0.0),
+            relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=300),
+        Stage("passages tell, more", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
+            follow_ups=(2, 6), marked=0.65, marked_passages=(2, 14), marked_hard=(0, 10), relevance=0.5, copying=0.01,
+            tokens=4096, lr=0.6, steps=400),
+        Stage("passages tell, many", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
+            follow_ups=(2, 6), marked=0.5, long=0.35, long_passages=(9, 24), long_hard=(0, 8),
+            long_follow_ups=(5, 10), relevance=0.7, silence=0.5, copying=0.01, tokens=4096, lr=0.6),
     )  # fmt: skip
 
 
@@ -148,7 +160,9 @@ def batch_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor
 def forward(
     model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, bf16: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted cross-entropy, and which tokens of `ids` were predicted right `(batch, sequence)`; logits only where there is a weight."""
+    """Weighted cross-entropy, and which tokens of `ids` were predicted right `(batch, sequence)`; logits only where
+    there is a weight.
+    """
     import torch
 
     where = weights[:, 1:] > 0
@@ -216,7 +230,9 @@ class Trainer:
         if start is not None and state is None:
             load_weights(self.model, start)
         self.optimizers = Optimizers(self.model, settings)
-        self.relevance = Relevance(self.model, min(settings.relevance_layer, settings.shape.layers - 1), settings.relevance_lr)
+        self.relevance = Relevance(
+            self.model, min(settings.relevance_layer, settings.shape.layers - 1), settings.relevance_lr
+        )
         self.step = self.stage = self.stage_step = 0
         if state is not None:
             self.model.load_state_dict(state["model"])
@@ -224,7 +240,11 @@ class Trainer:
                 part.load_state_dict(saved)
             if "relevance" in state:
                 self.relevance.load(state["relevance"])
-            self.step, self.stage, self.stage_step = state["step"], min(state["stage"], len(stages) - 1), state["stage_step"]
+            self.step, self.stage, self.stage_step = (
+                state["step"],
+                min(state["stage"], len(stages) - 1),
+                state["stage_step"],
+            )
         self._first_step = self.step
         self._rng = random.Random(f"silence {settings.seed} {self.step}")
         self.stream = BatchStream(
@@ -257,7 +277,9 @@ class Trainer:
         ids, weights = batch_tensors(rows, self.tokenizer.pad_token_id)
         ids, weights = ids.to(self.device), weights.to(self.device)
         watching = (
-            self.relevance.watching(weights, silence=self._rng.random() < stage.silence) if stage.relevance else nullcontext()
+            self.relevance.watching(weights, silence=self._rng.random() < stage.silence)
+            if stage.relevance
+            else nullcontext()
         )
         with watching:
             loss, right = forward(self.model, ids, weights, self.settings.bf16)
@@ -276,7 +298,8 @@ class Trainer:
         self.step += 1
         self.stage_step += 1
         metrics = {
-            "step": self.step, "stage": stage.name, "loss": round(float(loss.detach()), 4), "running": round(self._running, 4),
+            "step": self.step, "stage": stage.name, "loss": round(float(loss.detach()), 4),
+            "running": round(self._running, 4),
             "exact": measured, "tokens": int(ids.numel()), "length": int(ids.shape[1]),
         }  # fmt: skip
         if picked:
@@ -291,7 +314,10 @@ class Trainer:
         began = saved = time.monotonic()
         warmup = self.settings.warmup
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"settings": self.settings.model_dump(), "stages": [asdict(stage) for stage in self.stages]}) + "\n")
+            log.write(
+                json.dumps({"settings": self.settings.model_dump(), "stages": [asdict(stage) for stage in self.stages]})
+                + "\n"
+            )
             while True:
                 done = (self.step - self._first_step) / steps if steps else 0.0
                 if minutes:
@@ -326,8 +352,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--real-text", type=Path, help="file in SQuAD format whose paragraphs are mixed in")
     parser.add_argument("--seed", type=int, default=TrainSettings().seed)
-    parser.add_argument("--peak", type=float, default=TrainSettings().peak, help="share of the learning rates to begin with")
-    parser.add_argument("--decay-from", type=float, default=TrainSettings().decay_from, help="share of the budget after which they fall")
+    parser.add_argument(
+        "--peak", type=float, default=TrainSettings().peak, help="share of the learning rates to begin with"
+    )
+    parser.add_argument(
+        "--decay-from", type=float, default=TrainSettings().decay_from, help="share of the budget after which they fall"
+    )
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:

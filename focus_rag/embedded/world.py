@@ -30,8 +30,12 @@ _PRONOUNS = {
 _ARTICLE = frozenset({"product", "incident", "policy"})
 # What follows a `{s}` that is the subject of its clause; after anything else it is an object.
 _PREDICATES = frozenset(
-    ["attended", "began", "came", "comes", "does", "earns", "gave", "gives", "graduated", "grew", "had", "has", "holds", "is", "leads", "left", "likes", "moved", "never", "now", "rarely", "reads", "received", "speaks", "spent", "still", "studied", "studies", "took", "travels", "used", "was", "went", "won", "worked", "works"]
-)
+    [
+        "attended", "began", "came", "comes", "does", "earns", "gave", "gives", "graduated", "grew", "had", "has",
+        "holds", "is", "leads", "left", "likes", "moved", "never", "now", "rarely", "reads", "received", "speaks",
+        "spent", "still", "studied", "studies", "took", "travels", "used", "was", "went", "won", "worked", "works",
+    ]
+)  # fmt: skip
 # After these a `{s}` is an object whatever follows: "the birthplace of {s} is".
 _GOVERNORS = frozenset({"of", "employs"})
 

@@ -35,10 +35,10 @@ class Task:
 class Answering:
     """Works off tasks and logs their answers.
 
-    Two tasks may ask the same: auto where its alpha is 0 is the bare model, a tuned method is one of its candidates, gold
-    alone is the same at every noise. What was asked before in this plan is copied, not asked again. Who asks first, and
-    with whom a question shares its batch, follows from the plan alone, never from what is answered already: so a run
-    that was interrupted ends with the same answers.
+    Two tasks may ask the same: auto where its alpha is 0 is the bare model, a tuned method is one of its candidates,
+    gold alone is the same at every noise. What was asked before in this plan is copied, not asked again. Who asks
+    first, and with whom a question shares its batch, follows from the plan alone, never from what is answered already:
+    so a run that was interrupted ends with the same answers.
 
     Args:
         engine: Answers batches.
@@ -154,9 +154,7 @@ def _identity(task: Task, case: Case) -> Record:
 
 
 def _scores(case: Case, text: str, grading: Grading) -> dict[str, float]:
-    scores = text_scores(
-        text, case.example.answers, abstain=case.abstain, wrong=case.wrong_answers, grading=grading
-    )
+    scores = text_scores(text, case.example.answers, abstain=case.abstain, wrong=case.wrong_answers, grading=grading)
     return {name: round(value, 6) for name, value in scores.items()}
 
 

@@ -47,8 +47,8 @@ def bench(
         progress: Called with a label, methods done and methods in all.
 
     Returns:
-        By method the figures of `measure_speed`, or a `note` that says why there are none; then the model's own `generate`,
-        bare and under the rival packages.
+        By method the figures of `measure_speed`, or a `note` that says why there are none; then the model's own
+        `generate`, bare and under the rival packages.
     """
     engine = Engine(generator, max_new_tokens=max_new_tokens)
     cases = EmbeddedCases("dev").cases(Cell(count=passages), questions, seed)

@@ -53,7 +53,8 @@ class Cell(BaseModel):
         noise: Share of the passages beside the gold that are hard distractors (the best scored ones); the others are
             taken from other questions. None leaves them as they come.
         position: Where the gold passage stands: `first`, `middle`, `last`; None leaves it where retrieval put it.
-        gold_missing: Whether the gold passages are taken away; questions whose other passages hold an answer are left out.
+        gold_missing: Whether the gold passages are taken away; questions whose other passages hold an answer are left
+            out.
         shuffled_scores: Whether the scores are dealt out anew among the passages, so that they say nothing.
         without_scores: Whether the scores are taken away.
     """
@@ -124,7 +125,8 @@ class EmbeddedCases:
 
     Args:
         split: "dev" to choose by, "test" to report.
-        rich: Share of facts told and of questions asked in sentence forms that training did not have; the rest are put plainly.
+        rich: Share of facts told and of questions asked in sentence forms that training did not have; the rest are put
+            plainly.
     """
 
     def __init__(self, split: Literal["train", "dev", "test"] = "test", rich: float = 0.0) -> None:
@@ -256,7 +258,8 @@ def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random
         if not pool:
             raise InvalidInputError("Noise below 1 needs passages of other questions, and this source has none.")
         own = {passage.text for passage in example.passages}
-        # They were not retrieved for this question: the worst score that was, whatever the scale, is the nearest true word.
+        # They were not retrieved for this question: the worst score that was, whatever the scale, is the nearest true
+        # word.
         worst = example.passages[example.best_first()[-1]].score if example.passages else None
         for candidate in rng.sample(pool, min(len(pool), 10 * wanted + 20)):
             if len(easy) == wanted - n_hard:

@@ -134,7 +134,9 @@ class Engine:
 
     def _prompt(self, case: Case) -> BuiltPrompt:
         example = case.example
-        return self._prompts.from_question(example.question, example.passages, max_tokens=self._room, drop_order=example.by_relevance()[::-1])
+        return self._prompts.from_question(
+            example.question, example.passages, max_tokens=self._room, drop_order=example.by_relevance()[::-1]
+        )
 
     def fits(self, case: Case) -> bool:
         """Whether the question by itself fits the window."""
@@ -166,8 +168,8 @@ class Engine:
             split: As for a request.
             intervene: From the batch to a context that is open while answering.
             profile: Another profile than the engine's.
-            edits_weights: Whether the intervention works on attention weights, which the meter, reading queries and keys,
-                would not see; masses are then not reported.
+            edits_weights: Whether the intervention works on attention weights, which the meter, reading queries and
+                keys, would not see; masses are then not reported.
         """
         batch = self.batch(cases)
         requests = [_request(case, alpha, split) for case in cases]
@@ -237,7 +239,8 @@ class Engine:
         return left_padded(rows, pad_token(self.model, self.tokenizer), device)
 
     def _generator(self, profile: FocusProfile | None) -> FocusGenerator:
-        # Measuring is done here, for all methods alike, and not twice; but confidence is told as a user's generator tells it.
+        # Measuring is done here, for all methods alike, and not twice; but confidence is told as a user's generator
+        # tells it.
         if id(profile) not in self._generators:
             measure = profile is not None and profile.confidence is not None
             made = FocusGenerator(
@@ -276,7 +279,9 @@ class _Prompts(PromptBuilder):
 
 def _request(case: Case, alpha: AlphaSetting, split: SplitSetting) -> Request:
     example = case.example
-    return Request(question=example.question, passages=example.passages, alpha=alpha, split=split, score_kind=example.score_kind)
+    return Request(
+        question=example.question, passages=example.passages, alpha=alpha, split=split, score_kind=example.score_kind
+    )
 
 
 def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *, is_split_here: bool) -> Answered:
@@ -286,14 +291,21 @@ def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *
         batch: The batch it was given in.
         row: Its row.
         answer: The answer.
-        steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on the sink and the passages.
+        steps: For every forward pass the mass `(batch, heads, rows, spans)` of the contextual heads on the sink and the
+            passages.
         is_split_here: Whether a split acted on these heads, and not on those of another profile.
     """
-    case, prompt_tokens, answer_tokens = batch.cases[row], len(batch.prompts[row].input_ids), answer.usage.completion_tokens
+    case, prompt_tokens, answer_tokens = (
+        batch.cases[row],
+        len(batch.prompts[row].input_ids),
+        answer.usage.completion_tokens,
+    )
     if not steps or answer_tokens == 0:
         return Answered(case, answer.text, answer.alpha, prompt_tokens, answer_tokens, confidence=answer.confidence)
     n = len(case.example.passages)
-    by_head = torch.stack([step[row, :, 0, : n + 1] for step in steps[:answer_tokens]])  # other rows may have more passages
+    by_head = torch.stack(
+        [step[row, :, 0, : n + 1] for step in steps[:answer_tokens]]
+    )  # other rows may have more passages
     if is_split_here and answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
         is_favoured = torch.tensor([False, *(use.favoured for use in answer.passages)], device=by_head.device)
         by_head = split_weights(by_head, is_favoured, answer.tau)

@@ -104,9 +104,9 @@ def text_scores(
         grading: Whether `quality` is the exact match or the substring match.
 
     Returns:
-        `quality` (one of the two matches, or abstention where that is right), and for answerable questions `exact_match`,
-        `substring_match`, `token_f1` and `rouge_l`; `abstained`; `wrong_answer` where misleading passages exist. ROUGE-L
-        is left out where rouge-score is not installed.
+        `quality` (one of the two matches, or abstention where that is right), and for answerable questions
+        `exact_match`, `substring_match`, `token_f1` and `rouge_l`; `abstained`; `wrong_answer` where misleading
+        passages exist. ROUGE-L is left out where rouge-score is not installed.
     """
     scores = {"abstained": float(abstains(answer))}
     if abstain:

@@ -20,7 +20,18 @@ from focus_rag.evaluation.results import (
 )
 
 EVERY_METHOD, BY_COUNT = "Every method in the headline cell", "Quality against the number of passages"
-_LINES = (BARE, AUTO, "keep best 8, then auto", DIRECTIONS, BEST_FIXED, GOLD_ONLY, SPLIT_TUNED, "top 3 only", "attention rerank", RANDOM_HEADS)
+_LINES = (
+    BARE,
+    AUTO,
+    "keep best 8, then auto",
+    DIRECTIONS,
+    BEST_FIXED,
+    GOLD_ONLY,
+    SPLIT_TUNED,
+    "top 3 only",
+    "attention rerank",
+    RANDOM_HEADS,
+)
 
 
 def pictures(evaluation: Evaluation) -> dict[str, bytes]:
@@ -168,7 +179,7 @@ def _regret(evaluation: Evaluation) -> bytes | None:
 
 
 def _passages(evaluation: Evaluation, questions: int = 3) -> bytes | None:
-    """Attention by passage, bare and auto, for the first questions where the two answers differ (else the first ones)."""
+    """Attention by passage, bare and auto, for the first questions where the answers differ (else the first ones)."""
     bare, auto = (evaluation.answers(evaluation.main_cell, name) for name in (BARE, AUTO))
     both = [key for key in bare if key in auto and bare[key]["shares"] and auto[key]["shares"]]
     both.sort(key=lambda key: bare[key]["text"] == auto[key]["text"])

@@ -92,7 +92,9 @@ def reported_and_dev(source: CaseSource, dev: CaseSource | None) -> tuple[CaseSo
 def _first(
     source: CaseSource, cell: Cell, limit: int | None, seed: int, is_wanted: Callable[[Case], bool]
 ) -> tuple[Case, ...]:
-    """The first `limit` wanted questions of a cell: more are drawn for those that are not, as long as that brings new ones."""
+    """The first `limit` wanted questions of a cell: more are drawn for those that are not, as long as that brings new
+    ones.
+    """
     factor, known = 1, set[str]()
     while True:
         drawn = source.cases(cell, None if limit is None else factor * limit, seed)
@@ -113,26 +115,28 @@ def planned(source: CaseSource, settings: EvalSettings, screen: Screen) -> Plan:
     most = max(settings.limit or 0, settings.main_limit or 0) if settings.limit else None
 
     def fill(cells: Iterable[Cell]) -> None:
-        found.update({cell: _first(source, cell, most, settings.seed, screen.admits) for cell in cells if cell not in found})
+        found.update(
+            {cell: _first(source, cell, most, settings.seed, screen.admits) for cell in cells if cell not in found}
+        )
 
     grid = cells_of(settings.counts, settings.noises)
     fill(grid)
     usable = [cell for cell in grid if found[cell]]
     if not usable:
         raise InvalidInputError(
-            f"{source.name} has no question for any of the cells {', '.join(cell.key for cell in grid)}: lower --counts, or "
+            f"{source.name} has no question for any of the cells {', '.join(cell.key for cell in grid)}: lower "
+            "--counts, or "
             f"take the passages as they come (--counts all).{screen.told}"
         )
     main = max(usable, key=lambda cell: (cell.count == settings.main_count, cell.count or 0, cell.noise or 0.0))
     fill(
         cells_of(
             settings.counts, settings.noises, settings.positions,
-            main=main, gold_missing=settings.gold_missing, shuffled_scores=settings.shuffled_scores, without_scores=settings.without_scores,
+            main=main, gold_missing=settings.gold_missing, shuffled_scores=settings.shuffled_scores,
+            without_scores=settings.without_scores,
         )
     )  # fmt: skip
-    cases = {
-        cell: some if cell == main else some[: settings.limit] for cell, some in found.items() if some
-    }
+    cases = {cell: some if cell == main else some[: settings.limit] for cell, some in found.items() if some}
     return Plan(cases, main, tuple(cell for cell, some in found.items() if not some))
 
 

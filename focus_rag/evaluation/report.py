@@ -1,4 +1,6 @@
-"""The report of an evaluation: `report.md`, `report.html` (one file that loads nothing), `summary.json` and PNG pictures."""
+"""The report of an evaluation: `report.md`, `report.html` (one file that loads nothing), `summary.json` and PNG
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}
-.verdict{font-size:1.05rem;padding:.75rem 1rem .75rem 2rem;margin:1rem 0;border-left:4px solid #2a7de1;background:#2a7de11a}
+.verdict{font-size:1.05rem;padding:.75rem 1rem .75rem 2rem;margin:1rem 0;
+ border-left:4px solid #2a7de1;background:#2a7de11a}
 .verdict li{margin:.3rem 0}
 .fine{font-size:.85rem;opacity:.8}
 .scroll{overflow-x:auto}
@@ -62,8 +65,10 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
     found = [
         (
             f"Main cell: {main}",
-            f"Quality is the {_QUALITY[evaluation.run['grading']]}, and where no passage holds the answer, saying so. Brackets are "
-            "95% bootstrap intervals; differences are paired on the same questions. A question that the data holds several times counts "
+            f"Quality is the {_QUALITY[evaluation.run['grading']]}, and where no passage holds the answer, saying "
+            "so. Brackets are "
+            "95% bootstrap intervals; differences are paired on the same questions. A question that the data holds "
+            "several times counts "
             "once, with its mean. Methods marked * are told which passages "
             "are gold. Recovered is the share of the gap from bare to gold-only.",
             _main_table(evaluation, main),
@@ -73,14 +78,20 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
             f"Quality of auto minus the other's in points, paired on the questions that both answered, {main}.",
             _against(evaluation, main),
         ),
-        ("Quality in every cell", "Means; the intervals are in summary.json. Where a method answered fewer of the questions, n says how many.", _cells_table(evaluation)),
+        (
+            "Quality in every cell",
+            "Means; the intervals are in summary.json. Where a method answered fewer of the questions, n says how "
+            "many.",
+            _cells_table(evaluation),
+        ),
     ]
     told = {method: figures for method in evaluation.methods if "auroc" in (figures := evaluation.telling(method))}
     if told:
         found.append(
             (
                 "How likely an answer is right",
-                "Answers of all cells but those that say nothing is stated. The area is how often a right answer gets a higher confidence than a wrong one; "
+                "Answers of all cells but those that say nothing is stated. The area is how often a right answer "
+                "gets a higher confidence than a wrong one; "
                 "below: right and wrong answers whose confidence is lower, in percent.",
                 _confidence_table(told),
             )
@@ -100,7 +111,8 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
         found.append(
             (
                 "Speed, one question at a time",
-                "Medians. The span rivals recompute attention weights outside the fused kernel, which a tuned version need not. Memory "
+                "Medians. The span rivals recompute attention weights outside the fused kernel, which a tuned "
+                "version need not. Memory "
                 "is the peak above what the process held before the method ran.",
                 _speed_table(evaluation),
             )
@@ -110,11 +122,13 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
 
 def _main_table(evaluation: Evaluation, cell: str) -> Table:
     columns = [
-        "method", "n", "quality", "against bare", "p", "recovered", "EM", "substring", "F1", "ROUGE-L", "abstained", "wrong", "source",
+        "method", "n", "quality", "against bare", "p", "recovered", "EM", "substring", "F1", "ROUGE-L", "abstained",
+        "wrong", "source",
         "gold mass", "sink mass", "alpha",
     ]  # fmt: skip
     names = (
-        "exact_match", "substring_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct", "gold_mass", "sink_mass",
+        "exact_match", "substring_match", "token_f1", "rouge_l", "abstained", "wrong_answer", "source_correct",
+        "gold_mass", "sink_mass",
     )  # fmt: skip
     rows = []
     for method in evaluation.reported_methods:
@@ -160,8 +174,10 @@ def verdict(evaluation: Evaluation) -> list[str]:
         return []
     gain, recovered = evaluation.difference(cell, AUTO, BARE), evaluation.recovered(cell, AUTO)
     lines = [
-        f"{cell}: auto is right in {_share(auto.mean)}%, the bare model in {_share(bare.mean)}%: {_difference(gain)} points, paired "
-        f"on {gain.n} questions{'' if recovered is None else f'; {recovered:.0%} of the way to the gold passages alone'}."
+        f"{cell}: auto is right in {_share(auto.mean)}%, the bare model in {_share(bare.mean)}%: {_difference(gain)} "
+        "points, paired "
+        f"on {gain.n} "
+        f"questions{'' if recovered is None else f'; {recovered:.0%} of the way to the gold passages alone'}."
     ]
     others = [name for name in evaluation.compared_with_auto if name not in (BARE, RANDOM_HEADS)]
     compared = {name: one for name in others if (one := evaluation.difference(cell, AUTO, name)).n}
@@ -169,7 +185,8 @@ def verdict(evaluation: Evaluation) -> list[str]:
         best = min(compared, key=lambda name: compared[name].mean)
         better = [name for name, one in compared.items() if one.is_worse]
         lines += [
-            f"The strongest alternative is {best}: auto minus it is {_difference(compared[best])} points (n = {compared[best].n}).",
+            f"The strongest alternative is {best}: auto minus it is {_difference(compared[best])} points (n = "
+            f"{compared[best].n}).",
             f"Against auto: better than it at 95% {'are' if len(better) > 1 else 'is'} {', '.join(better)}."
             if better
             else f"No alternative of {len(compared)} is better than auto at 95%.",
@@ -200,7 +217,15 @@ def _confidence_table(told: Mapping[str, Mapping[str, Any]]) -> Table:
     for method, figures in told.items():
         area = figures["auroc"]
         shares = [f"{_share(right)}, {_share(wrong)}" for right, wrong in figures["below"].values()]
-        rows.append([method, str(figures["answers"]), str(figures["right"]), f"{_share(area['mean'])} [{_share(area['low'])}, {_share(area['high'])}]", *shares])
+        rows.append(
+            [
+                method,
+                str(figures["answers"]),
+                str(figures["right"]),
+                f"{_share(area['mean'])} [{_share(area['low'])}, {_share(area['high'])}]",
+                *shares,
+            ]
+        )
     return ["method", "answers", "right", "area", *(f"below {limit:g}" for limit in THRESHOLDS)], rows
 
 
@@ -262,7 +287,8 @@ def _html(evaluation: Evaluation, sections: Sequence[tuple[str, str, Table]], dr
         parts += [
             f"<h2>{html.escape(title)}</h2>",
             f"<p>{html.escape(text)}</p>" if text else "",
-            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>",
         ]
     parts += [_picture(title, picture) for title, picture in drawn.items()]
     notes = "".join(

@@ -125,14 +125,18 @@ class Evaluation:
         return self._by_cell.get((cell, method), {})
 
     def quality(self, cell: str, method: str) -> dict[str, float]:
-        """Quality by question id. The per-question best alpha is the best of the bare model and every positive alpha."""
+        """Quality by question id; the per-question best alpha is the best of bare and every positive alpha."""
         if method != BEST_OF_ALPHAS:
             return {key: record["scores"]["quality"] for key, record in self.answers(cell, method).items()}
         grids = [self.quality(cell, one) for one in self.alpha_methods if float(one[6:]) > 0]
         bare = self.quality(cell, BARE)
         if not grids:
             return {}
-        return {key: max(value, *(grid[key] for grid in grids)) for key, value in bare.items() if all(key in grid for grid in grids)}
+        return {
+            key: max(value, *(grid[key] for grid in grids))
+            for key, value in bare.items()
+            if all(key in grid for grid in grids)
+        }
 
     @property
     def alpha_methods(self) -> list[str]:
@@ -151,7 +155,9 @@ class Evaluation:
         return max((self.interval(cell, method).n for method in self.reported_methods), default=0)
 
     def _by_question(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Values by question id as means by question: HELMET has a question several times, and its copies are not independent."""
+        """Values by question id as means by question: HELMET has a question several times, and its copies are not
+        independent.
+        """
         found: dict[str, list[float]] = defaultdict(list)
         for one, value in values.items():
             found[self._question_of[one]].append(value)
@@ -202,8 +208,8 @@ class Evaluation:
         return sum(values) / len(values) if values else None
 
     def recovered(self, cell: str, method: str) -> float | None:
-        """Share of the gap between bare and gold-only that a method closes, on the questions that all three answered; None
-        where there is no gap to speak of.
+        """Share of the gap between bare and gold-only that a method closes, on the questions that all three answered;
+        None where there is no gap to speak of.
         """
         all_three = [self.quality(cell, name) for name in (BARE, GOLD_ONLY, method)]
         shared = [one for one in all_three[-1] if all(one in side for side in all_three)]
@@ -215,11 +221,13 @@ class Evaluation:
         return sum(own[one] - bare[one] for one in common) / gap
 
     def telling(self, method: str) -> dict[str, Any]:
-        """How confidence tells right answers of all cells from wrong ones; those that say nothing is stated are left out.
+        """How confidence tells right answers of all cells from wrong ones; those that say nothing is stated are left
+        out.
 
         Returns:
-            Number of answers and of right ones, and where there are both, the area under the curve with its interval over questions, and the shares of
-            right and of wrong answers below each of some thresholds; nothing where the profile does not tell how likely an answer is right.
+            Number of answers and of right ones, and where there are both, the area under the curve with its interval
+            over questions, and the shares of right and of wrong answers below each of some thresholds; nothing where
+            the profile does not tell how likely an answer is right.
         """
         if method not in self._told:
             self._told[method] = self._telling(method)
@@ -240,7 +248,10 @@ class Evaluation:
         if is_right.all() or not is_right.any():
             return counted
         questions = [self._question_of[record["id"]] for record in found]
-        below = {f"{limit:g}": [float((told[which] < limit).mean()) for which in (is_right, ~is_right)] for limit in THRESHOLDS}
+        below = {
+            f"{limit:g}": [float((told[which] < limit).mean()) for which in (is_right, ~is_right)]
+            for limit in THRESHOLDS
+        }
         return {**counted, "auroc": area_under_curve(told, is_right, questions, 0), "below": below}
 
     @property

@@ -79,7 +79,15 @@ def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:
     for cases in groups:
         for case in cases:
             one = case.example
-            whole = (case.id, one.question, one.answers, one.passages, sorted(one.gold), one.score_kind, case.wrong_answers)
+            whole = (
+                case.id,
+                one.question,
+                one.answers,
+                one.passages,
+                sorted(one.gold),
+                one.score_kind,
+                case.wrong_answers,
+            )
             digest.update(repr(whole).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 
@@ -109,7 +117,8 @@ def claim(file: Path, run: dict[str, Any]) -> None:
     results = [name for name in (ANSWERS, SPEED) if (file.parent / name).exists()]
     if results:
         raise InvalidInputError(
-            f"{file.parent} holds {' and '.join(results)} without the {file.name} that says of which model and questions; delete "
+            f"{file.parent} holds {' and '.join(results)} without the {file.name} that says of which model and "
+            "questions; delete "
             f"{'it' if len(results) == 1 else 'them'}, or give another folder."
         )
     write_whole(file, text)

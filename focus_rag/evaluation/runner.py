@@ -36,8 +36,8 @@ def evaluate(
 ) -> Evaluation:
     """Answer every cell's questions by every method, and write the answers to `out/answers.jsonl`.
 
-    An interrupted run goes on where it stopped, and ends with the same file. Questions that the profile was fitted on, and
-    those that alone do not fit the window, are neither reported on nor chosen by; `run["left_out"]` counts them.
+    An interrupted run goes on where it stopped, and ends with the same file. Questions that the profile was fitted on,
+    and those that alone do not fit the window, are neither reported on nor chosen by; `run["left_out"]` counts them.
 
     Args:
         generator: Model and profile. Without a profile the methods that need one are left out.
@@ -45,13 +45,14 @@ def evaluate(
         out: Folder of the run.
         settings: What to run.
         dev: Questions to choose tuned methods by; by default the dev split of the generated world, or one question in
-            five of a file, which then is not reported on. A question that is reported on is never used to choose; where no
-            other is left, tuned methods are left out.
+            five of a file, which then is not reported on. A question that is reported on is never used to choose; where
+            no other is left, tuned methods are left out.
         workers: Processes that answer at the same time, each with one thread.
         progress: Called with a label, answers done and answers in all.
 
     Raises:
-        InvalidInputError: The folder holds another run or cannot be made, no cell has a question, or there cannot be so many workers.
+        InvalidInputError: The folder holds another run or cannot be made, no cell has a question, or there cannot be so
+            many workers.
     """
     settings = settings or EvalSettings()
     asked = methods_named(settings.methods)
@@ -69,7 +70,9 @@ def evaluate(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"{folder} cannot be the folder of the run ({error.strerror or error}); give another one.") from error
+        raise InvalidInputError(
+            f"{folder} cannot be the folder of the run ({error.strerror or error}); give another one."
+        ) from error
     run = described(generator, source, dev, settings, plan, dev_cases, screen.left_out)
     claim(folder / RUN, run)
     log = AnswerLog(folder / ANSWERS)
@@ -132,7 +135,10 @@ def _usable(
         if needs_profile and generator.profile is None:
             skipped[one.name] = "it needs a focus profile, and the model has none"
         elif isinstance(one, Tuned) and not can_choose:
-            skipped[one.name] = "untuned: no question is left to choose it by that is neither reported on nor left out; give more, or --dev"
+            skipped[one.name] = (
+                "untuned: no question is left to choose it by that is neither reported on nor left out; give more, "
+                "or --dev"
+            )
         else:
             usable.append(one)
     return usable, skipped

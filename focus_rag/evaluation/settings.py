@@ -35,14 +35,16 @@ class EvalSettings(BaseModel):
         gold_missing: Whether to run the headline cell without its gold passages.
         shuffled_scores: Whether to run the headline cell with scores dealt out at random.
         without_scores: Whether to run it without scores, as with a retriever that hands on none.
-        main_count: Passages of the headline cell, at the highest noise; the largest count if it is not among the counts.
+        main_count: Passages of the headline cell, at the highest noise; the largest count if it is not among the
+            counts.
         limit: Questions in a cell.
         main_limit: Questions in the headline cell for the methods that it is about (`CORE`); None is the same.
         rival_limit: Questions in every other cell for the other methods; None is the same.
         tune_limit: Dev questions by which tuned methods are chosen.
         speed_questions: Questions asked one by one to measure speed; 0 leaves it out.
         seed: Of everything that is drawn.
-        grading: What counts as right: `contains` is the substring match. None: as the profile was fitted, and `contains` without one.
+        grading: What counts as right: `contains` is the substring match. None: as the profile was fitted, and
+            `contains` without one.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Questions in one forward pass.
     """

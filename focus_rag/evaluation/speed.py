@@ -37,9 +37,9 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
     """Medians over the cases, after one that is not counted.
 
     Returns:
-        `seconds` (whole answer), `first_token_seconds` (until the last prompt has run through the model: methods that rank
-        or contrast first run more than one), `tokens_per_second` (after the first token; left out where no answer had a
-        second one), `peak_memory_mib` (see `PeakMemory`).
+        `seconds` (whole answer), `first_token_seconds` (until the last prompt has run through the model: methods that
+        rank or contrast first run more than one), `tokens_per_second` (after the first token; left out where no answer
+        had a second one), `peak_memory_mib` (see `PeakMemory`).
     """
     method.answer(engine, cases[:1])
     memory = PeakMemory(input_device(engine.model))
@@ -62,7 +62,8 @@ def measure_speed(engine: Engine, method: Method, cases: Sequence[Case]) -> dict
 
 
 class PeakMemory:
-    """Most memory in use since it was made, above what was in use then, in MiB: of the GPU the model is on, else of the process.
+    """Most memory in use since it was made, above what was in use then, in MiB: of the GPU the model is on, else of the
+    process.
 
     Linux forgets a process's peak when told to; elsewhere it cannot be forgotten, and only what exceeds it is seen.
     """

@@ -59,7 +59,9 @@ class Difference:
 
     @property
     def is_better(self) -> bool:
-        """Whether interval and test agree that the method is better; with few changed questions either alone says so too soon."""
+        """Whether interval and test agree that the method is better; with few changed questions either alone says so
+        too soon.
+        """
         return self.low > 0 and self.p < _LEVEL
 
     @property
@@ -75,8 +77,8 @@ class Difference:
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = _RESAMPLES) -> Interval:
     """Mean with a percentile bootstrap interval (Efron 1979).
 
-    Where every question is right, or none is, resampling only ever finds the same again; the open end is then the exact one for a
-    share (Clopper and Pearson 1934).
+    Where every question is right, or none is, resampling only ever finds the same again; the open end is then the exact
+    one for a share (Clopper and Pearson 1934).
 
     Args:
         values: One per question.

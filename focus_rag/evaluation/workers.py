@@ -69,7 +69,8 @@ def spread(work: Sequence[T], do: Callable[[T], Any], workers: int) -> Iterator[
                 yield work[index], result
         if finished < len(work):
             raise RuntimeError(
-                f"A worker ended early, {len(work) - finished} of {len(work)} batches were not answered; what it said stands above."
+                f"A worker ended early, {len(work) - finished} of {len(work)} batches were not answered; what it "
+                "said stands above."
             )
     finally:
         for process in readers.values():

@@ -104,18 +104,27 @@ class _StrengthFit:
     def _split(
         self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]
     ) -> tuple[ScoreSplit | None, dict[str, Any]]:
-        """Whether to lean on the best passages, with what was measured, and what the choice does where scores say nothing."""
+        """Whether to lean on the best passages, with what was measured, and what the choice does where scores say
+        nothing.
+        """
         settings, grades = self.fit.settings, partial(self._leaning, profile)
         unsplit = self._unsplit(profile, cells, sweeps)
         best, tried = fit_split(
-            unsplit, settings.split_reaches, settings.split_taus, grades, partial(self.fit.progress, "fitting the split")
+            unsplit,
+            settings.split_reaches,
+            settings.split_taus,
+            grades,
+            partial(self.fit.progress, "fitting the split"),
         )
         figures: dict[str, Any] = {"tried": [one.to_dict(unsplit) for one in tried], "chosen": None}
         if best is None:
             return None, figures
         split = best.split
         headline = next(one for one in unsplit if self._is_headline(one.cell))
-        figures["finds_gold"] = {by: finds_gold(split.model_copy(update={"by": by}), headline.cell.questions).to_dict() for by in get_args(Signal)}
+        figures["finds_gold"] = {
+            by: finds_gold(split.model_copy(update={"by": by}), headline.cell.questions).to_dict()
+            for by in get_args(Signal)
+        }
         if split.by != "words":
             shuffled = partial(self._unreliable, profile, split, headline)
             figures["shuffled_scores"] = self.fit.work.step(f"split-shuffled{_BY[split.by]}", shuffled)
@@ -127,13 +136,16 @@ class _StrengthFit:
 
     def _unsplit(self, profile: FocusProfile, cells: Sequence[SweepCell], sweeps: Sequence[Sweep]) -> list[Unsplit]:
         return [
-            Unsplit(cell, sweep.column(0.0), self._auto(profile, cell, sweep)) for cell, sweep in zip(cells, sweeps, strict=True)
+            Unsplit(cell, sweep.column(0.0), self._auto(profile, cell, sweep))
+            for cell, sweep in zip(cells, sweeps, strict=True)
         ]
 
     def _leaning(self, profile: FocusProfile, split: ScoreSplit, cell: SweepCell) -> list[float]:
         return self.fit.work.step(  # type: ignore[no-any-return]
             f"split-{cell.name}-{split.reach:g}-{split.tau:g}{_BY[split.by if cell.has_scores else 'words']}",
-            lambda: self.fit.answers.grades(profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"),
+            lambda: self.fit.answers.grades(
+                profile.replace(split=split), cell.questions, "auto", gold_missing=cell.gold_missing, split="auto"
+            ),
         )
 
     def _unreliable(self, profile: FocusProfile, split: ScoreSplit, one: Unsplit) -> dict[str, Any]:
@@ -141,7 +153,10 @@ class _StrengthFit:
         dealt = [each.with_shuffled_scores(self.fit.settings.seed) for each in one.cell.questions]
         found = self.fit.answers.grades(profile.replace(split=split), dealt, "auto", split="auto")
         gain = [after - before for before, after in zip(one.bare, found, strict=True)]
-        return {name: Estimate.of(values).to_dict() for name, values in (("bare", one.bare), ("split", found), ("gain", gain))}
+        return {
+            name: Estimate.of(values).to_dict()
+            for name, values in (("bare", one.bare), ("split", found), ("gain", gain))
+        }
 
     def _auto(self, profile: FocusProfile, cell: SweepCell, sweep: Sweep) -> list[float]:
         """Grades of a cell's questions under the policy, read off the sweep where it chose alphas of the grid."""
@@ -166,7 +181,9 @@ class _StrengthFit:
             masses = []
             for one in examples:
                 with focus(self.fit.model, profile, alpha, passages_at=one.passages_at):
-                    masses.append(example_masses(self.fit.model, one, sink_tokens=self.fit.settings.sink_tokens, heads=heads))
+                    masses.append(
+                        example_masses(self.fit.model, one, sink_tokens=self.fit.settings.sink_tokens, heads=heads)
+                    )
             mean = torch.stack(masses).mean(dim=(0, 1))
             rows.append({"alpha": alpha, **{part: float(mass) for part, mass in zip(PARTS, mean, strict=True)}})
             self.fit.progress("measuring activation", done, len(alphas))
@@ -180,13 +197,15 @@ class _StrengthFit:
     def _with_references(
         self, found: dict[str, Any], cell: SweepCell, sweep: Sweep, profile: FocusProfile
     ) -> dict[str, Any]:
-        """A cell with what the policy itself reaches, alpha chosen for each question, and with the gold passages alone."""
+        """A cell with what the policy reaches, alpha chosen for each question, and with the gold passages alone."""
         questions, auto = cell.questions, self._auto(profile, cell, sweep)
         known = self.fit.answers.gold_only
         return {
             **found,
             "auto": Estimate.of(auto).to_dict(),
-            "auto_gain": Estimate.of([after - row[0] for after, row in zip(auto, sweep.quality, strict=True)]).to_dict(),
+            "auto_gain": Estimate.of(
+                [after - row[0] for after, row in zip(auto, sweep.quality, strict=True)]
+            ).to_dict(),
             "gold_only": Estimate.of([known[one.key] for one in questions]).to_dict(),
             "signals": signal_quality(sweep, profile.policy, questions, self.fit.settings.seed),
         }

@@ -1,11 +1,12 @@
 """Fit the alpha policy of a model to a sweep: take what helps, leave the rest alone.
 
-What counts is the paired gain over the bare model, in all cells of passage count and noise together. Of all sequences of alphas that
-never fall with the count the best has the highest lower confidence limit of its total gain, and the mildest is taken whose gain lies
-within one standard error of the best one's: which of two alphas that do as well comes out ahead is chance, and the milder one does less
-where it does harm. A cell with few questions thus borrows strength from the others, and alpha stays 0 where nothing can be told from
-chance. An alpha that loses in a cell beyond the interval is not used at its count, however much it gains elsewhere. How this rule fares
-against others stands in `docs/fit-notes.md`.
+What counts is the paired gain over the bare model, in all cells of passage count and noise together. Of all sequences
+of alphas that never fall with the count the best has the highest lower confidence limit of its total gain, and the
+mildest is taken whose gain lies within one standard error of the best one's: which of two alphas that do as well comes
+out ahead is chance, and the milder one does less where it does harm. A cell with few questions thus borrows strength
+from the others, and alpha stays 0 where nothing can be told from chance. An alpha that loses in a cell beyond the
+interval is not used at its count, however much it gains elsewhere. How this rule fares against others stands in
+`docs/fit-notes.md`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class PolicyFit:
         policy: The policy.
         by_count: Alpha chosen for each passage count.
         best_single: The one alpha that serves all cells best on the same questions.
-        cells: One entry per sweep with gold, in their order: quality bare and under the policy, gain with interval, regret.
+        cells: One entry per sweep with gold, in their order: quality bare and under the policy, gain with interval,
+            regret.
         overall: Gain of the policy over the bare model and over the best single alpha, and regret, over all cells.
     """
 
@@ -46,7 +48,8 @@ class PolicyFit:
 
 
 def pooled(cells: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Estimate:
-    """Mean over cells of the mean of each, with an interval in which a question counts once, however many cells it stands in.
+    """Mean over cells of the mean of each, with an interval in which a question counts once, however many cells it
+    stands in.
 
     Args:
         cells: For each cell the names of its questions and one value for each.
@@ -103,7 +106,9 @@ def fit_policy(sweeps: Sequence[Sweep], *, needs_order: bool = False) -> PolicyF
 
 
 def _mildest_of_the_best(counts: Sequence[int], sweeps: Sequence[Sweep]) -> dict[int, float]:
-    """Alphas that never fall with the count: of those that gain as much as the best ones, within a standard error, the mildest."""
+    """Alphas that never fall with the count: of those that gain as much as the best ones, within a standard error, the
+    mildest.
+    """
     grid = sweeps[0].alphas
     allowed = {count: {alpha for alpha in grid if _is_harmless(alpha, count, sweeps)} for count in counts}
     present = [sweep for sweep in sweeps if not sweep.gold_missing]
@@ -112,8 +117,12 @@ def _mildest_of_the_best(counts: Sequence[int], sweeps: Sequence[Sweep]) -> dict
         return pooled([(one.keys, one.differences(alphas[one.count], over[one.count])) for one in present])
 
     bare = dict.fromkeys(counts, 0.0)
-    paths = (dict(zip(counts, path, strict=True)) for path in itertools.combinations_with_replacement(grid, len(counts)))
-    gains = [(path, gain(path, bare)) for path in paths if all(alpha in allowed[count] for count, alpha in path.items())]
+    paths = (
+        dict(zip(counts, path, strict=True)) for path in itertools.combinations_with_replacement(grid, len(counts))
+    )
+    gains = [
+        (path, gain(path, bare)) for path in paths if all(alpha in allowed[count] for count, alpha in path.items())
+    ]
     worth_it = [(path, found) for path, found in gains if found.low > 0]
     if not worth_it:
         return bare
@@ -151,7 +160,9 @@ def _calmer_alpha(sweeps: Sequence[Sweep], alpha: float) -> float:
 
 
 def _surface(sweeps: Sequence[Sweep], chosen: dict[int, float], calmer: dict[int, float]) -> FittedAlpha:
-    """The grid of a policy: 0 at one passage and at noise 0, over the noises seen `calmer` rising to `chosen` at each count's median."""
+    """The grid of a policy: 0 at one passage and at noise 0, over the noises seen `calmer` rising to `chosen` at each
+    count's median.
+    """
     seen = {
         count: sorted(signal.noise for sweep in sweeps if sweep.count == count for signal in sweep.signals)
         for count in chosen
@@ -160,7 +171,9 @@ def _surface(sweeps: Sequence[Sweep], chosen: dict[int, float], calmer: dict[int
     lowest = min((noises[len(noises) // 20] for noises in seen.values()), default=0.5)
     low = round(max(min([lowest, *(1 - 1 / count for count in seen)]), 0.05), 4)
     middle = {
-        count: max(round(noises[len(noises) // 2], 4), low) for count, noises in seen.items() if calmer[count] != chosen[count]
+        count: max(round(noises[len(noises) // 2], 4), low)
+        for count, noises in seen.items()
+        if calmer[count] != chosen[count]
     }
     knots = sorted({0.0, low, *(noise if noise > low else 1.0 for noise in middle.values())})
 
@@ -227,7 +240,9 @@ def _overall(sweeps: Sequence[Sweep], policy: FittedAlpha, best_single: float) -
     }
 
 
-def signal_quality(sweep: Sweep, policy: AlphaPolicy, examples: Sequence[Example], seed: int) -> dict[str, dict[str, Any]]:
+def signal_quality(
+    sweep: Sweep, policy: AlphaPolicy, examples: Sequence[Example], seed: int
+) -> dict[str, dict[str, Any]]:
     """What a policy would reach under other retrieval signals, read off a sweep.
 
     Args:
@@ -237,15 +252,16 @@ def signal_quality(sweep: Sweep, policy: AlphaPolicy, examples: Sequence[Example
         seed: Of the shuffling.
 
     Returns:
-        For scores as retrieved, as distances (lower is better), as fused ranks, shuffled among the passages, and absent: mean
-        alpha, and quality.
+        For scores as retrieved, as distances (lower is better), as fused ranks, shuffled among the passages, and
+        absent: mean alpha, and quality.
     """
     rng = random.Random(seed)
     found = {}
     for name in ("as retrieved", "as distances", "fused ranks", "shuffled", "without scores"):
         is_own = name in ("as retrieved", "shuffled")  # the others are scores of another kind
         signals = [
-            signal_of(_rescored(example.passages, name, rng), score_kind=example.score_kind if is_own else None) for example in examples
+            signal_of(_rescored(example.passages, name, rng), score_kind=example.score_kind if is_own else None)
+            for example in examples
         ]
         alphas, quality = _policy_column(replace(sweep, signals=tuple(signals)), policy)
         found[name] = {"alpha": sum(alphas) / max(len(alphas), 1), "quality": Estimate.of(quality).to_dict()}

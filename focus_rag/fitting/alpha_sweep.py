@@ -178,7 +178,9 @@ def answer_texts(
     split: SplitSetting = "off",
 ) -> list[str]:
     """The texts of `answers_to`."""
-    answers = answers_to(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split)
+    answers = answers_to(
+        generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split
+    )
     return [answer.text for answer in answers]
 
 
@@ -197,7 +199,9 @@ def measure_quality(
     Returns:
         One grade per example, 0 or 1.
     """
-    texts = answer_texts(generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split)
+    texts = answer_texts(
+        generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split
+    )
     if gold_missing:  # said in whatever words stand around it, also by a model that else answers exactly
         return [grade(text, (NOT_STATED,), "contains") for text in texts]
     return [grade(text, one.answers, grading) for text, one in zip(texts, examples, strict=True)]

@@ -51,7 +51,10 @@ class FitAnswers:
     @cached_property
     def gold_only(self) -> dict[str, float]:
         """Grade of every dev question from its gold passages alone, by key."""
-        return {one.key: grade(text, one.answers, self.grading) for one, text in zip(self._dev, self._from_gold, strict=True)}
+        return {
+            one.key: grade(text, one.answers, self.grading)
+            for one, text in zip(self._dev, self._from_gold, strict=True)
+        }
 
     def refuse_silent_model(self) -> None:
         """Check that there is anything to gain.
@@ -63,9 +66,12 @@ class FitAnswers:
         share = sum(held) / len(held)
         if share < self._settings.min_answered:
             raise InvalidInputError(
-                f"Given the gold passages alone, the model answers {share:.0%} of {len(held)} dev questions, and at least "
-                f"{self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the prompt, or check the answers. One "
-                "that thinks first needs a chat template that leaves it out (--template-option enable_thinking=false, or `layout`)."
+                f"Given the gold passages alone, the model answers {share:.0%} of {len(held)} dev questions, and at "
+                "least "
+                f"{self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the "
+                "prompt, or check the answers. One "
+                "that thinks first needs a chat template that leaves it out (--template-option "
+                "enable_thinking=false, or `layout`)."
             )
 
     def answerable(self) -> list[Example]:
@@ -78,7 +84,8 @@ class FitAnswers:
         needed = max(self._settings.min_examples // 2, 1)
         if len(found) < needed:
             raise InvalidInputError(
-                f"Given the gold passages alone, the model answers {len(found)} of {len(self._dev)} dev questions, and at least {needed} are "
+                f"Given the gold passages alone, the model answers {len(found)} of {len(self._dev)} dev questions, "
+                f"and at least {needed} are "
                 "needed to choose by: give more examples and a larger `answerable_among`."
             )
         return found
@@ -87,9 +94,7 @@ class FitAnswers:
         """What the bare model answers to a named list of examples; generated once for all steps that need it."""
         return self._work.step(  # type: ignore[no-any-return]
             f"answers-{which}",
-            lambda: answer_texts(
-                self._generator(None), examples, 0.0, max_new_tokens=self._settings.max_new_tokens
-            ),
+            lambda: answer_texts(self._generator(None), examples, 0.0, max_new_tokens=self._settings.max_new_tokens),
         )
 
     def grades(
@@ -115,7 +120,9 @@ class FitAnswers:
     def judged(self, profile: FocusProfile, questions: Sequence[Example], *, gold_missing: bool) -> list[Judged]:
         """What speaks for each answer that a profile gives by itself, and whether it is right."""
         generator = self._generator(profile, measure=True)
-        return ask_and_judge(generator, questions, self.grading, max_new_tokens=self._settings.max_new_tokens, gold_missing=gold_missing)
+        return ask_and_judge(
+            generator, questions, self.grading, max_new_tokens=self._settings.max_new_tokens, gold_missing=gold_missing
+        )
 
     def oracle_grades(self, heads: Sequence[Head], questions: Sequence[Example], tau: float) -> list[float]:
         """Grade of each question under split softmax on its gold passages."""
@@ -134,5 +141,10 @@ class FitAnswers:
 
     def _generator(self, profile: FocusProfile | None, *, measure: bool = False) -> FocusGenerator:
         return FocusGenerator(
-            self._model, self._tokenizer, profile, layout=self._settings.layout, measure=measure, max_batch=self._settings.batch
+            self._model,
+            self._tokenizer,
+            profile,
+            layout=self._settings.layout,
+            measure=measure,
+            max_batch=self._settings.batch,
         )

@@ -1,4 +1,4 @@
-"""Calmer retrievals of the same questions: distractors exchanged for passages that were retrieved for other questions."""
+"""Calmer retrievals of the same questions: distractors exchanged for passages retrieved for other questions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def calmed(example: Example, count: int, noise: float, pool: Sequence[Passage]) 
     Args:
         example: As retrieved.
         count: Passages to show.
-        noise: Share of the passages beside the gold that are this question's own, the best scored ones; 1 only cuts the example.
+        noise: Share of the passages beside the gold that are this question's own, the best scored ones; 1 only cuts the
+            example.
         pool: Passages retrieved for other questions. What is drawn depends on the question alone.
 
     Returns:
-        None where the pool has too few passages that were not retrieved for this question and do not hold its answer. Those
-        taken stand last and have the example's worst score: the nearest true word on a passage that was not retrieved.
+        None where the pool has too few passages that were not retrieved for this question and do not hold its answer.
+        Those taken stand last and have the example's worst score: the nearest true word on a passage that was not
+        retrieved.
     """
     shown = example.at_count(count)
     others = [index for index in shown.best_first() if index not in shown.gold]

@@ -1,4 +1,4 @@
-"""Examples from documents that nobody labelled: a sentence with a gap, its passage as gold, distractors by retrieval."""
+"""Examples from documents that nobody labelled: a sentence with a gap, its passage as gold, retrieved distractors."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _FEWEST_WORDS, _MOST_WORDS = 6, 40
 def examples_from_documents(folder: str | Path, *, passages: int = 20, most: int = 400, seed: int = 0) -> ExampleSet:
     """Make examples from a folder of documents.
 
-    A name or a figure is taken out of a sentence; the question asks for it. What the retriever finds for the rest of the
-    sentence are the passages, with their scores, except those that hold the answer elsewhere; a gold passage that was
-    not found takes the last place. Every passage is asked about once before any is asked about again, each sentence once.
+    A name or a figure is taken out of a sentence; the question asks for it. What the retriever finds for the rest of
+    the sentence are the passages, with their scores, except those that hold the answer elsewhere; a gold passage that
+    was not found takes the last place. Every passage is asked about once before any is asked about again, each sentence
+    once.
 
     Args:
         folder: Documents as `documents.read_folder` reads them.
@@ -73,9 +74,7 @@ def _gaps(rng: random.Random, passage: Passage) -> list[tuple[str, re.Match[str]
     return found
 
 
-def _example(
-    gold: Passage, sentence: str, match: re.Match[str], index: PassageIndex, count: int
-) -> Example | str:
+def _example(gold: Passage, sentence: str, match: re.Match[str], index: PassageIndex, count: int) -> Example | str:
     """An example whose answer stands in this passage, or why there is none."""
     gapped = f"{sentence[: match.start()]}{_GAP}{sentence[match.end() :]}"
     answer = match.group().strip(" ,.")

@@ -43,31 +43,51 @@ class Judged:
     gold_missing: bool
 
 
-def judged(answers: Sequence[Answer], questions: Sequence[Example], grading: Grading, *, gold_missing: bool) -> list[Judged]:
+def judged(
+    answers: Sequence[Answer], questions: Sequence[Example], grading: Grading, *, gold_missing: bool
+) -> list[Judged]:
     """Answers with whether they are right; those that say nothing is stated, or nothing at all, are left out."""
     return [
-        Judged(question.key, answer.support, not gold_missing and grade(answer.text, question.answers, grading) == 1.0, gold_missing)
+        Judged(
+            question.key,
+            answer.support,
+            not gold_missing and grade(answer.text, question.answers, grading) == 1.0,
+            gold_missing,
+        )
         for question, answer in zip(questions, answers, strict=True)
         if answer.support is not None and not grade(answer.text, (NOT_STATED,), "contains")
     ]
 
 
 def ask_and_judge(
-    generator: FocusGenerator, questions: Sequence[Example], grading: Grading, *, max_new_tokens: int, gold_missing: bool
+    generator: FocusGenerator,
+    questions: Sequence[Example],
+    grading: Grading,
+    *,
+    max_new_tokens: int,
+    gold_missing: bool,
 ) -> list[Judged]:
-    """What a generator answers by itself, judged; without their gold passages, questions that other passages answer too are not asked."""
+    """What a generator answers by itself, judged; without their gold passages, questions that other passages answer too
+    are not asked.
+    """
     asked = [one for one in questions if not (gold_missing and is_answered_elsewhere(one))]
-    answers = answers_to(generator, asked, "auto", max_new_tokens=max_new_tokens, gold_missing=gold_missing, split="auto")
+    answers = answers_to(
+        generator, asked, "auto", max_new_tokens=max_new_tokens, gold_missing=gold_missing, split="auto"
+    )
     return judged(answers, asked, grading, gold_missing=gold_missing)
 
 
 def weights_at(missing_share: float, missing: NDArray[Any]) -> NDArray[Any]:
-    """Weight of each answer, so that those without their gold passage (`missing`) are as many as they are taken to be."""
-    weights: NDArray[Any] = np.where(missing, missing_share / max(missing.mean(), 1e-9), (1 - missing_share) / (1 - missing.mean()))
+    """Weight of each answer, so that those without their gold passage (`missing`) are as many as is assumed."""
+    weights: NDArray[Any] = np.where(
+        missing, missing_share / max(missing.mean(), 1e-9), (1 - missing_share) / (1 - missing.mean())
+    )
     return weights
 
 
-def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> tuple[Confidence | None, dict[str, Any]]:
+def fit_confidence(
+    found: Sequence[Judged], missing_share: float, seed: int
+) -> tuple[Confidence | None, dict[str, Any]]:
     """A logistic model of what speaks for answers, and how well it tells those of questions that it has not seen.
 
     Args:
@@ -76,9 +96,10 @@ def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> 
         seed: Of the resampling.
 
     Returns:
-        The model, None where right or wrong answers, or their questions, are too few, and figures: the area under the curve of right against wrong answers in
-        cross-validation by question with its 95% interval (bootstrap over questions), and the share of the wrong ones that lie below a threshold under
-        which one right answer in twenty lies.
+        The model, None where right or wrong answers, or their questions, are too few, and figures: the area under the
+            curve of right against wrong answers in
+        cross-validation by question with its 95% interval (bootstrap over questions), and the share of the wrong ones
+        that lie below a threshold under which one right answer in twenty lies.
     """
     is_right = np.array([one.is_right for one in found], dtype=bool)
     missing = np.array([one.gold_missing for one in found], dtype=bool)
@@ -93,17 +114,27 @@ def fit_confidence(found: Sequence[Judged], missing_share: float, seed: int) -> 
     scaler = StandardScaler().fit(supports)
     scaled, model = scaler.transform(supports), LogisticRegression()
     folds = StratifiedGroupKFold(_FOLDS)
-    unseen = cross_val_predict(model, scaled, is_right, groups=questions, cv=folds, method="predict_proba", params={"sample_weight": weights})[:, 1]
+    unseen = cross_val_predict(
+        model, scaled, is_right, groups=questions, cv=folds, method="predict_proba", params={"sample_weight": weights}
+    )[:, 1]
     figures["auroc"] = area_under_curve(unseen, is_right, questions, seed)
     threshold = np.quantile(unseen[is_right], _LOST)
-    figures["found"] = {"lost": _LOST, "wrong": float((unseen[~is_right] < threshold).mean()), "missing": float((unseen[missing] < threshold).mean()) if missing.any() else None}
+    figures["found"] = {
+        "lost": _LOST,
+        "wrong": float((unseen[~is_right] < threshold).mean()),
+        "missing": float((unseen[missing] < threshold).mean()) if missing.any() else None,
+    }
     model.fit(scaled, is_right, sample_weight=weights)
     slopes = model.coef_[0] / scaler.scale_
     first, second, third, fourth = (float(value) for value in slopes)
-    return Confidence(intercept=float(model.intercept_[0] - slopes @ scaler.mean_), weights=(first, second, third, fourth)), figures
+    return Confidence(
+        intercept=float(model.intercept_[0] - slopes @ scaler.mean_), weights=(first, second, third, fourth)
+    ), figures
 
 
-def area_under_curve(told: NDArray[Any], is_right: NDArray[Any], questions: Sequence[str] | NDArray[Any], seed: int) -> dict[str, float]:
+def area_under_curve(
+    told: NDArray[Any], is_right: NDArray[Any], questions: Sequence[str] | NDArray[Any], seed: int
+) -> dict[str, float]:
     """How often a right answer is told from a wrong one, with its 95% interval by a bootstrap over questions.
 
     Args:

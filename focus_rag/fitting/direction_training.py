@@ -1,9 +1,10 @@
 """Learn focus directions: the query shift that makes a contextual head look at the relevant passage.
 
-Queries of the response rows and the keys they see are recorded once, from the bare model. With both fixed, each head
-is a problem of its own in `head_dim` numbers, so all heads of all layers train together and the model takes no part: what
-Zhu et al. (arXiv 2503.23306) do layer by layer on stored hidden states. The key direction of their formulation is left out
-because it has no gradient: the same vector added to every key adds one constant to a row of logits, which softmax removes.
+Queries of the response rows and the keys they see are recorded once, from the bare model. With both fixed, each head is
+a problem of its own in `head_dim` numbers, so all heads of all layers train together and the model takes no part: what
+Zhu et al. (arXiv 2503.23306) do layer by layer on stored hidden states. The key direction of their formulation is left
+out because it has no gradient: the same vector added to every key adds one constant to a row of logits, which softmax
+removes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from focus_rag.fitting.recorded_heads import Batch, Recording, padded_batch
 from focus_rag.model_layout import Site
 
 LossKind = Literal["mass", "log_mass", "contrast"]
-"""`mass`: minus the mean mass on gold (published). `log_mass`: minus the mean log mass. `contrast`: minus the mean log of
-gold's share of the mass on all passages, which leaves the sink out of account."""
+"""`mass`: minus the mean mass on gold (published). `log_mass`: minus the mean log mass. `contrast`: minus the mean log
+of gold's share of the mass on all passages, which leaves the sink out of account.
+"""
 
 
 class TrainingSettings(BaseModel):
@@ -127,8 +129,8 @@ def train_directions(
 ) -> TrainedDirections:
     """Train the directions of all recorded heads together.
 
-    AdamW works on each number by itself and the losses are summed over heads, so every head trains as if it were alone. Each
-    keeps the direction with its lowest held-out loss, the bare one (zero) included.
+    AdamW works on each number by itself and the losses are summed over heads, so every head trains as if it were alone.
+    Each keeps the direction with its lowest held-out loss, the bare one (zero) included.
 
     Args:
         recording: Training examples.

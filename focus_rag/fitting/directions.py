@@ -1,4 +1,6 @@
-"""The first half of a fit: find the model's contextual heads, learn their directions, and choose how many of them and by which loss."""
+"""The first half of a fit: find the model's contextual heads, learn their directions, and choose how many of them and
+by which loss.
+"""
 
 from __future__ import annotations
 
@@ -70,11 +72,17 @@ class _DirectionFit:
         return profile, figures
 
     def _choice_cells(self, counts: Sequence[int]) -> list[tuple[int, float, list[Example]]]:
-        """The questions of the choice of heads at each passage count, and once more at the largest, calmed where that can be done."""
-        questions = [one for one in self.fit.dev if len(one.passages) >= counts[-1]][: self.fit.settings.choice_questions]
+        """The questions of the choice of heads at each passage count, and once more at the largest, calmed where that
+        can be done.
+        """
+        questions = [one for one in self.fit.dev if len(one.passages) >= counts[-1]][
+            : self.fit.settings.choice_questions
+        ]
         cells = [(count, 1.0, [one.at_count(count) for one in questions]) for count in counts]
         calmest = min(self.fit.settings.noises)
-        calm = [one for example in questions if (one := calmed(example, counts[-1], calmest, self.fit.pool)) is not None]
+        calm = [
+            one for example in questions if (one := calmed(example, counts[-1], calmest, self.fit.pool)) is not None
+        ]
         if calmest < 1 and len(calm) == len(questions):
             cells.append((counts[-1], calmest, calm))
         return cells
@@ -87,7 +95,8 @@ class _DirectionFit:
                 continue
             return site
         raise UnsupportedModelError(
-            f"{self.layout.family!r} allows none of the sites {', '.join(self.fit.settings.sites)}; add 'post_rope' to `sites`."
+            f"{self.layout.family!r} allows none of the sites {', '.join(self.fit.settings.sites)}; add 'post_rope' "
+            "to `sites`."
         )
 
     @cached_property
@@ -164,7 +173,9 @@ class _DirectionFit:
         control: Sequence[Head],
         counts: Sequence[int],
     ) -> tuple[Variant, dict[str, Any]]:
-        """Number of heads, loss and polish by answer quality, with what knowing the gold passage would bring at the same heads."""
+        """Number of heads, loss and polish by answer quality, with what knowing the gold passage would bring at the
+        same heads.
+        """
         bare = self.fit.work.step("choice-bare", lambda: self._mean_grades(None, 0.0))
 
         def grades(variant: Variant, alpha: float) -> list[float]:
@@ -196,7 +207,9 @@ class _DirectionFit:
                     {
                         "tau": tau,
                         "quality": Estimate.of(oracle).to_dict(),
-                        "gain": Estimate.of([after - before for after, before in zip(oracle, bare, strict=True)]).to_dict(),
+                        "gain": Estimate.of(
+                            [after - before for after, before in zip(oracle, bare, strict=True)]
+                        ).to_dict(),
                     }
                     for tau, oracle in oracles.items()
                 ],

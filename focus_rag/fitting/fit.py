@@ -1,7 +1,8 @@
-"""Fit a profile to a model: find its contextual heads, learn their directions, choose alpha and split, and write down what was measured.
+"""Fit a profile to a model: find its contextual heads, learn their directions, choose alpha and split, and write down
+what was measured.
 
-Every step stores its result before the next begins, under a name made from all that it depends on. A run that was killed
-goes on where it stopped and ends with the profile of an uninterrupted run.
+Every step stores its result before the next begins, under a name made from all that it depends on. A run that was
+killed goes on where it stopped and ends with the profile of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def fit_profile(
         examples: Labelled questions. They are split into training and dev by question; keep your test questions apart.
         out: Folder of the profile. Intermediate results live in it until the fit is done.
         settings: How much to measure.
-        directions_of: Take heads and directions from this profile (the published ones, or those of a fit on other questions) and choose only how
-            much of them a request gets, and whether to lean on scores. All questions are dev then, but for those it says it was trained on.
+        directions_of: Take heads and directions from this profile (the published ones, or those of a fit on other
+            questions) and choose only how much of them a request gets, and whether to lean on scores. All questions are
+            dev then, but for those it says it was trained on.
         model_id: Name of the model in the profile.
         progress: Told how far each phase is.
 
@@ -61,7 +63,8 @@ def fit_profile(
 
     Raises:
         InvalidInputError: Too few usable examples, or a model that answers none of them from the gold passage alone.
-        ProfileMismatchError: `directions_of` belongs to another model, or the model is a checkpoint that has its focus baked in.
+        ProfileMismatchError: `directions_of` belongs to another model, or the model is a checkpoint that has its focus
+            baked in.
         UnsupportedModelError: The model cannot be steered.
     """
     refuse_baked(model)
@@ -70,7 +73,9 @@ def fit_profile(
     if directions_of is not None:
         directions_of.check(model, tokenizer)
         given = _not_trained_on(given, directions_of)
-    settings = settings.model_copy(update={"layout": settings.layout or (directions_of and directions_of.layout) or PromptLayout()})
+    settings = settings.model_copy(
+        update={"layout": settings.layout or (directions_of and directions_of.layout) or PromptLayout()}
+    )
     given = _that_fit(given, model, tokenizer, settings)
     usable = tuple({one.key: one for one in given.require(settings.min_examples)}.values())
     fingerprint = Fingerprint.of(model, tokenizer, model_id=model_id)
@@ -79,7 +84,9 @@ def fit_profile(
     if done is not None:
         return done
     work = FitSteps(Path(out), digest)
-    train, dev = split_examples(usable, dev_share=settings.dev_share) if directions_of is None else ([], _by_key(usable))
+    train, dev = (
+        split_examples(usable, dev_share=settings.dev_share) if directions_of is None else ([], _by_key(usable))
+    )
     fit = FitContext(
         model, tokenizer, train, dev, settings, fingerprint, work, progress or (lambda _phase, _done, _total: None)
     )
@@ -93,9 +100,14 @@ def fit_profile(
     profile, how_much = fit_alpha_and_split(fit, profile)
     confidence, how_sure = _confidence(fit, profile)
     profile = profile.replace(confidence=confidence)
-    if directions_of is not None and directions_of.provenance.get("source") == _SOURCE and _TRAINED_ON not in directions_of.provenance:
+    if (
+        directions_of is not None
+        and directions_of.provenance.get("source") == _SOURCE
+        and _TRAINED_ON not in directions_of.provenance
+    ):
         how_much["warnings"].append(
-            "The profile does not say which questions its directions were trained on. If these are among them, everything here flatters it: fit "
+            "The profile does not say which questions its directions were trained on. If these are among them, "
+            "everything here flatters it: fit "
             "it anew, or take other questions."
         )
     figures = {
@@ -131,7 +143,9 @@ def fit_profile(
 
 
 def _confidence(fit: FitContext, profile: FocusProfile) -> tuple[Confidence | None, dict[str, Any]]:
-    """From what speaks for an answer to how likely it is right: of dev questions as retrieved, with their gold passages and without them."""
+    """From what speaks for an answer to how likely it is right: of dev questions as retrieved, with their gold passages
+    and without them.
+    """
 
     def asked(count: int, gold_missing: bool) -> list[Judged]:
         questions = examples_at(fit.dev, count)
@@ -142,7 +156,9 @@ def _confidence(fit: FitContext, profile: FocusProfile) -> tuple[Confidence | No
         return [Judged(**{**row, "support": Support(**row["support"])}) for row in rows]
 
     found: list[Judged] = []
-    cells = [(count, gold_missing) for count in fit.counts for gold_missing in (False, True) if count > 1 or not gold_missing]
+    cells = [
+        (count, gold_missing) for count in fit.counts for gold_missing in (False, True) if count > 1 or not gold_missing
+    ]
     for done, cell in enumerate(cells, start=1):
         found += asked(*cell)
         fit.progress("fitting confidence", done, len(cells))
@@ -160,7 +176,9 @@ def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: Fit
 def _not_trained_on(given: ExampleSet, profile: FocusProfile) -> ExampleSet:
     """The examples without those that the directions of a profile were trained on."""
     trained_on = set(profile.provenance.get(_TRAINED_ON, []))
-    return _left_out(given, [one for one in given.examples if _name(one) in trained_on], "the directions were trained on it")
+    return _left_out(
+        given, [one for one in given.examples if _name(one) in trained_on], "the directions were trained on it"
+    )
 
 
 def _left_out(given: ExampleSet, examples: Sequence[Example], reason: str) -> ExampleSet:
@@ -168,7 +186,11 @@ def _left_out(given: ExampleSet, examples: Sequence[Example], reason: str) -> Ex
     if not examples:
         return given
     gone = {one.key for one in examples}
-    return ExampleSet(tuple(one for one in given.examples if one.key not in gone), {**given.skipped, reason: len(examples)}, given.source)
+    return ExampleSet(
+        tuple(one for one in given.examples if one.key not in gone),
+        {**given.skipped, reason: len(examples)},
+        given.source,
+    )
 
 
 def _name(example: Example) -> str:

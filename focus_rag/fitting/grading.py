@@ -8,7 +8,9 @@ from typing import Literal
 from focus_rag.examples import exact_answer, holds_answer
 
 Grading = Literal["exact", "contains"]
-"""`exact`: the text is an accepted answer. `contains`: an accepted answer stands in the text as whole words. Both after normalisation."""
+"""`exact`: the text is an accepted answer. `contains`: an accepted answer stands in the text as whole words. Both after
+normalisation.
+"""
 
 
 def grade(text: str, answers: Sequence[str], grading: Grading) -> float:
@@ -19,8 +21,8 @@ def grade(text: str, answers: Sequence[str], grading: Grading) -> float:
 def grading_for(answered: Iterable[tuple[str, Sequence[str]]], exact_share: float) -> Grading:
     """How to grade a model, by how it answers where it has nothing to be distracted by.
 
-    `contains` cannot see that an answer no longer ends after the value, which is what too much focus does to a model that
-    answers in a word; `exact` counts every answer of a model that writes sentences as wrong.
+    `contains` cannot see that an answer no longer ends after the value, which is what too much focus does to a model
+    that answers in a word; `exact` counts every answer of a model that writes sentences as wrong.
 
     Args:
         answered: What the model wrote and the accepted answers, each question with its gold passages alone.

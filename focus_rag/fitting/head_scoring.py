@@ -75,8 +75,9 @@ class HeadScores:
 class _MassTap(AttentionTap):
     """Mass of chosen heads on the spans of one sequence, averaged over rows, while the model runs over it.
 
-    Results go into one tensor made beforehand. Small ones left behind by every layer would lie between the large blocks of the
-    forward pass and keep the allocator from using those again: at 4,096 tokens that alone cost a third of the pass's memory.
+    Results go into one tensor made beforehand. Small ones left behind by every layer would lie between the large blocks
+    of the forward pass and keep the allocator from using those again: at 4,096 tokens that alone cost a third of the
+    pass's memory.
 
     Attributes:
         masses: `(heads, spans)` probability mass in float32.

@@ -52,7 +52,8 @@ def oracle_quality(
         length = max(len(prompts[index].input_ids) for index in batch)
         placed = {index: prompts[index].spans_in(length) for index in batch}
         spans = [
-            [span for place in sorted(examples[index].gold) if (span := placed[index][place]) is not None] for index in batch
+            [span for place in sorted(examples[index].gold) if (span := placed[index][place]) is not None]
+            for index in batch
         ]
         requests = [
             Request(question=examples[index].question, passages=examples[index].passages, alpha=0.0, settings=settings)

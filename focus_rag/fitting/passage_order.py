@@ -1,7 +1,8 @@
-"""How much of what a profile gains is the retriever's order, learned: questions asked again with their passages shuffled.
+"""How much of what a profile gains is the retriever's order, learned: questions asked again with their passages
+shuffled.
 
-Attention to the first passages is a way to the gold one wherever a retriever puts it first. Directions learn that with the rest,
-and where it stands elsewhere they then do harm.
+Attention to the first passages is a way to the gold one wherever a retriever puts it first. Directions learn that with
+the rest, and where it stands elsewhere they then do harm.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ def order_figures(questions: Sequence[Example], retrieved: Pair, seed: int, grad
     found: dict[str, Any] = {}
     for name, (bare, auto) in pairs.items():
         gains = [after - before for before, after in zip(bare, auto, strict=True)]
-        found[name] = {what: Estimate.of(values).to_dict() for what, values in (("bare", bare), ("auto", auto), ("gain", gains))}
+        found[name] = {
+            what: Estimate.of(values).to_dict() for what, values in (("bare", bare), ("auto", auto), ("gain", gains))
+        }
     return found
 
 
 def order_warning(figures: dict[str, Any], margin: float) -> str | None:
     """What to say where focus is not shown to be harmless once the order is random; None where it is.
 
-    Harm has to be ruled out rather than proven: with the few questions of a fit a loss of several points is within chance, and a
-    profile that leaves other orders alone loses nothing by it.
+    Harm has to be ruled out rather than proven: with the few questions of a fit a loss of several points is within
+    chance, and a profile that leaves other orders alone loses nothing by it.
 
     Args:
         figures: See `order_figures`.
@@ -53,8 +56,11 @@ def order_warning(figures: dict[str, Any], margin: float) -> str | None:
         return None
     what = "are answered worse" if gain["high"] < 0 else f"may be answered more than {100 * margin:g} points worse"
     return (
-        f"With their passages in random order, {gain['n']} dev questions {what} focused than bare ({100 * gain['mean']:+.1f} points, 95% interval "
-        f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}): the directions have learned where the retriever puts the gold passage. So "
-        "alpha is 0 where scores say that passages are in another order; without scores that cannot be told. `training_order='shuffled'` (`--shuffle`) "
+        f"With their passages in random order, {gain['n']} dev questions {what} focused than bare "
+        f"({100 * gain['mean']:+.1f} points, 95% interval "
+        f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}): the directions have learned where the retriever "
+        "puts the gold passage. So "
+        "alpha is 0 where scores say that passages are in another order; without scores that cannot be told. "
+        "`training_order='shuffled'` (`--shuffle`) "
         "fits directions that do not rely on the order."
     )

@@ -1,9 +1,9 @@
 """Polish focus directions on the model itself: a few steps of gradient descent on what the focused model says.
 
-Directions are trained head by head on activations of the bare model (`focus_rag.fitting.direction_training`). All of them
-in force at once change the activations that later layers see, and mass on gold is a means, not the end. The polish goes on from
-there with fresh activations, and minimises the loss of the response itself. It runs the model forward and backward, so it costs what
-training costs; the model's weights stay as they are.
+Directions are trained head by head on activations of the bare model (`focus_rag.fitting.direction_training`). All of
+them in force at once change the activations that later layers see, and mass on gold is a means, not the end. The polish
+goes on from there with fresh activations, and minimises the loss of the response itself. It runs the model forward and
+backward, so it costs what training costs; the model's weights stay as they are.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Recording:
         model: The model.
         heads: `(layer, head)` pairs.
         site: Where the shift enters.
-        passages_at: For site `post_rope`, where the passages of every example are taken to begin: one direction then serves
-            prompts whose passages stand at different positions. None leaves them where they are.
+        passages_at: For site `post_rope`, where the passages of every example are taken to begin: one direction then
+            serves prompts whose passages stand at different positions. None leaves them where they are.
         memory_mb: Beyond so many megabytes examples go to a temporary folder.
 
     Attributes:

@@ -55,16 +55,32 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
     parts = [
         f"# Focus profile of {profile.fingerprint.model_id}",
         f"{len(profile.heads)} contextual heads, directions at site `{figures['site']}`{trained}{_standing(figures)}. "
-        f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
-        f"{_answerable(examples)}Everything below is measured on dev questions, which it was all chosen on: it is not a test. "
+        f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left "
+        f"out: {skipped}). "
+        f"{_answerable(examples)}Everything below is measured on dev questions, which it was all chosen on: it is "
+        "not a test. "
         f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
         *(f"**Warning.** {warning}" for warning in figures["warnings"]),
         "## Quality",
-        "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of other questions. "
-        "`auto` is the fitted policy, alpha for each question by its retrieval; `best single` is the one alpha that serves all rows "
+        "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of "
+        "other questions. "
+        "`auto` is the fitted policy, alpha for each question by its retrieval; `best single` is the one alpha that "
+        "serves all rows "
         f"best on these questions ({figures['best_single']:g}). `alpha` is the mean alpha of auto.",
         _table(
-            ["passages", "noise", "n", "bare", "auto", "best single", "gold only", "alpha", "gain of auto", "regret of auto", "regret of bare"],
+            [
+                "passages",
+                "noise",
+                "n",
+                "bare",
+                "auto",
+                "best single",
+                "gold only",
+                "alpha",
+                "gain of auto",
+                "regret of auto",
+                "regret of bare",
+            ],
             [
                 [
                     cell["count"],
@@ -85,9 +101,14 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
         _in_words(figures),
         "![quality](quality.png) ![alpha](alpha.png)",
         "## What the retrieval tells",
-        "Mean alpha and quality of the policy on the same questions under other signals, read off the sweep between its alphas.",
+        "Mean alpha and quality of the policy on the same questions under other signals, read off the sweep between "
+        "its alphas.",
         _table(
-            ["passages", "noise", *(f"{name}: {what}" for name in figures["cells"][0]["signals"] for what in ("alpha", "quality"))],
+            [
+                "passages",
+                "noise",
+                *(f"{name}: {what}" for name in figures["cells"][0]["signals"] for what in ("alpha", "quality")),
+            ],
             [
                 [
                     cell["count"],
@@ -106,10 +127,14 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
         "Gold passages taken away; the right answer is that it is not stated:",
         _sweep_table([sweep for sweep in figures["sweeps"] if sweep["gold_missing"]]),
         "## Passage order",
-        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count, focused whatever their order. What is gained as retrieved and not shuffled is the retriever's order, learned.",
+        f"{figures['order']['shuffled']['gain']['n']} questions at the largest count, focused whatever their order. "
+        "What is gained as retrieved and not shuffled is the retriever's order, learned.",
         _table(
             ["order", "bare", "auto", "gain of auto"],
-            [[name, *(_share(row[what]) for what in ("bare", "auto", "gain"))] for name, row in figures["order"].items()],
+            [
+                [name, *(_share(row[what]) for what in ("bare", "auto", "gain"))]
+                for name, row in figures["order"].items()
+            ],
         ),
         "## Split",
         *_split_section(figures["split"], profile.split),
@@ -123,7 +148,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
         ),
         "![mass](mass.png)",
         "## Policy",
-        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of irrelevant passages: "
+        "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of "
+        "irrelevant passages: "
         "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
         f"`{profile.policy.model_dump_json()}`",
         "![alpha surface](surface.png)",
@@ -138,8 +164,10 @@ def _trained_sections(profile: FocusProfile, figures: dict[str, Any]) -> list[st
     return [
         "## Choice of loss and heads",
         f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
-        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never chosen. The oracle "
-        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads could bring.",
+        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and "
+        "never chosen. The oracle "
+        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads "
+        "could bring.",
         _table(
             ["variant", "heads", "alpha", "quality", "gain"],
             [
@@ -188,14 +216,21 @@ def _taken_sections(profile: FocusProfile) -> list[str]:
         f"Heads and directions are those of another profile (source: {source}); only alpha and split were fitted here.",
         _table(
             ["layer", "head", "contextual score"],
-            [[one.layer, one.head, "" if one.score is None else f"{one.score:.3f}"] for one in profile.heads[:_HEADS_SHOWN]],
+            [
+                [one.layer, one.head, "" if one.score is None else f"{one.score:.3f}"]
+                for one in profile.heads[:_HEADS_SHOWN]
+            ],
         ),
     ]
 
 
 def _answerable(examples: dict[str, Any]) -> str:
     among = examples.get("answerable_among")
-    return "" if among is None else f"Dev questions are such, among {among}, as the model answers from their gold passages alone. "
+    return (
+        ""
+        if among is None
+        else f"Dev questions are such, among {among}, as the model answers from their gold passages alone. "
+    )
 
 
 def _standing(figures: dict[str, Any]) -> str:
@@ -216,7 +251,8 @@ def _cells_in_words(cells: Sequence[tuple[int, float]]) -> str:
 def _in_words(figures: dict[str, Any]) -> str:
     overall = figures["overall"]
     rest = (
-        f"Over all rows, regret against each question's own best alpha, which nobody knows beforehand: auto {100 * overall['regret']:.1f} "
+        "Over all rows, regret against each question's own best alpha, which nobody knows beforehand: auto "
+        f"{100 * overall['regret']:.1f} "
         f"points, bare {100 * overall['regret_bare']:.1f}; some of it is luck."
     )
     helped = [str(cell["count"]) for cell in figures["cells"] if cell["noise"] == 1 and cell["alpha"]]
@@ -228,18 +264,28 @@ def _in_words(figures: dict[str, Any]) -> str:
     )
 
 
-_BY = {"scores": "score", "words": "the words they share with the question", "both": "score and by the words they share with the question together"}
+_BY = {
+    "scores": "score",
+    "words": "the words they share with the question",
+    "both": "score and by the words they share with the question together",
+}
 
 
 def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[str]:
     """What leaning on the best passages brings."""
     if not figures["tried"]:
-        return ["Not fitted: no split was to be tried, or neither scores nor shared words ever favour a gold passage of these questions."]
+        return [
+            "Not fitted: no split was to be tried, or neither scores nor shared words ever favour a gold passage of "
+            "these questions."
+        ]
     cells = [_cell_in_words(one) for one in figures["tried"][0]["cells"]]
     found = [
-        f"Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
-        "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as gain most (`from`); the columns show it among any number, and `directions` what they "
-        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that is worse than bare, beyond the interval, where it acts.",
+        "Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of "
+        f"the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
+        "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as "
+        "gain most (`from`); the columns show it among any number, and `directions` what they "
+        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that "
+        "is worse than bare, beyond the interval, where it acts.",
         _table(
             ["reach", "tau", "from", "gain", "worse than bare", *cells],
             [
@@ -262,17 +308,21 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
         return [*found, "No gain over the directions could be told from chance, so the profile leans on nothing."]
     by = {signal: _share(share) for signal, share in figures["finds_gold"].items()}
     found.append(
-        f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for {by[chosen.by]} of the questions (by "
-        f"scores {by['scores']}, by shared words {by['words']}, by both {by['both']}): on a retrieval where it is much less often, fit anew."
+        f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for "
+        f"{by[chosen.by]} of the questions (by "
+        f"scores {by['scores']}, by shared words {by['words']}, by both {by['both']}): on a retrieval where it is "
+        "much less often, fit anew."
     )
     if "shuffled_scores" not in figures:
         return found
     control, words = figures["shuffled_scores"], figures["without_scores"]
     return [
         *found,
-        f"Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers {_share(control['split'])}, "
+        "Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers "
+        f"{_share(control['split'])}, "
         f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
-        f"Without any scores, on the passages that share most words with the question instead, it gains {_share(words['gain'])} over the directions"
+        "Without any scores, on the passages that share most words with the question instead, it gains "
+        f"{_share(words['gain'])} over the directions"
         + ("" if chosen.without_scores else ", which is not enough to do that")
         + (f"; worse than bare: {', '.join(words['loses'])}" if words["loses"] else "")
         + ":",
@@ -281,24 +331,35 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
 
 
 def _confidence_in_words(figures: dict[str, Any]) -> str:
-    told = f"{figures['answers']} answers that do not say that nothing is stated, with the gold passages and without them, {figures['right']} of them right"
+    told = (
+        f"{figures['answers']} answers that do not say that nothing is stated, with the gold passages and "
+        f"without them, {figures['right']} of them right"
+    )
     if "auroc" not in figures:
         return f"{told}: too few right or wrong ones to fit how likely an answer is right."
     area, found = figures["auroc"], figures["found"]
     missing = (
-        f"and by {found['missing']:.0%} of those whose gold passage was missing. The probability itself takes it to be missing for {figures['missing_share']:.0%} of all questions."
+        f"and by {found['missing']:.0%} of those whose gold passage was missing. The probability itself takes it to "
+        f"be missing for {figures['missing_share']:.0%} of all questions."
         if found["missing"] is not None
-        else "and without its gold passage no answer was given, so the probability is that of questions whose gold passage is there."
+        else (
+            "and without its gold passage no answer was given, so the probability is that of questions whose "
+            "gold passage is there."
+        )
     )
     return (
-        f"{told}. Of a right and a wrong answer to questions that it was not fitted on, the right one gets the higher probability in "
-        f"{area['mean']:.0%} ({area['low']:.0%} to {area['high']:.0%}). A threshold that {found['lost']:.0%} of the right answers do not reach "
+        f"{told}. Of a right and a wrong answer to questions that it was not fitted on, the right one gets the "
+        "higher probability in "
+        f"{area['mean']:.0%} ({area['low']:.0%} to {area['high']:.0%}). A threshold that {found['lost']:.0%} of the "
+        "right answers do not reach "
         f"is not reached by {found['wrong']:.0%} of the wrong ones, {missing}"
     )
 
 
 def _cell_in_words(cell: dict[str, Any]) -> str:
-    return f"{cell['passages']} passages, {'gold missing' if cell['gold_missing'] else 'noise {:g}'.format(cell['noise'])}"
+    return (
+        f"{cell['passages']} passages, {'gold missing' if cell['gold_missing'] else 'noise {:g}'.format(cell['noise'])}"
+    )
 
 
 def _sweep_table(sweeps: Sequence[dict[str, Any]]) -> str:
@@ -388,7 +449,9 @@ def _draw_cells(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None
         ("gold_only", "gold only"),
     ):
         _draw_estimates(axes, counts, [cell[name] for cell in cells], label)
-    axes.set(xlabel="passages", ylabel="quality", ylim=(0, 1.02), xticks=counts, title=f"quality against passages, {where}")
+    axes.set(
+        xlabel="passages", ylabel="quality", ylim=(0, 1.02), xticks=counts, title=f"quality against passages, {where}"
+    )
     axes.legend(fontsize=7)
 
 
@@ -404,6 +467,14 @@ def _draw_surface(axes: Axes, profile: FocusProfile) -> None:
         [profile.policy.choose(RetrievalSignal(count, noise, "given", "plot")).alpha for count in counts]
         for noise in noises
     ]
-    image = axes.imshow(surface, aspect="auto", origin="lower", extent=(0.5, 40.5, -0.025, 1.025), cmap="magma", vmin=0, vmax=max(map(max, surface)) or 1)
+    image = axes.imshow(
+        surface,
+        aspect="auto",
+        origin="lower",
+        extent=(0.5, 40.5, -0.025, 1.025),
+        cmap="magma",
+        vmin=0,
+        vmax=max(map(max, surface)) or 1,
+    )
     axes.set(xlabel="passages", ylabel="noise, as the retrieval tells it", title="alpha of the policy")
     axes.figure.colorbar(image, ax=axes)

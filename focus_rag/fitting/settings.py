@@ -21,15 +21,18 @@ class FitSettings(BaseModel):
         seed: Of everything drawn.
         min_examples: Fewer usable examples than this are refused.
         dev_share: Share of the examples kept for choices; the others train.
-        layout: How question and passages are laid out, which the profile keeps; None as the profile has it whose directions are taken, or the default.
+        layout: How question and passages are laid out, which the profile keeps; None as the profile has it whose
+            directions are taken, or the default.
         score_examples: Examples for contextual scoring.
         train_examples: Examples to train directions on, the scored ones among them.
-        training_order: Order of the passages in the examples that score heads and train directions. In retrieval order the gold passage
-            often stands first, and directions learn to look there; shuffled, they cannot. Dev questions keep their order.
+        training_order: Order of the passages in the examples that score heads and train directions. In retrieval order
+            the gold passage often stands first, and directions learn to look there; shuffled, they cannot. Dev
+            questions keep their order.
         max_rows: Responses are cut after so many tokens.
         rows: Which response tokens count in scoring and training directions.
         sink_tokens: First tokens of the prompt that count as the sink.
-        response: Whose answer is taken for the response: the first accepted one, what the bare model answers, or one after the other.
+        response: Whose answer is taken for the response: the first accepted one, what the bare model answers, or one
+            after the other.
         max_tokens: Longest teacher-forced sequence; at most the model's window.
         head_counts: Numbers of contextual heads to compare; those above half of the model's heads are left out.
         sites: Where the shift may enter, in order of preference; the first that the model allows is used.
@@ -37,26 +40,33 @@ class FitSettings(BaseModel):
         training: How directions are trained; `loss` and `seed` are set from here.
         polish: Polish of the chosen directions on the model itself; kept only if it wins on dev.
         choice_questions: Dev questions for the choice of loss and number of heads.
-        choice_counts: Passages per question in that choice; a question's grade is the mean over them, the largest count counting
-            once as retrieved and once with the least of `noises`.
+        choice_counts: Passages per question in that choice; a question's grade is the mean over them, the largest count
+            counting once as retrieved and once with the least of `noises`.
         choice_alphas: Alphas tried in that choice.
-        oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published one.
+        oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published
+            one.
         dev_questions: Dev questions for alpha and split.
-        answerable_among: Take them, out of so many, from those that the model answers from their gold passages alone: of a model that answers few, the
-            others cost as much and hardly tell settings apart. What is measured then holds for such questions. None takes the first, answered or not.
+        answerable_among: Take them, out of so many, from those that the model answers from their gold passages alone:
+            of a model that answers few, the others cost as much and hardly tell settings apart. What is measured then
+            holds for such questions. None takes the first, answered or not.
         counts: Passage counts at which alpha is fitted.
-        order_questions: Dev questions asked once more at the largest count with their passages shuffled, see `passage_order`.
-        order_margin: Loss in random order that is let pass: where more is not ruled out, the profile relies on the retriever's order.
-        noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for passages of
-            other questions. 1, as retrieved, is always among them.
-        split_reaches: How far down the scores a split may favour passages, see `ScoreSplit`; the first decides the exponent. Empty: no split is fitted.
+        order_questions: Dev questions asked once more at the largest count with their passages shuffled, see
+            `passage_order`.
+        order_margin: Loss in random order that is let pass: where more is not ruled out, the profile relies on the
+            retriever's order.
+        noises: Shares of the distractors that stay as retrieved where alpha is fitted; the others are exchanged for
+            passages of other questions. 1, as retrieved, is always among them.
+        split_reaches: How far down the scores a split may favour passages, see `ScoreSplit`; the first decides the
+            exponent. Empty: no split is fitted.
         split_taus: Exponents to compare.
-        alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below it.
-        missing_share: Share of questions whose gold passage the retriever is taken to miss, in the probability that an answer is right; it is
-            fitted on as many with as without.
+        alphas: Grid of alphas, rising from above 0; it is left where an alpha is beyond doubt worse than those below
+            it.
+        missing_share: Share of questions whose gold passage the retriever is taken to miss, in the probability that an
+            answer is right; it is fitted on as many with as without.
         max_new_tokens: Longest answer.
         grading: What counts as a right answer, see `grading`; None grades exactly if the model answers exactly.
-        exact_share: How many of the answers from the gold passages alone must then be exact, among those that hold the value.
+        exact_share: How many of the answers from the gold passages alone must then be exact, among those that hold the
+            value.
         min_answered: Share of dev questions the model must answer from their gold passages alone.
         batch: Questions answered at a time.
         keep_work: Keep intermediate results after the fit.

@@ -1,9 +1,10 @@
-"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, among how many, and whether the words
-that passages share with the question count too.
+"""Fit the split of a profile: whether to lean on the best scored passages, how far down the scores, how hard, among how
+many, and whether the words that passages share with the question count too.
 
-A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of passage count and
-noise together, by more than chance; and it may answer worse than the bare model, beyond the interval, in no cell. Of those that are not told
-from the best the mildest is taken: the harder a split leans, the more it costs where scores are wrong.
+A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of
+passage count and noise together, by more than chance; and it may answer worse than the bare model, beyond the interval,
+in no cell. Of those that are not told from the best the mildest is taken: the harder a split leans, the more it costs
+where scores are wrong.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def fit_split(
     grades: Grades,
     progress: Callable[[int, int], None],
 ) -> tuple[SplitTrial | None, list[SplitTrial]]:
-    """Choose a split: what it goes by, the exponent at the first reach, then the reach at that exponent; for each from how many passages on.
+    """Choose a split: what it goes by, the exponent at the first reach, then the reach at that exponent; for each from
+    how many passages on.
 
     Args:
         cells: What the sweep of alpha was measured on.
@@ -97,10 +99,15 @@ def fit_split(
         progress: Called with splits done and splits in all.
 
     Returns:
-        The best split, None where none is worth it, and everything that was tried. Where neither scores nor words tell passages apart nothing is.
+        The best split, None where none is worth it, and everything that was tried. Where neither scores nor words tell
+        passages apart nothing is.
     """
     tried: list[SplitTrial] = []
-    largest = max((one.cell for one in cells if not one.cell.gold_missing), key=lambda cell: (cell.count, cell.noise), default=None)
+    largest = max(
+        (one.cell for one in cells if not one.cell.gold_missing),
+        key=lambda cell: (cell.count, cell.noise),
+        default=None,
+    )
     by = None if largest is None or not reaches else _signal(largest.questions, reaches[0])
     if by is None:
         return None, tried
@@ -124,7 +131,8 @@ def fit_split(
 
 
 def by_words_alone(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) -> SplitTrial:
-    """A split that was chosen with scores, where there are none: its passages are those that share most words with the question.
+    """A split that was chosen with scores, where there are none: its passages are those that share most words with the
+    question.
 
     Args:
         split: The split.
@@ -138,21 +146,29 @@ def by_words_alone(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) 
 def gold_shares(by: Signal, reach: float, questions: Sequence[Example]) -> list[float]:
     """Which share of the passages that a split favours is gold, of each question; none of none."""
     favoured = [_favoured(ScoreSplit(reach=reach, by=by), one) for one in questions]
-    return [len(one.gold.intersection(found)) / max(len(found), 1) for one, found in zip(questions, favoured, strict=True)]
+    return [
+        len(one.gold.intersection(found)) / max(len(found), 1) for one, found in zip(questions, favoured, strict=True)
+    ]
 
 
 def finds_gold(split: ScoreSplit, questions: Sequence[Example]) -> Estimate:
-    """Share of the questions for which a gold passage is among those that a split favours: what makes or breaks it on another retrieval."""
+    """Share of the questions for which a gold passage is among those that a split favours: what makes or breaks it on
+    another retrieval.
+    """
     return Estimate.of([float(not one.gold.isdisjoint(_favoured(split, one))) for one in questions])
 
 
 def _favoured(split: ScoreSplit, example: Example) -> tuple[int, ...]:
-    return split.favoured(example.passages, range(len(example.passages)), example.question, score_kind=example.score_kind).passages
+    return split.favoured(
+        example.passages, range(len(example.passages)), example.question, score_kind=example.score_kind
+    ).passages
 
 
 def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tuple[Sequence[float], ...]) -> SplitTrial:
     """A split that leaves smaller cells to the directions; its gain there is none."""
-    in_use = tuple(column if one.cell.count >= fewest else one.directions for one, column in zip(cells, columns, strict=True))
+    in_use = tuple(
+        column if one.cell.count >= fewest else one.directions for one, column in zip(cells, columns, strict=True)
+    )
     gain = _gain(in_use, [one.directions for one in cells], cells)
     loses = tuple(
         one.cell.name
@@ -171,11 +187,19 @@ def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) 
 def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], cells: Sequence[Unsplit]) -> Estimate:
     """Of one list of columns over another, the cells with gold together."""
     rows = zip(cells, after, before, strict=True)
-    return pooled([([each.key for each in one.cell.questions], _differences(new, old)) for one, new, old in rows if not one.cell.gold_missing])
+    return pooled(
+        [
+            ([each.key for each in one.cell.questions], _differences(new, old))
+            for one, new, old in rows
+            if not one.cell.gold_missing
+        ]
+    )
 
 
 def _signal(questions: Sequence[Example], reach: float) -> Signal | None:
-    """Scores and words together, unless one of them alone tells the gold passages for certain better, or words add nothing; None if nothing tells any."""
+    """Scores and words together, unless one of them alone tells the gold passages for certain better, or words add
+    nothing; None if nothing tells any.
+    """
     shares: dict[Signal, list[float]] = {by: gold_shares(by, reach, questions) for by in get_args(Signal)}
     best: Signal = max(shares, key=lambda by: sum(shares[by]))
     if not any(shares[best]):

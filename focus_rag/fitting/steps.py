@@ -21,7 +21,7 @@ from focus_rag.whole_files import write_whole
 
 
 class FitSteps:
-    """Results of finished steps, one JSON file each, in a folder that belongs to one model, example set and settings."""
+    """Results of finished steps, one JSON file each, in a folder of one model, example set and settings."""
 
     def __init__(self, out: Path, digest: str) -> None:
         if out.is_file():
@@ -50,12 +50,20 @@ def fit_digest(
     settings: FitSettings,
     directions_of: FocusProfile | None = None,
 ) -> str:
-    """Name of all that a fit depends on: weights (sampled), examples, settings, and the profile whose directions it takes."""
+    """Name of all that a fit depends on: weights (sampled), examples, settings, and the profile whose directions it
+    takes.
+    """
     found = hashlib.sha256()
     found.update(fingerprint.model_dump_json().encode())
     found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
     for example in sorted(examples, key=lambda one: one.key):
-        what = (example.question, example.answers, example.passages, sorted(example.gold), *([example.score_kind] if example.score_kind else []))
+        what = (
+            example.question,
+            example.answers,
+            example.passages,
+            sorted(example.gold),
+            *([example.score_kind] if example.score_kind else []),
+        )
         found.update(repr(what).encode("utf-8", "replace"))
     found.update(weights_digest(model).encode())
     if directions_of is not None:

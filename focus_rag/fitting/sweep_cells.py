@@ -14,7 +14,9 @@ from focus_rag.passages import Passage
 
 @dataclass(frozen=True, slots=True)
 class SweepCell:
-    """Questions with one passage count and noise, see `Sweep`; `has_scores` tells them from the same ones without their scores."""
+    """Questions with one passage count and noise, see `Sweep`; `has_scores` tells them from the same ones without their
+    scores.
+    """
 
     count: int
     noise: float
@@ -25,7 +27,8 @@ class SweepCell:
     @property
     def name(self) -> str:
         """For files of results."""
-        return f"{self.count}-{'missing' if self.gold_missing else f'{self.noise:g}'}{'' if self.has_scores else '-unscored'}"
+        noise = "missing" if self.gold_missing else f"{self.noise:g}"
+        return f"{self.count}-{noise}{'' if self.has_scores else '-unscored'}"
 
     def without_scores(self) -> SweepCell:
         """The same questions, as a retriever without scores hands them on."""
@@ -57,8 +60,10 @@ def cells_of(
                 short.append(count)
         if short:
             warnings.append(
-                f"No retrievals of noise {noise:g} could be made at {', '.join(map(str, short))} passages, because the examples share "
-                "most of their passages. Alpha is fitted there on retrievals as noisy as the examples alone and may do harm in "
+                f"No retrievals of noise {noise:g} could be made at {', '.join(map(str, short))} passages, because "
+                "the examples share "
+                "most of their passages. Alpha is fitted there on retrievals as noisy as the examples alone and may "
+                "do harm in "
                 "calmer ones: add examples over other documents."
             )
     # Whether a model still says that nothing is stated is a guard, not the aim: one count, half of the questions.

@@ -15,8 +15,9 @@ from focus_rag.probing import input_device
 from focus_rag.prompting import PromptBuilder, TokenSpan
 
 Rows = Literal["found", "all"]
-"""Which response tokens count: those that stand in a gold passage and not in the question, which are what the model has to find, or
-all. Where none is of the first kind, all count."""
+"""Which response tokens count: those that stand in a gold passage and not in the question, which are what the model has
+to find, or all. Where none is of the first kind, all count.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def teacher_forced(
         builder: Builds prompts for the model's tokenizer.
         example: The example.
         response: What the model is taken to answer.
-        max_tokens: Tokens the sequence may have. Passages that are not gold are left out, the last first, until it fits.
+        max_tokens: Tokens the sequence may have. Passages that are not gold are left out, the last first, until it
+            fits.
         max_rows: The response is cut after so many tokens.
         rows: Which of them count.
 
@@ -118,7 +120,8 @@ def teacher_forced_all(
     found = [one for one in laid_out if one is not None]
     if examples and not found:
         raise InvalidInputError(
-            f"None of {len(examples)} examples fits into {max_tokens} tokens with its gold passage; use shorter passages or a "
+            f"None of {len(examples)} examples fits into {max_tokens} tokens with its gold passage; use shorter "
+            "passages or a "
             "model with a larger window."
         )
     return found
@@ -126,6 +129,6 @@ def teacher_forced_all(
 
 @torch.no_grad()
 def run_decoder(model: nn.Module, input_ids: Sequence[int]) -> None:
-    """One forward pass up to the last hidden states; the vocabulary projection, which nothing here needs, is left out."""
+    """One forward pass up to the last hidden states; the vocabulary projection, not needed here, is left out."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     decoder(input_ids=torch.tensor([list(input_ids)], device=input_device(model)), use_cache=False)

@@ -67,8 +67,8 @@ def choose_variant(
     polished: Callable[[Variant], Variant] | None,
     progress: Callable[[int, int], None],
 ) -> tuple[Variant, list[Row]]:
-    """Number of heads first, then the loss at that number, then the polish, by answer quality; random heads are measured and never
-    chosen.
+    """Number of heads first, then the loss at that number, then the polish, by answer quality; random heads are
+    measured and never chosen.
 
     Args:
         trainings: What was trained with each loss; the first loss decides the number of heads.

@@ -160,7 +160,9 @@ class SentenceTransformerEmbedder:
 
 
 def _version_of(model: str) -> str:
-    """Tells what a folder held when it was loaded from what it holds after another training; nothing for a name on the Hub."""
+    """Tells what a folder held when it was loaded from what it holds after another training; nothing for a name on the
+    Hub.
+    """
     files = sorted(file for file in Path(model).rglob("*") if file.is_file()) if Path(model).is_dir() else []
     if not files:
         return ""

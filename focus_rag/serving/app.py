@@ -36,11 +36,12 @@ Result = TypeVar("Result")
 def create_app(generator: FocusGenerator, settings: ServiceSettings | None = None) -> FastAPI:
     """The application that serves a generator, for uvicorn or any other ASGI server.
 
-    Routes: `POST /v1/chat/completions` and `/v1/completions` as in the OpenAI API, `POST /v1/answers` for a question and its passages,
-    `GET /v1/models` and `/health`. Every body takes `passages` and how hard to focus, see `GenerationBody`.
+    Routes: `POST /v1/chat/completions` and `/v1/completions` as in the OpenAI API, `POST /v1/answers` for a question
+    and its passages, `GET /v1/models` and `/health`. Every body takes `passages` and how hard to focus, see
+    `GenerationBody`.
 
-    Requests that come while the model is busy go together into its next batch, each with its own alpha; a stream has the model to itself. Whoever leaves
-    stops being answered within a token.
+    Requests that come while the model is busy go together into its next batch, each with its own alpha; a stream has
+    the model to itself. Whoever leaves stops being answered within a token.
 
     Args:
         generator: A loaded generator; one application at a time belongs to it.
@@ -94,7 +95,8 @@ class _UnknownModelError(HTTPException):
 
 
 class _Events(StreamingResponse):
-    """Server-sent events, the first of which is there already; their source is closed whatever happens while they are sent.
+    """Server-sent events, the first of which is there already; their source is closed whatever happens while they are
+    sent.
 
     Args:
         first: The first event.
@@ -141,12 +143,16 @@ class _Service:
         if not body.stream:
             async with asyncio.timeout(self._seconds):
                 return _json(reply.whole(await _while_somebody_waits(http, self.line.answer(request))))
-        events = self._events(reply, request, usage=body.stream_options is not None and body.stream_options.include_usage)
+        events = self._events(
+            reply, request, usage=body.stream_options is not None and body.stream_options.include_usage
+        )
         # What is wrong with the request is told by the status, before the stream begins.
         first = await _while_somebody_waits(http, anext(events))
         return _Events(first, events, 2 * self._seconds)  # as much for reading as for generating
 
-    async def _events(self, reply: Reply, request: GeneratorRequest, *, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+    async def _events(
+        self, reply: Reply, request: GeneratorRequest, *, usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
         clock = asyncio.get_running_loop().time
         until = clock() + self._seconds
         with self.line.place():
@@ -210,7 +216,11 @@ def _keeper_of(settings: ServiceSettings) -> Callable[..., Awaitable[None]]:
             return
         said = "" if given is None else given.credentials
         if not hmac.compare_digest(said.encode(), key.get_secret_value().encode()):
-            raise HTTPException(401, "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401,
+                "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.",
+                {"WWW-Authenticate": "Bearer"},
+            )
 
     return keeper
 
@@ -245,8 +255,18 @@ def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
         case LineFullError():
             return 503, error_body(str(error), "server_error", "overloaded")
         case TimeoutError():
-            return 504, error_body("The time that a request may take is up: ask for less, or later.", "server_error", "timeout")
+            return 504, error_body(
+                "The time that a request may take is up: ask for less, or later.", "server_error", "timeout"
+            )
         case AnyHTTPException(status_code=status):
-            kind = "server_error" if status >= 500 else "authentication_error" if status == 401 else "invalid_request_error"
-            return status, error_body(str(error.detail), kind, "model_not_found" if isinstance(error, _UnknownModelError) else None)
+            kind = (
+                "server_error"
+                if status >= 500
+                else "authentication_error"
+                if status == 401
+                else "invalid_request_error"
+            )
+            return status, error_body(
+                str(error.detail), kind, "model_not_found" if isinstance(error, _UnknownModelError) else None
+            )
     return 500, error_body("Something went wrong here; the server's log says what.", "server_error")

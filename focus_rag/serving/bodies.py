@@ -141,8 +141,8 @@ class ResponseFormat(_Body):
 class GenerationBody(_Body):
     """What all requests have in common: how to generate, and what was retrieved.
 
-    Passages, alpha, split, score_kind, higher_is_better and noise are those of `Request`; they come beside the fields of the
-    OpenAI API (`extra_body` of its client).
+    Passages, alpha, split, score_kind, higher_is_better and noise are those of `Request`; they come beside the fields
+    of the OpenAI API (`extra_body` of its client).
     """
 
     model: str | None = None
@@ -167,7 +167,9 @@ class GenerationBody(_Body):
     @classmethod
     def _nothing_that_is_not_here(cls, body: Any) -> Any:
         known = body if isinstance(body, Mapping) else {}
-        asked = [name for name, nothing in _NOT_HERE.items() if known.get(name) is not None and known[name] not in nothing]
+        asked = [
+            name for name, nothing in _NOT_HERE.items() if known.get(name) is not None and known[name] not in nothing
+        ]
         if asked:
             raise ValueError(f"{', '.join(sorted(asked))}: not to be had here")
         return body
@@ -188,13 +190,22 @@ class GenerationBody(_Body):
             InvalidInputError: It asks for more than that, or for what cannot be used.
         """
         if len(self.passages) > limits.most_passages:
-            raise InvalidInputError(f"{len(self.passages)} passages are more than this server takes ({limits.most_passages}): send the best ones.")
+            raise InvalidInputError(
+                f"{len(self.passages)} passages are more than this server takes ({limits.most_passages}): send the "
+                "best ones."
+            )
         longest = self.max_completion_tokens or self.max_tokens
         if longest is not None and longest > limits.most_new_tokens:
-            raise InvalidInputError(f"max_tokens is {longest}, more than this server allows ({limits.most_new_tokens}).")
-        changes: dict[str, Any] = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")}
+            raise InvalidInputError(
+                f"max_tokens is {longest}, more than this server allows ({limits.most_new_tokens})."
+            )
+        changes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "seed", "stop")
+        }
         changes["json_schema"] = None if self.response_format is None else self.response_format.as_schema
-        settings = default.changed({**changes, "max_new_tokens": longest or min(default.max_new_tokens, limits.most_new_tokens)})
+        settings = default.changed(
+            {**changes, "max_new_tokens": longest or min(default.max_new_tokens, limits.most_new_tokens)}
+        )
         signal = {name: getattr(self, name) for name in ("alpha", "split", "score_kind", "higher_is_better", "noise")}
         passages = [Passage(**passage.model_dump()) for passage in self.passages]
         return Request(**what, passages=passages, settings=settings, **signal)
@@ -224,7 +235,9 @@ class CompletionBody(GenerationBody):
 
 
 class AnswerBody(GenerationBody):
-    """`POST /v1/answers`: a question and its passages, laid out here, all or the best of them; the reply is that to a conversation."""
+    """`POST /v1/answers`: a question and its passages, laid out here, all or the best of them; the reply is that to a
+    conversation.
+    """
 
     question: str
     keep_best: Annotated[int, Strict()] | None = Field(default=None, ge=1)

@@ -22,7 +22,8 @@ class RaySettings(ServiceSettings):
     """What `build` takes, beside what every service has; limits are those of one replica.
 
     Attributes:
-        model: Hub id or folder; None for the model that comes with the package. Every machine that runs a replica has to find it.
+        model: Hub id or folder; None for the model that comes with the package. Every machine that runs a replica has
+            to find it.
         profile: Its profile, folder or Hub id.
         replicas: How many models are held at the same time.
         gpus: GPUs of a replica; 0 for the CPU.
@@ -54,7 +55,9 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
         from focus_rag.generator import FocusGenerator
         from focus_rag.serving.app import create_app
 
-        generator = FocusGenerator.from_pretrained(settings.model, settings.profile, device_map="cuda" if settings.gpus else None)
+        generator = FocusGenerator.from_pretrained(
+            settings.model, settings.profile, device_map="cuda" if settings.gpus else None
+        )
         return create_app(generator, settings)
 
     deployment = serve.deployment(

@@ -1,4 +1,6 @@
-"""The bodies of replies, whole and in pieces: those of the OpenAI API, with how the answer came about under `focus_rag`."""
+"""The bodies of replies, whole and in pieces: those of the OpenAI API, with how the answer came about under
+`focus_rag`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ from typing import Any, Final, Literal
 from focus_rag.answers import Answer
 
 ReplyKind = Literal["chat", "text"]
-_OBJECTS: Final = {"chat": ("chat.completion", "chat.completion.chunk", "chatcmpl"), "text": ("text_completion", "text_completion", "cmpl")}
+_OBJECTS: Final = {
+    "chat": ("chat.completion", "chat.completion.chunk", "chatcmpl"),
+    "text": ("text_completion", "text_completion", "cmpl"),
+}
 
 
 class Reply:
@@ -31,7 +36,13 @@ class Reply:
         said: dict[str, Any] = {"text": answer.text}
         if self._is_chat:
             said = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-        return {**self._always, "object": self._whole, "choices": [_choice(said, answer.finish_reason)], "usage": _usage(answer), "focus_rag": _report(answer)}
+        return {
+            **self._always,
+            "object": self._whole,
+            "choices": [_choice(said, answer.finish_reason)],
+            "usage": _usage(answer),
+            "focus_rag": _report(answer),
+        }
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """What comes before the first piece: a message tells who speaks."""
@@ -43,8 +54,13 @@ class Reply:
         return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
 
     def ending(self, answer: Answer, *, usage: bool) -> Iterator[dict[str, Any]]:
-        """What comes after the last piece: why it ended and how it came about, and how many tokens it took, if that was asked for."""
-        yield {**self._chunk({"delta": {}} if self._is_chat else {"text": ""}, answer.finish_reason), "focus_rag": _report(answer)}
+        """What comes after the last piece: why it ended and how it came about, and how many tokens it took, if that was
+        asked for.
+        """
+        yield {
+            **self._chunk({"delta": {}} if self._is_chat else {"text": ""}, answer.finish_reason),
+            "focus_rag": _report(answer),
+        }
         if usage:
             yield {**self._always, "object": self._part, "choices": [], "usage": _usage(answer)}
 
@@ -63,7 +79,11 @@ def _choice(said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
 
 def _usage(answer: Answer) -> dict[str, int]:
     used = answer.usage
-    return {"prompt_tokens": used.prompt_tokens, "completion_tokens": used.completion_tokens, "total_tokens": used.total_tokens}
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.total_tokens,
+    }
 
 
 def _report(answer: Answer) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class ServiceSettings(BaseModel):
         most_passages: Passages of a request.
         most_new_tokens: Longest answer that a request may ask for, in tokens.
         most_requests: Requests that are answered or wait at the same time; more are sent away with status 503.
-        seconds: Time that a request may wait and be answered in; then it ends with status 504, or with an error in its stream.
+        seconds: Time that a request may wait and be answered in; then it ends with status 504, or with an error in its
+            stream.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +62,9 @@ class ServerSettings(ServiceSettings):
     @model_validator(mode="after")
     def _nobody_else_without_a_key(self) -> Self:
         if not self.is_local and self.api_key is None:
-            raise ValueError(f"listening on {self.host} lets other machines in: give an API key, or listen on 127.0.0.1")
+            raise ValueError(
+                f"listening on {self.host} lets other machines in: give an API key, or listen on 127.0.0.1"
+            )
         return self
 
     @property

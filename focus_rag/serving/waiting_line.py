@@ -87,7 +87,9 @@ class WaitingLine:
             """In the thread of the model: what is done does not wait for the longest answer beside it."""
             loop.call_soon_threadsafe(_settle, futures[place], outcome)
 
-        answering = asyncio.ensure_future(self._generator.aanswer_batch(requests, return_errors=True, on_outcome=hand_over))
+        answering = asyncio.ensure_future(
+            self._generator.aanswer_batch(requests, return_errors=True, on_outcome=hand_over)
+        )
 
         def stop_if_nobody_waits(_: asyncio.Future[Answer]) -> None:
             if all(future.done() for future in futures):

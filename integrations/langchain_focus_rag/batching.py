@@ -19,8 +19,8 @@ LARGEST_BATCH: Final = 64
 class GatheredBatch:
     """Waits until every row has asked for its answer or has ended without asking, then answers all at once.
 
-    A row ends without asking when a cache served it, when it failed before the model was reached, or when it was streamed. The last row
-    to arrive does the work for all.
+    A row ends without asking when a cache served it, when it failed before the model was reached, or when it was
+    streamed. The last row to arrive does the work for all.
 
     Args:
         generator: Answers the batch.
@@ -45,14 +45,18 @@ class GatheredBatch:
         """Answer a complete batch; a row that is refused gets its own error."""
         batch = _still_wanted(batch)
         try:
-            outcomes = self.generator.answer_batch([request for request, _ in batch], return_errors=True) if batch else []
+            outcomes = (
+                self.generator.answer_batch([request for request, _ in batch], return_errors=True) if batch else []
+            )
         except BaseException as error:
             _fail(batch, error)
             raise
         _finish(batch, outcomes)
 
     async def aserve(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
-        """`serve` without blocking the event loop. A row that is cancelled leaves the others their answers; after the last one the model is stopped."""
+        """`serve` without blocking the event loop. A row that is cancelled leaves the others their answers; after the
+        last one the model is stopped.
+        """
         batch = _still_wanted(batch)
         if not batch:
             return

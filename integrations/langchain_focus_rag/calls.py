@@ -1,4 +1,4 @@
-"""What chat model and plain model share: fields, cache key, tracing parameters, and from a LangChain call to a request."""
+"""What chat model and plain model share: fields, cache key, tracing parameters, from a LangChain call to a request."""
 
 from __future__ import annotations
 
@@ -109,6 +109,10 @@ def _from_document(value: Any, score: Any) -> Passage | None:
 
 def _said_by(given: Any) -> bool | None:
     """Orientation of the scores that documents carry, where those that do all say the same."""
-    documents = [one for one in given if isinstance(one, Document) and SCORE_KEY in one.metadata] if isinstance(given, Iterable) else []
+    documents = (
+        [one for one in given if isinstance(one, Document) and SCORE_KEY in one.metadata]
+        if isinstance(given, Iterable)
+        else []
+    )
     ways = {document.metadata.get(HIGHER_IS_BETTER_KEY) for document in documents}
     return ways.pop() if ways in ({True}, {False}) else None

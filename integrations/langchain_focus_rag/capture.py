@@ -43,9 +43,9 @@ _STARTED: ContextVar[list[tuple[str, UUID]] | None] = ContextVar("focus_rag_star
 class _Event:
     """A callback that is a plain method where no event loop runs, and a coroutine function where one does.
 
-    Asynchronous callback managers send plain methods to a thread pool, which costs more than these callbacks do. `run_inline` is no
-    way round it: one inline handler makes `AsyncCallbackManager.on_llm_start` pass over all handlers that are not inline. Both kinds of
-    manager accept both kinds of callback, so the choice is one of speed only.
+    Asynchronous callback managers send plain methods to a thread pool, which costs more than these callbacks do.
+    `run_inline` is no way round it: one inline handler makes `AsyncCallbackManager.on_llm_start` pass over all handlers
+    that are not inline. Both kinds of manager accept both kinds of callback, so the choice is one of speed only.
     """
 
     def __init__(self, handle: Callable[..., None]) -> None:
@@ -70,10 +70,10 @@ def _event(handle: Handle) -> Handle:
 class PassageCapture(BaseCallbackHandler):
     """Callback handler that files retrieved documents under the runs that hold them.
 
-    Documents are picked up from retrievers, from the inputs and outputs of chains, graph nodes and tools, and from the artifacts
-    of tool messages; each list of documents by itself, in its order. Scores come from `(Document, score)` pairs and from the
-    metadata in `SCORE_KEYS`; a list that mixes several kinds of score has none. They are compared with scores of the same retriever,
-    tool or chain only.
+    Documents are picked up from retrievers, from the inputs and outputs of chains, graph nodes and tools, and from the
+    artifacts of tool messages; each list of documents by itself, in its order. Scores come from `(Document, score)`
+    pairs and from the metadata in `SCORE_KEYS`; a list that mixes several kinds of score has none. They are compared
+    with scores of the same retriever, tool or chain only.
 
     Args:
         registry: Where the passages go.
@@ -172,8 +172,9 @@ class PassageCapture(BaseCallbackHandler):
 class StartedRuns:
     """Which run belongs to which prompt of one model call.
 
-    LangChain tells a model its run only sometimes: a `BaseLLM` learns the first run of a batch, streams learn none. The handler above
-    sees every start, possibly in a thread or task of its own, whose copied context still holds the same list.
+    LangChain tells a model its run only sometimes: a `BaseLLM` learns the first run of a batch, streams learn none. The
+    handler above sees every start, possibly in a thread or task of its own, whose copied context still holds the same
+    list.
     """
 
     def __enter__(self) -> StartedRuns:
@@ -244,7 +245,9 @@ def _found_in(value: Any, depth: int, source: str | None = None) -> Iterator[Fou
         held = list(getattr(value, "__dict__", {}).values())
     else:
         return
-    pairs = [(one, None) if isinstance(one, Document) else one for one in held if isinstance(one, Document) or _is_pair(one)]
+    pairs = [
+        (one, None) if isinstance(one, Document) else one for one in held if isinstance(one, Document) or _is_pair(one)
+    ]
     if pairs:
         yield side_by_side(pairs, source)
     if depth > 0 and len(pairs) < len(held):

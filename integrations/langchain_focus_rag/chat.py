@@ -28,13 +28,15 @@ from langchain_focus_rag.structured import structured
 class ChatFocus(LangChainSettings, BaseChatModel):
     """Chat model that focuses on the relevant ones among the passages that its chain retrieved.
 
-    The passages and scores of a call are found by themselves (see `PassageCapture`); pass `passages=` by `bind`, per call or as a
-    field to say them, and `query=` what they were retrieved for. `passages=[]` turns focusing off unless alpha is a number, for a model that rewrites or grades. How each answer came about is in
-    `response_metadata["focus_rag"]`: alpha, noise, reason, how the passages were found, and how much attention each got.
+    The passages and scores of a call are found by themselves (see `PassageCapture`); pass `passages=` by `bind`, per
+    call or as a field to say them, and `query=` what they were retrieved for. `passages=[]` turns focusing off unless
+    alpha is a number, for a model that rewrites or grades. How each answer came about is in
+    `response_metadata["focus_rag"]`: alpha, noise, reason, how the passages were found, and how much attention each
+    got.
 
-    `with_structured_output` holds answers to a schema (extra `[structured]`). It has no tools (`bind_tools` raises NotImplementedError) and, as a loaded model cannot be
-    written down, is not serialised by `dumpd`. A cache answers by prompt and settings; the scores of captured passages are not part of
-    its key.
+    `with_structured_output` holds answers to a schema (extra `[structured]`). It has no tools (`bind_tools` raises
+    NotImplementedError) and, as a loaded model cannot be written down, is not serialised by `dumpd`. A cache answers by
+    prompt and settings; the scores of captured passages are not part of its key.
 
     Example:
         ```python
@@ -63,11 +65,13 @@ class ChatFocus(LangChainSettings, BaseChatModel):
         """Tokens of a text by the model's own tokenizer; nothing is fetched."""
         return self.token_ids(text)
 
-    def with_structured_output(self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """As in LangChain: a model whose answers follow a schema, parsed, by whichever `method`.
 
-        Whatever the model, the answer follows the schema, unless it was cut off at `max_tokens`. The model is not told of the schema: say in the prompt what is
-        wanted.
+        Whatever the model, the answer follows the schema, unless it was cut off at `max_tokens`. The model is not told
+        of the schema: say in the prompt what is wanted.
         """
         return structured(self, schema, include_raw=include_raw, **kwargs)
 

@@ -17,9 +17,11 @@ from langchain_focus_rag.capture import side_by_side
 
 
 class KeepBestRetriever(BaseRetriever):
-    """The best documents of another retriever, in its order: by their scores, if they carry any (see `keep_scores`), and the words they share with the query.
+    """The best documents of another retriever, in its order: by their scores, if they carry any (see `keep_scores`),
+    and the words they share with the query.
 
-    Scores count where all documents have one, of one kind, and stand in an order, best or worst first: an ensemble's come from several retrievers and do not.
+    Scores count where all documents have one, of one kind, and stand in an order, best or worst first: an ensemble's
+    come from several retrievers and do not.
 
     Attributes:
         retriever: The other one.
@@ -38,7 +40,9 @@ class KeepBestRetriever(BaseRetriever):
     higher_is_better: bool | None = None
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """As in LangChain; the other retriever gets the configuration of the call too, which may say what a user is to see."""
+        """As in LangChain; the other retriever gets the configuration of the call too, which may say what a user is to
+        see.
+        """
         return super().invoke(input, config, called_with=config, **kwargs)
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
@@ -46,14 +50,29 @@ class KeepBestRetriever(BaseRetriever):
         return await super().ainvoke(input, config, called_with=config, **kwargs)
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, called_with: RunnableConfig | None = None, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        called_with: RunnableConfig | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
-        return self._best(query, self.retriever.invoke(query, patch_config(called_with, callbacks=run_manager.get_child()), **kwargs))
+        return self._best(
+            query, self.retriever.invoke(query, patch_config(called_with, callbacks=run_manager.get_child()), **kwargs)
+        )
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, called_with: RunnableConfig | None = None, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        called_with: RunnableConfig | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
-        return self._best(query, await self.retriever.ainvoke(query, patch_config(called_with, callbacks=run_manager.get_child()), **kwargs))
+        return self._best(
+            query,
+            await self.retriever.ainvoke(query, patch_config(called_with, callbacks=run_manager.get_child()), **kwargs),
+        )
 
     def _best(self, query: str, documents: Any) -> list[Document]:
         documents = list(documents) if isinstance(documents, Iterable) else [documents]
@@ -73,14 +92,18 @@ def _of_one_retriever(scores: Sequence[float | None], higher_is_better: bool | N
     """Whether every document has a score and they stand in an order, the one that they are said to have if any."""
     known = [score for score in scores if score is not None]
     falls, rises = known == sorted(known, reverse=True), known == sorted(known)
-    return len(known) == len(scores) and (falls or rises if higher_is_better is None else falls if higher_is_better else rises)
+    return len(known) == len(scores) and (
+        falls or rises if higher_is_better is None else falls if higher_is_better else rises
+    )
 
 
 def keep_best(retriever: RetrieverLike, top_n: int = 8, **known: Any) -> KeepBestRetriever:
-    """A retriever that hands on the best documents of another: `keep_best(store.as_retriever(search_kwargs={"k": 20}))`.
+    """A retriever that hands on the best documents of another: `keep_best(store.as_retriever(search_kwargs={"k":
+    20}))`.
 
-    For questions that one passage answers, among many that do not. It costs no model, and shared words find what an embedding is blind to; but what is left out
-    cannot be read, by a question that needs several passages or by a summary.
+    For questions that one passage answers, among many that do not. It costs no model, and shared words find what an
+    embedding is blind to; but what is left out cannot be read, by a question that needs several passages or by a
+    summary.
 
     Args:
         retriever: Any retriever; inside `keep_scores` where it searches a vector store.

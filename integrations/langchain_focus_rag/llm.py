@@ -20,8 +20,8 @@ from langchain_focus_rag.capture import StartedRuns
 class FocusLLM(LangChainSettings, BaseLLM):
     """Plain language model that focuses on the relevant ones among the passages that its chain retrieved.
 
-    Everything said of `ChatFocus` holds here; how an answer came about is in `generation_info["focus_rag"]` of its generation
-    (callbacks and `generate` see it, `invoke` returns the bare text).
+    Everything said of `ChatFocus` holds here; how an answer came about is in `generation_info["focus_rag"]` of its
+    generation (callbacks and `generate` see it, `invoke` returns the bare text).
 
     Attributes:
         use_chat_template: Whether a prompt is shown to the model as one user message, which is what models trained to

@@ -12,8 +12,8 @@ from focus_rag import InvalidInputError, chat_turns
 def chat_template_messages(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     """The conversation as `focus_rag.chat_turns` merges it.
 
-    Tool results become user text, because few templates of models without tools have a place for them. Messages without text
-    (bare tool calls) and names of speakers are left out.
+    Tool results become user text, because few templates of models without tools have a place for them. Messages without
+    text (bare tool calls) and names of speakers are left out.
 
     Raises:
         InvalidInputError: A message holds something other than text, or there is no text at all.

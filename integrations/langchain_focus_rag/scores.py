@@ -16,10 +16,11 @@ from langchain_focus_rag.capture import HIGHER_IS_BETTER_KEY, SCORE_KEY
 class ScoredVectorStoreRetriever(VectorStoreRetriever):
     """A vector store retriever whose documents carry the store's raw score in `metadata["score"]`.
 
-    Which way up the scores are is told by the order in which the store returns them, never by its name or settings: relevance
-    scores that LangChain derives from distances leave [0, 1] and, for some stores, turn the order round.
-    `metadata["higher_is_better"]` says what the order said; it is missing where all scores are equal. Code that puts another kind
-    of score into `metadata["score"]` is to remove it; where the two contradict each other, the scores are not used.
+    Which way up the scores are is told by the order in which the store returns them, never by its name or settings:
+    relevance scores that LangChain derives from distances leave [0, 1] and, for some stores, turn the order round.
+    `metadata["higher_is_better"]` says what the order said; it is missing where all scores are equal. Code that puts
+    another kind of score into `metadata["score"]` is to remove it; where the two contradict each other, the scores are
+    not used.
     """
 
     def _get_relevant_documents(
@@ -53,24 +54,27 @@ def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
         retriever: What `VectorStore.as_retriever` returned, of any search type.
 
     Raises:
-        InvalidInputError: The store knows no scores, or it is another kind of retriever. Those put scores, if they have any, into the metadata of
-            their documents by themselves.
+        InvalidInputError: The store knows no scores, or it is another kind of retriever. Those put scores, if they have
+            any, into the metadata of their documents by themselves.
     """
     if not isinstance(retriever, VectorStoreRetriever):
         raise InvalidInputError(
-            f"keep_scores takes the retriever of a vector store (store.as_retriever(...)), got {type(retriever).__name__}. Have other "
+            "keep_scores takes the retriever of a vector store (store.as_retriever(...)), got "
+            f"{type(retriever).__name__}. Have other "
             "retrievers put their score into document.metadata['score']."
         )
     kind = type(retriever)
     if kind not in (VectorStoreRetriever, ScoredVectorStoreRetriever):
         # Its own way to retrieve, which may filter what a user is to see, would be lost.
         raise InvalidInputError(
-            f"keep_scores takes LangChain's own vector store retriever; {kind.__name__} retrieves in its own way. Have it put the score into "
+            f"keep_scores takes LangChain's own vector store retriever; {kind.__name__} retrieves in its own way. "
+            "Have it put the score into "
             "document.metadata['score']."
         )
     if type(retriever.vectorstore).similarity_search_with_score is VectorStore.similarity_search_with_score:
         raise InvalidInputError(
-            f"{type(retriever.vectorstore).__name__} has no similarity_search_with_score, so there are no scores to keep: leave its retriever as it is."
+            f"{type(retriever.vectorstore).__name__} has no similarity_search_with_score, so there are no scores to "
+            "keep: leave its retriever as it is."
         )
     return ScoredVectorStoreRetriever(**{name: getattr(retriever, name) for name in kind.model_fields})
 

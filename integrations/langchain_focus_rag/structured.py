@@ -22,14 +22,23 @@ _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 _SCHEMA_KEYWORDS: Final = frozenset({"$ref", "allOf", "anyOf", "const", "enum", "items", "oneOf", "properties"})
 
 
-def structured(model: BaseChatModel, schema: Any, *, include_raw: bool = False, method: str = "json_schema", strict: bool | None = None) -> Runnable[Any, Any]:
+def structured(
+    model: BaseChatModel,
+    schema: Any,
+    *,
+    include_raw: bool = False,
+    method: str = "json_schema",
+    strict: bool | None = None,
+) -> Runnable[Any, Any]:
     """The model with answers that follow a schema, parsed.
 
     Args:
         model: It takes `json_schema` as an option of a call.
         schema: A pydantic class, a `TypedDict`, a JSON Schema or a function's.
-        include_raw: Whether to return the message, what was parsed of it, and what went wrong in parsing, instead of raising that.
-        method: `json_schema`, `json_mode` or `function_calling`, which are the same here: the text of the answer is what follows the schema.
+        include_raw: Whether to return the message, what was parsed of it, and what went wrong in parsing, instead of
+            raising that.
+        method: `json_schema`, `json_mode` or `function_calling`, which are the same here: the text of the answer is
+            what follows the schema.
         strict: Whether all fields have to be given, as OpenAI has it, of a schema that LangChain has to convert.
 
     Raises:
@@ -38,8 +47,13 @@ def structured(model: BaseChatModel, schema: Any, *, include_raw: bool = False, 
     if method not in _METHODS:
         raise InvalidInputError(f"method must be one of {', '.join(_METHODS)}; got {method!r}.")
     held = _json_schema(schema, strict)
-    llm = model.bind(json_schema=held, ls_structured_output_format={"kwargs": {"method": method}, "schema": _for_traces(schema, held)})
-    reader: BaseOutputParser[Any] = PydanticOutputParser(pydantic_object=schema) if _is_class(schema) else JsonOutputParser()
+    llm = model.bind(
+        json_schema=held,
+        ls_structured_output_format={"kwargs": {"method": method}, "schema": _for_traces(schema, held)},
+    )
+    reader: BaseOutputParser[Any] = (
+        PydanticOutputParser(pydantic_object=schema) if _is_class(schema) else JsonOutputParser()
+    )
     parser = RunnableGenerator(_whole, _awhole) | reader
     if not include_raw:
         return llm | parser
@@ -49,7 +63,9 @@ def structured(model: BaseChatModel, schema: Any, *, include_raw: bool = False, 
 
 
 def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
-    """Hand on a message, or the parts of a stream, and refuse in the end what was cut off: LangChain's parsers mend it as if it were whole."""
+    """Hand on a message, or the parts of a stream, and refuse in the end what was cut off: LangChain's parsers mend it
+    as if it were whole.
+    """
     parts = []
     for message in messages:
         parts.append(message)
@@ -73,7 +89,9 @@ def _require_whole(parts: Sequence[BaseMessage]) -> None:
             raise ValueError(f"it ended by {reasons[-1]}")
         json.loads(text)
     except ValueError as error:
-        raise OutputParserException(f"The answer is cut off ({error}): give it more max_tokens. It reads {text!r:.200}", llm_output=text) from error
+        raise OutputParserException(
+            f"The answer is cut off ({error}): give it more max_tokens. It reads {text!r:.200}", llm_output=text
+        ) from error
 
 
 def _is_class(schema: Any) -> bool:
@@ -84,7 +102,11 @@ def _json_schema(schema: Any, strict: bool | None) -> dict[str, Any]:
     """What answers are held to: LangChain's conversion is for tools, and loses what stands outside of properties."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema.model_json_schema()
-    if isinstance(schema, Mapping) and schema.get("type") != "function" and ("type" in schema or not _SCHEMA_KEYWORDS.isdisjoint(schema)):
+    if (
+        isinstance(schema, Mapping)
+        and schema.get("type") != "function"
+        and ("type" in schema or not _SCHEMA_KEYWORDS.isdisjoint(schema))
+    ):
         return dict(schema)
     return convert_to_json_schema(schema, strict=strict)
 

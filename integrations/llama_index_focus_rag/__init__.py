@@ -1,7 +1,8 @@
 """focus_rag as the language model of LlamaIndex: replace the model, keep everything else.
 
-With the first `FocusLLM`, LlamaIndex's instrumentation gets two handlers, for the whole process: they remember, within fixed bounds, which
-nodes were retrieved in which span, so that a model call knows its own passages and scores. Importing this package changes nothing.
+With the first `FocusLLM`, LlamaIndex's instrumentation gets two handlers, for the whole process: they remember, within
+fixed bounds, which nodes were retrieved in which span, so that a model call knows its own passages and scores.
+Importing this package changes nothing.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Call:
 def collect_reports() -> Iterator[list[dict[str, Any]]]:
     """Reports of the model calls made inside, in the order they end: engines hand on nothing but the text.
 
-    A report is what `additional_kwargs["focus_rag"]` of the model's response holds. Tasks and threads that LlamaIndex starts
-    inside count too; nested, the innermost collects.
+    A report is what `additional_kwargs["focus_rag"]` of the model's response holds. Tasks and threads that LlamaIndex
+    starts inside count too; nested, the innermost collects.
     """
     reports: list[dict[str, Any]] = []
     before = _REPORTS.get()

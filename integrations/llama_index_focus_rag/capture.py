@@ -30,9 +30,10 @@ _INSTALLING: Final = threading.Lock()
 class PassageCapture:
     """Files retrieved nodes under the spans that hold them, and finds those of a model call.
 
-    Nodes are picked up where a retriever returns them (with its query and its order, which tells distances from similarities), where
-    a postprocessor hands them on (with the scores it gave), and where a span takes them as its `nodes` argument, as
-    synthesizers do. Model calls below a retriever or a postprocessor serve the retrieval: they get no passages.
+    Nodes are picked up where a retriever returns them (with its query and its order, which tells distances from
+    similarities), where a postprocessor hands them on (with the scores it gave), and where a span takes them as its
+    `nodes` argument, as synthesizers do. Model calls below a retriever or a postprocessor serve the retrieval: they get
+    no passages.
 
     Args:
         registry: Where the passages go.
@@ -184,7 +185,9 @@ def rows_of(nodes: Iterable[Any]) -> Iterator[RetrievedText]:
 
 
 def _shows_its_text(node: BaseNode) -> bool:
-    """Whether the text that synthesizers take of a node holds its bare text, as it does unless a template leaves that out."""
+    """Whether the text that synthesizers take of a node holds its bare text, as it does unless a template leaves that
+    out.
+    """
     return not node.metadata or "{content}" in getattr(node, "text_template", "")
 
 

@@ -13,12 +13,14 @@ from focus_rag import ScoreKind, as_passages, best_passages
 
 
 class KeepBest(BaseNodePostprocessor):
-    """The best nodes in their order: `index.as_query_engine(similarity_top_k=20, node_postprocessors=[KeepBest(top_n=8)])`.
+    """The best nodes in their order: `index.as_query_engine(similarity_top_k=20,
+    node_postprocessors=[KeepBest(top_n=8)])`.
 
-    Best by their scores and by the words that they share with the query, title and other metadata that the model is shown included. For questions that one node answers, among many that do not. It costs no model, and
-    shared words find what an embedding is blind to; but what is left out cannot be read, by a question that needs several nodes or by a summary.
-    It belongs before postprocessors that reorder, for the order of scores tells distances; and takes `by="words"` after retrievers whose scores are put into
-    one list without being made comparable.
+    Best by their scores and by the words that they share with the query, title and other metadata that the model is
+    shown included. For questions that one node answers, among many that do not. It costs no model, and shared words
+    find what an embedding is blind to; but what is left out cannot be read, by a question that needs several nodes or
+    by a summary. It belongs before postprocessors that reorder, for the order of scores tells distances; and takes
+    `by="words"` after retrievers whose scores are put into one list without being made comparable.
 
     Attributes:
         top_n: How many to hand on.
@@ -38,15 +40,23 @@ class KeepBest(BaseNodePostprocessor):
     @classmethod
     def _without_class_name(cls, data: Any) -> Any:
         """LlamaIndex writes its name into every dump of a component."""
-        return {name: value for name, value in data.items() if name != "class_name"} if isinstance(data, Mapping) else data
+        return (
+            {name: value for name, value in data.items() if name != "class_name"} if isinstance(data, Mapping) else data
+        )
 
     @classmethod
     def class_name(cls) -> str:
         """Name of the component in LlamaIndex."""
         return "KeepBest"
 
-    def _postprocess_nodes(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None) -> list[NodeWithScore]:
-        known: dict[str, Any] = {"by": self.by, "score_kind": self.score_kind, "higher_is_better": self.higher_is_better}
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        known: dict[str, Any] = {
+            "by": self.by,
+            "score_kind": self.score_kind,
+            "higher_is_better": self.higher_is_better,
+        }
         query = None if query_bundle is None else query_bundle.query_str
         shown = as_passages([(node.node.get_content(metadata_mode=MetadataMode.LLM), node.score) for node in nodes])
         best = best_passages(shown, query, self.top_n, **known)

@@ -41,19 +41,21 @@ class FocusLLM(FocusSettings, CustomLLM):
 
         Settings.llm = FocusLLM(model="Qwen/Qwen2.5-7B-Instruct", focus_profile="path-or-hub-id")
 
-    Nothing else in a chain changes. Which passages a call holds, and their scores, is found out from what LlamaIndex retrieved; a call
-    that holds none (condensing a question) or that serves the retrieval (reranking) is not focused. How an answer came about stands
-    in `additional_kwargs["focus_rag"]` of the response, and in the reports of `collect_reports`.
+    Nothing else in a chain changes. Which passages a call holds, and their scores, is found out from what LlamaIndex
+    retrieved; a call that holds none (condensing a question) or that serves the retrieval (reranking) is not focused.
+    How an answer came about stands in `additional_kwargs["focus_rag"]` of the response, and in the reports of
+    `collect_reports`.
 
-    Calls take `passages` (which then replace the captured ones), `query` (what those were retrieved for), `alpha`, `split`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens`
-    (or `max_tokens`), `temperature`, `top_p`, `top_k`, `seed`, `stop` and `json_schema`. Asynchronous methods never block the event loop.
-    Fields are those of `focus_rag.FocusSettings` and these:
+    Calls take `passages` (which then replace the captured ones), `query` (what those were retrieved for), `alpha`,
+    `split`, `noise`, `score_kind`, `higher_is_better`, `max_new_tokens` (or `max_tokens`), `temperature`, `top_p`,
+    `top_k`, `seed`, `stop` and `json_schema`. Asynchronous methods never block the event loop. Fields are those of
+    `focus_rag.FocusSettings` and these:
 
     Attributes:
         max_new_tokens: Most tokens of an answer.
         use_chat_template: Whether prompts and messages are shown to the model by its chat template, if it has one.
-        share_tokenizer: Whether this model's tokenizer becomes LlamaIndex's (`Settings.tokenizer`) if none is set yet, so that prompts
-            are packed to this model's window.
+        share_tokenizer: Whether this model's tokenizer becomes LlamaIndex's (`Settings.tokenizer`) if none is set yet,
+            so that prompts are packed to this model's window.
 
     Raises:
         InvalidInputError: A setting cannot be used, or the model cannot be loaded.
@@ -78,14 +80,18 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """A model from the settings that `to_dict` wrote, which do not hold the loaded generator: `from_dict(data, generator=...)`.
+        """A model from the settings that `to_dict` wrote, which do not hold the loaded generator: `from_dict(data,
+        generator=...)`.
 
         Raises:
             InvalidInputError: Neither a generator nor a model to load is given.
         """
         given = {**data, **kwargs}
         if given.get("generator") is None and given.get("model") is None:
-            raise InvalidInputError("A dump of FocusLLM does not hold its model: pass generator=..., or model=... and focus_profile=... to load it.")
+            raise InvalidInputError(
+                "A dump of FocusLLM does not hold its model: pass generator=..., or model=... and focus_profile=... "
+                "to load it."
+            )
         return super().from_dict(data, **kwargs)
 
     @classmethod
@@ -147,29 +153,55 @@ class FocusLLM(FocusSettings, CustomLLM):
         call = await asyncio.to_thread(self._call, self._chat_prompt(messages), kwargs)
         return await self._astream(call, _chat_piece, call.chat)
 
-    def structured_predict(self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any) -> Model:
-        """As in LlamaIndex, with the answer held to the schema of the class where the extra `[structured]` is installed."""
-        predicted: Model = super().structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """As in LlamaIndex, with the answer held to the schema of the class where the extra `[structured]` is
+        installed.
+        """
+        predicted: Model = super().structured_predict(
+            output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args
+        )
         return predicted
 
     async def astructured_predict(
-        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
     ) -> Model:
         """As `structured_predict`."""
-        predicted: Model = await super().astructured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+        predicted: Model = await super().astructured_predict(
+            output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args
+        )
         return predicted
 
     def stream_structured_predict(
-        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
     ) -> Generator[Model | FlexibleModel, None, None]:
         """As `structured_predict`, part by part."""
         return super().stream_structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
 
     async def astream_structured_predict(
-        self, output_cls: type[Model], prompt: PromptTemplate, llm_kwargs: dict[str, Any] | None = None, **prompt_args: Any
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
     ) -> AsyncGenerator[Model | FlexibleModel, None]:
         """As `structured_predict`, part by part."""
-        return await super().astream_structured_predict(output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args)
+        return await super().astream_structured_predict(
+            output_cls, prompt, _held_to(output_cls, llm_kwargs), **prompt_args
+        )
 
     async def _answer(self, call: Call) -> Answer:
         (answer,) = await self.generator.aanswer_batch([call.request])
@@ -241,7 +273,9 @@ class FocusLLM(FocusSettings, CustomLLM):
 
 
 def _held_to(output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of a call whose answer has to follow the schema of a class; without llguidance it is left to the prompt, as LlamaIndex has it."""
+    """Options of a call whose answer has to follow the schema of a class; without llguidance it is left to the prompt,
+    as LlamaIndex has it.
+    """
     schema = {} if importlib.util.find_spec("llguidance") is None else {"json_schema": output_cls.model_json_schema()}
     return {**schema, **(llm_kwargs or {})}
 

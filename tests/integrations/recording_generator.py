@@ -39,7 +39,9 @@ class RecordingGenerator:
     def count_tokens(self, text: str) -> int:
         return len(text.encode())
 
-    def answer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None) -> list[Answer]:
+    def answer_batch(
+        self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None
+    ) -> list[Answer]:
         with self._lock:
             self.batches.append(len(requests))
         answers = [self.run(request) for request in requests]
@@ -68,7 +70,9 @@ class RecordingGenerator:
     def run_stream(self, request: Request) -> _Stream:
         return _Stream(self.run(request))
 
-    async def aanswer_batch(self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None) -> list[Answer]:
+    async def aanswer_batch(
+        self, requests: Sequence[Request], *, return_errors: bool = False, on_outcome: Any = None
+    ) -> list[Answer]:
         return await asyncio.to_thread(self.answer_batch, requests, return_errors=return_errors, on_outcome=on_outcome)
 
     async def arun_stream(self, request: Request) -> _AsyncStream:

@@ -87,7 +87,8 @@ def tiny() -> FocusGenerator:
     return FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=8))
 
 
-# --- the real generator ------------------------------------------------------------------------------------------------------------
+# --- the real generator
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_the_generators_own(tiny: FocusGenerator) -> None:
@@ -212,7 +213,8 @@ def test_a_left_stream_stops_the_generation(tiny: FocusGenerator) -> None:
     tiny._lock.release()
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------------------
+# --- settings
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,13 +222,20 @@ def test_fields_and_call_options_reach_the_generator(kind: str) -> None:
     model, generator = model_of(kind, temperature=0.5, max_tokens=7, stop=["\n"], alpha=0.1, noise=0.25)
     model.invoke("Hello")
     model.invoke("Hello", stop=["x"], temperature=0.0, max_new_tokens=9, alpha=0.2, seed=4, top_k=3, top_p=0.5)
-    model.bind(alpha=FixedAlpha(alpha=0.3), split=ScoreSplit(), score_kind="cosine", higher_is_better=True).invoke("Hello")
+    model.bind(alpha=FixedAlpha(alpha=0.3), split=ScoreSplit(), score_kind="cosine", higher_is_better=True).invoke(
+        "Hello"
+    )
     first, second, third = generator.requests
     assert first.settings == GenerationSettings(temperature=0.5, max_new_tokens=7, stop=("\n",))
     assert (first.alpha, first.noise) == (0.1, 0.25)
     assert second.settings == GenerationSettings(max_new_tokens=9, stop=("x",), seed=4, top_k=3, top_p=0.5)
     assert second.alpha == 0.2
-    assert (third.alpha, third.split, third.score_kind, third.higher_is_better) == (FixedAlpha(alpha=0.3), ScoreSplit(), "cosine", True)
+    assert (third.alpha, third.split, third.score_kind, third.higher_is_better) == (
+        FixedAlpha(alpha=0.3),
+        ScoreSplit(),
+        "cosine",
+        True,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,7 +287,16 @@ def test_stop_is_honoured(kind: str) -> None:
 def test_caches_key_on_the_settings(kind: str) -> None:
     cache = InMemoryCache()
     generator = RecordingGenerator()
-    for fields in ({}, {"alpha": 0.5}, {"split": "off"}, {"split": ScoreSplit()}, {"noise": 0.5}, {"temperature": 0.5}, {"seed": 1}, {"passages": []}):
+    for fields in (
+        {},
+        {"alpha": 0.5},
+        {"split": "off"},
+        {"split": ScoreSplit()},
+        {"noise": 0.5},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"passages": []},
+    ):
         model, _ = model_of(kind, generator, cache=cache, **fields)
         before = len(generator.requests)
         model.invoke("Hello")
@@ -294,13 +312,21 @@ def test_caches_tell_models_and_profiles_of_the_same_name_apart(kind: str, tiny:
     leaning = tiny.profile.replace(split=ScoreSplit())  # type: ignore[union-attr]
     generators = [
         FocusGenerator(model, tiny.tokenizer, profile, settings=tiny.settings, name="the same")
-        for model, profile in ((tiny.model, None), (other, None), (tiny.model, tiny.profile), (tiny.model, turned), (tiny.model, leaning))
+        for model, profile in (
+            (tiny.model, None),
+            (other, None),
+            (tiny.model, tiny.profile),
+            (tiny.model, turned),
+            (tiny.model, leaning),
+        )
     ]
     for generator in generators:
         model_of(kind, generator, cache=cache)[0].invoke("Hello")
     assert len({generator.identity for generator in generators}) == 4  # that of weights and directions
     assert len(cache._cache) == 5
-    laid_out = FocusGenerator(tiny.model, tiny.tokenizer, settings=tiny.settings, name="the same", layout=PromptLayout(plain_ending=" So:"))
+    laid_out = FocusGenerator(
+        tiny.model, tiny.tokenizer, settings=tiny.settings, name="the same", layout=PromptLayout(plain_ending=" So:")
+    )
     model_of(kind, laid_out, cache=cache)[0].invoke("Hello")
     assert len(cache._cache) == 6
 
@@ -508,7 +534,8 @@ def test_messages_fit_strict_chat_templates() -> None:
         chat_template_messages([HumanMessage("")])
 
 
-# --- bad input: documented behaviour, never a wrong alpha in silence ----------------------------------------------------------------
+# --- bad input: documented behaviour, never a wrong alpha in silence
+# ----------------------------------------------------------------
 
 
 def scores_sent(generator: RecordingGenerator) -> list[float | None]:
@@ -694,9 +721,15 @@ def test_explicit_passages_win_and_none_turns_focusing_off() -> None:
     assert (report_of(off)["alpha"], report_of(off)["passages"]) == (0.0, [])
 
 
-# --- keep_best ----------------------------------------------------------------------------------------------------------------------
+# --- keep_best
+# ----------------------------------------------------------------------------------------------------------------------
 
-ABOUT_MILLS = ["A wheel turned in the river.", "The Ashford mill was built in 1803.", "The bakery was opened in 1841.", "Ashford lies on a river."]
+ABOUT_MILLS = [
+    "A wheel turned in the river.",
+    "The Ashford mill was built in 1803.",
+    "The bakery was opened in 1841.",
+    "Ashford lies on a river.",
+]
 
 
 @pytest.mark.parametrize(
@@ -705,12 +738,28 @@ ABOUT_MILLS = ["A wheel turned in the river.", "The Ashford mill was built in 18
         ([{}] * 4, {}, [1, 3]),  # words alone, as of a plain vector store
         ([{"score": score} for score in (0.9, 0.8, 0.2, 0.1)], {}, [0, 1]),
         ([{"score": score} for score in (0.1, 0.2, 0.8, 0.9)], {}, [0, 1]),  # distances
-        ([{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)], {}, [1, 3]),  # as keep_scores says it
+        (
+            [{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)],
+            {},
+            [1, 3],
+        ),  # as keep_scores says it
         ([{"score": score} for score in (0.1, 0.2, 0.8, 0.9)], {"score_kind": "cosine"}, [1, 3]),
-        ([{"score": 0.9}, {"relevance_score": 0.8}, {"score": 0.2}, {"score": 0.1}], {}, [1, 3]),  # of two kinds: not compared
+        (
+            [{"score": 0.9}, {"relevance_score": 0.8}, {"score": 0.2}, {"score": 0.1}],
+            {},
+            [1, 3],
+        ),  # of two kinds: not compared
         ([{"score": 0.9}, {}, {}, {}], {}, [1, 3]),  # of two retrievers, one without scores
-        ([{"score": score, "higher_is_better": True} for score in (300, 0.2, 280, 0.1)], {}, [1, 3]),  # of two, their scores side by side
-        ([{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)], {"by": "scores", "higher_is_better": True}, [2, 3]),
+        (
+            [{"score": score, "higher_is_better": True} for score in (300, 0.2, 280, 0.1)],
+            {},
+            [1, 3],
+        ),  # of two, their scores side by side
+        (
+            [{"score": score, "higher_is_better": True} for score in (0.1, 0.2, 0.8, 0.9)],
+            {"by": "scores", "higher_is_better": True},
+            [2, 3],
+        ),
     ],
 )
 async def test_keep_best(metadata: list[dict[str, Any]], options: dict[str, Any], kept: list[int]) -> None:
@@ -718,12 +767,16 @@ async def test_keep_best(metadata: list[dict[str, Any]], options: dict[str, Any]
     retriever = keep_best(Retriever(documents=found), 2, **options)
     question = "When was the Ashford mill built?"
     assert retriever.invoke(question) == await retriever.ainvoke(question) == [found[place] for place in kept]
-    assert keep_best(RunnableLambda(lambda query: found), 2, **options).invoke(question) == [found[place] for place in kept]
+    assert keep_best(RunnableLambda(lambda query: found), 2, **options).invoke(question) == [
+        found[place] for place in kept
+    ]
 
 
 def test_a_model_gets_what_keep_best_leaves_with_its_scores() -> None:
     llm, generator = model_of("chat")
-    found = [Document(text, metadata={"score": score}) for text, score in zip(ABOUT_MILLS, (0.9, 0.8, 0.2, 0.1), strict=True)]
+    found = [
+        Document(text, metadata={"score": score}) for text, score in zip(ABOUT_MILLS, (0.9, 0.8, 0.2, 0.1), strict=True)
+    ]
     rag = {"context": keep_best(Retriever(documents=found), 2) | join, "question": RunnablePassthrough()} | PROMPT | llm
     message = rag.invoke("When was the Ashford mill built?")
     assert report_of(message)["found"] == "lineage"
@@ -734,11 +787,20 @@ def test_a_model_gets_what_keep_best_leaves_with_its_scores() -> None:
 
 async def test_the_configuration_of_a_call_reaches_the_other_retriever() -> None:
     store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
-    store.add_documents([Document(f"The mill of {tenant}, {i}.", metadata={"tenant": tenant}) for tenant in "ab" for i in range(4)])
-    searching = store.as_retriever(search_kwargs={"k": 8}).configurable_fields(search_kwargs=ConfigurableField(id="search"))
+    store.add_documents(
+        [Document(f"The mill of {tenant}, {i}.", metadata={"tenant": tenant}) for tenant in "ab" for i in range(4)]
+    )
+    searching = store.as_retriever(search_kwargs={"k": 8}).configurable_fields(
+        search_kwargs=ConfigurableField(id="search")
+    )
     retriever = keep_best(searching, 3)
     only = {"configurable": {"search": {"k": 8, "filter": lambda document: document.metadata["tenant"] == "a"}}}
-    for found in (retriever.invoke("mill", only), await retriever.ainvoke("mill", only), retriever.with_config(only).invoke("mill"), retriever.batch(["mill"], only)[0]):
+    for found in (
+        retriever.invoke("mill", only),
+        await retriever.ainvoke("mill", only),
+        retriever.with_config(only).invoke("mill"),
+        retriever.batch(["mill"], only)[0],
+    ):
         assert len(found) == 3 and {document.metadata["tenant"] for document in found} == {"a"}
 
 
@@ -763,7 +825,8 @@ def test_keep_best_says_what_is_wrong(arguments: Any, options: dict[str, Any], p
         keep_best(*arguments, **options)
 
 
-# --- keep_scores --------------------------------------------------------------------------------------------------------------------
+# --- keep_scores
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -818,11 +881,15 @@ def test_a_reranker_after_keep_scores_is_not_taken_for_a_distance(store: InMemor
         assert generator.requests[-1].higher_is_better is True
 
 
-def test_a_store_that_leaves_out_scores_leaves_them_out(store: InMemoryVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_leaves_out_scores_leaves_them_out(
+    store: InMemoryVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = InMemoryVectorStore.similarity_search_with_score
 
     def some(self: Any, query: str, **options: Any) -> Any:
-        return [(document, None if i == 1 else score) for i, (document, score) in enumerate(real(self, query, **options))]
+        return [
+            (document, None if i == 1 else score) for i, (document, score) in enumerate(real(self, query, **options))
+        ]
 
     monkeypatch.setattr(InMemoryVectorStore, "similarity_search_with_score", some)
     found = keep_scores(store.as_retriever(search_kwargs={"k": 3})).invoke("mill")
@@ -850,7 +917,11 @@ def test_keep_scores_takes_vector_store_retrievers_only() -> None:
 def test_keep_scores_refuses_a_retriever_whose_own_ways_it_would_lose(store: InMemoryVectorStore) -> None:
     class Filtering(VectorStoreRetriever):
         def _get_relevant_documents(self, query: str, *, run_manager: Any, **kwargs: Any) -> list[Document]:
-            return [one for one in super()._get_relevant_documents(query, run_manager=run_manager) if "secret" not in one.page_content]
+            return [
+                one
+                for one in super()._get_relevant_documents(query, run_manager=run_manager)
+                if "secret" not in one.page_content
+            ]
 
     with pytest.raises(InvalidInputError, match="Filtering retrieves in its own way"):
         keep_scores(Filtering(vectorstore=store))
@@ -915,7 +986,9 @@ def test_a_cancelled_row_leaves_the_others_their_answers(cancelled: int) -> None
 
     outcomes = asyncio.run(run())
     assert isinstance(outcomes[cancelled], asyncio.CancelledError)
-    assert [one for number, one in enumerate(outcomes) if number != cancelled] == [f"answer to {number}" for number in range(3) if number != cancelled]
+    assert [one for number, one in enumerate(outcomes) if number != cancelled] == [
+        f"answer to {number}" for number in range(3) if number != cancelled
+    ]
 
 
 def test_the_model_is_stopped_when_no_row_waits_any_more() -> None:
@@ -947,7 +1020,8 @@ def test_a_batch_of_which_no_row_waits_is_not_begun() -> None:
     assert asyncio.run(run()) == []
 
 
-# --- structured output ----------------------------------------------------------------------------------------------------------------
+# --- structured output
+# ----------------------------------------------------------------------------------------------------------------
 
 
 class Reply(BaseModel):
@@ -963,7 +1037,11 @@ def test_a_chain_of_structured_output_is_focused_as_any_other(tiny: FocusGenerat
     assert isinstance(message["parsed"], Reply) and message["parsing_error"] is None
     plain = report_of(chain(llm, found).invoke(QUESTION))
     by_answer = dict.fromkeys(("passages", "evidence", "support", "confidence"))
-    assert {**report_of(message["raw"]), **by_answer} == {**plain, **by_answer} and plain["found"] == "lineage" and plain["alpha"] > 0
+    assert (
+        {**report_of(message["raw"]), **by_answer} == {**plain, **by_answer}
+        and plain["found"] == "lineage"
+        and plain["alpha"] > 0
+    )
     (parsed, other) = chain(llm.with_structured_output(Reply.model_json_schema()), found).batch([QUESTION] * 2)
     assert parsed == other == message["parsed"].model_dump()
     choice = FocusLLM(tiny, max_tokens=20).invoke(QUESTION, json_schema={"enum": ["yes", "no"]})
@@ -987,7 +1065,9 @@ class Typed(TypedDict):
 
 
 @pytest.mark.parametrize("schema", [Reply, Loose, Typed, Loose.model_json_schema()])
-async def test_structured_output_that_is_cut_off_is_an_error_or_told_beside_the_message(tiny: FocusGenerator, schema: Any) -> None:
+async def test_structured_output_that_is_cut_off_is_an_error_or_told_beside_the_message(
+    tiny: FocusGenerator, schema: Any
+) -> None:
     pytest.importorskip("llguidance")
     short = ChatFocus(tiny, max_tokens=14)
     held = short.with_structured_output(schema)
@@ -1007,11 +1087,24 @@ async def test_structured_output_that_is_cut_off_is_an_error_or_told_beside_the_
     [
         ({"enum": ["yes", "no"]}, lambda said: said in ("yes", "no")),
         ({"title": "Answer", "enum": ["yes", "no"]}, lambda said: said in ("yes", "no")),
-        ({"title": "L", "type": "array", "items": {"type": "null"}, "minItems": 2, "maxItems": 2}, lambda said: said == [None, None]),
-        ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}, lambda said: said == {"a": None}),
+        (
+            {"title": "L", "type": "array", "items": {"type": "null"}, "minItems": 2, "maxItems": 2},
+            lambda said: said == [None, None],
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
+            lambda said: said == {"a": None},
+        ),
         (Tree, lambda said: isinstance(said, Tree)),
         ({**Tree.model_json_schema(), "title": "Tree"}, lambda said: Tree.model_validate(said)),
-        ({"name": "reply", "description": "A reply.", "parameters": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}}, lambda said: said == {"a": None}),
+        (
+            {
+                "name": "reply",
+                "description": "A reply.",
+                "parameters": {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]},
+            },
+            lambda said: said == {"a": None},
+        ),
     ],
 )
 def test_structured_output_of_every_kind_of_schema(tiny: FocusGenerator, schema: Any, is_right: Any) -> None:

@@ -22,7 +22,9 @@ _LOADED: list[FocusGenerator] = []
 
 
 def tiny_generator() -> FocusGenerator:
-    """One tiny generator for the module; it never ends an answer at once, but likes to end a string, so that structured output fits into few tokens."""
+    """One tiny generator for the module; it never ends an answer at once, but likes to end a string, so that structured
+    output fits into few tokens.
+    """
     if not _LOADED:
         tokenizer = tiny_tokenizer()
         model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=4096, seed=3)
@@ -31,7 +33,9 @@ def tiny_generator() -> FocusGenerator:
         torch.nn.init.zeros_(head.bias)
         head.bias.data[tokenizer.encode('"', add_special_tokens=False)] = 5.0
         model.lm_head = head
-        _LOADED.append(FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=60)))
+        _LOADED.append(
+            FocusGenerator(model, tokenizer, tiny_profile(model), settings=GenerationSettings(max_new_tokens=60))
+        )
     return _LOADED[0]
 
 

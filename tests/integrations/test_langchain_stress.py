@@ -1,6 +1,7 @@
 """Every call gets exactly its own passages and scores, whatever the chain does in between.
 
-Queries share passages, and the score of a shared passage depends on the query, so a passage that comes from the wrong retrieval shows.
+Queries share passages, and the score of a shared passage depends on the query, so a passage that comes from the wrong
+retrieval shows.
 """
 
 from __future__ import annotations

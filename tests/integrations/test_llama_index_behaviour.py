@@ -119,7 +119,14 @@ async def test_options_of_a_call_reach_the_generator(llm: FocusLLM, generator: R
     passages = [Passage("The mill stands at the river.", 0.5), Passage("The wheel is made of oak.", 0.4)]
     options = {"max_new_tokens": 7, "stop": ["built"], "temperature": 0.5, "top_p": 0.9, "seed": 3}
     responses = await all_eight(
-        llm, passages=passages, alpha=0.25, split=ScoreSplit(reach=0.1), noise=0.5, score_kind="cosine", higher_is_better=True, **options
+        llm,
+        passages=passages,
+        alpha=0.25,
+        split=ScoreSplit(reach=0.1),
+        noise=0.5,
+        score_kind="cosine",
+        higher_is_better=True,
+        **options,
     )
     for response in responses:
         assert words(response) == "The mill was "
@@ -467,12 +474,23 @@ def test_a_dump_is_read_back_with_its_generator_and_never_as_another_model(real:
         ([0.1, 0.2, 0.8, 0.9], {"higher_is_better": True}, [1, 3]),
     ],
 )
-async def test_keep_best(generator: RecordingGenerator, scores: list[Any], options: dict[str, Any], kept: list[int]) -> None:
-    texts = ["A wheel turned in the river.", "The Ashford mill was built in 1803.", "The bakery was opened in 1841.", "Ashford lies on a river."]
+async def test_keep_best(
+    generator: RecordingGenerator, scores: list[Any], options: dict[str, Any], kept: list[int]
+) -> None:
+    texts = [
+        "A wheel turned in the river.",
+        "The Ashford mill was built in 1803.",
+        "The bakery was opened in 1841.",
+        "Ashford lies on a river.",
+    ]
     nodes, question = scored(scores, texts), "When was the Ashford mill built?"
     keeping = KeepBest(top_n=2, **options)
     expected = [nodes[place] for place in kept]
-    assert keeping.postprocess_nodes(nodes, query_str=question) == await keeping.apostprocess_nodes(nodes, query_str=question) == expected
+    assert (
+        keeping.postprocess_nodes(nodes, query_str=question)
+        == await keeping.apostprocess_nodes(nodes, query_str=question)
+        == expected
+    )
     engine = RetrieverQueryEngine.from_args(Fixed(nodes), llm=FocusLLM(generator), node_postprocessors=[keeping])
     engine.query(question)
     (request,) = generator.requests
@@ -500,7 +518,11 @@ def test_keep_best_reads_the_metadata_that_the_model_is_shown() -> None:
 
 def test_keep_best_is_read_back_from_its_dumps() -> None:
     keeping = KeepBest(top_n=3, by="words", score_kind="cosine")
-    copies = [KeepBest.model_validate(keeping.model_dump()), KeepBest.model_validate_json(keeping.model_dump_json()), KeepBest.from_dict(keeping.to_dict())]
+    copies = [
+        KeepBest.model_validate(keeping.model_dump()),
+        KeepBest.model_validate_json(keeping.model_dump_json()),
+        KeepBest.from_dict(keeping.to_dict()),
+    ]
     for copy in copies:
         assert (copy.top_n, copy.by, copy.score_kind) == (3, "words", "cosine")
 
@@ -517,14 +539,18 @@ async def test_structured_answers_follow_their_class(real: FocusLLM) -> None:
     reply = llm.structured_predict(Reply, prompt, thing="mill")
     assert isinstance(reply, Reply) and reply == await llm.astructured_predict(Reply, prompt, thing="mill")
     assert list(llm.stream_structured_predict(Reply, prompt, thing="mill"))[-1].model_dump() == reply.model_dump()
-    assert [part async for part in await llm.astream_structured_predict(Reply, prompt, thing="mill")][-1].model_dump() == reply.model_dump()
+    assert [part async for part in await llm.astream_structured_predict(Reply, prompt, thing="mill")][
+        -1
+    ].model_dump() == reply.model_dump()
     with collect_reports() as reports:
         engine = RetrieverQueryEngine.from_args(Fixed(scored([0.9, 0.5, 0.4, 0.3, 0.2])), llm=llm, output_cls=Reply)
         answer = engine.query("Where is the mill?").response
     assert isinstance(answer, Reply) and reports[0]["found"] == "lineage" and reports[0]["alpha"] == 0.4
 
 
-def test_without_llguidance_structure_is_left_to_the_prompt(generator: RecordingGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llguidance_structure_is_left_to_the_prompt(
+    generator: RecordingGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     generator.text = '{"answer": "there", "sure": true}'
     assert FocusLLM(generator).structured_predict(Reply, PromptTemplate("Where?")) == Reply(answer="there", sure=True)

@@ -1,6 +1,7 @@
 """Every call gets exactly its own passages and scores, whatever LlamaIndex does in between.
 
-Queries share passages, and the score of a shared passage depends on the query, so a passage that comes from the wrong retrieval shows.
+Queries share passages, and the score of a shared passage depends on the query, so a passage that comes from the wrong
+retrieval shows.
 """
 
 from __future__ import annotations
@@ -327,7 +328,9 @@ async def acited(llm: FocusLLM) -> Expected:
 
 
 def citing_rows(question: str, response: Any) -> Expected:
-    """Sources as the citation engine numbers them hold the passages; the passage is known by its own text or by the source's."""
+    """Sources as the citation engine numbers them hold the passages; the passage is known by its own text or by the
+    source's.
+    """
     assert len(response.source_nodes) == 6
     return {question: {(text, n.score) for n in response.source_nodes for text in POOL if text in n.node.text}}
 
@@ -406,7 +409,9 @@ def sub_rows(question: str) -> Expected:
 
 
 def agents(*, over_engine: bool) -> Callable[[FocusLLM], Any]:
-    """ReAct agents, whose tool is a query engine that asks the model itself, or a retriever whose passages the agent reads."""
+    """ReAct agents, whose tool is a query engine that asks the model itself, or a retriever whose passages the agent
+    reads.
+    """
 
     async def run(llm: FocusLLM) -> Expected:
         about = {"name": "archive", "description": "The archive."}

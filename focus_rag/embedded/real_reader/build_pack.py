@@ -50,7 +50,8 @@ def build_pack(sources: Sources, *, vocab_size: int = 16_384, hard: int = 8, wor
 
     if not any(not one.held_out for one in sources.questions) or not any(one.held_out for one in sources.questions):
         raise InvalidInputError(
-            f"{len(sources.questions)} questions were read; a pack needs some to train on and some on held-out articles (one article in ten)."
+            f"{len(sources.questions)} questions were read; a pack needs some to train on and some on held-out "
+            "articles (one article in ten)."
         )
     if not 300 <= vocab_size <= 65_536:
         raise InvalidInputError(f"vocab_size must be 300 to 65,536 (tokens are stored in two bytes); got {vocab_size}.")
@@ -183,7 +184,12 @@ def held_out_examples(sources: Sources, count: int, passages: int = 20, seed: in
         ranked = sorted(by_text, key=lambda i: -by_text[i])
         chosen = [one.gold, *islice(_without_answer(sources, one, ranked), passages - 1)]
         shown = [
-            {"text": sources.texts[i].text, "title": sources.texts[i].title, "score": round(by_text[i], 4), "is_gold": i == one.gold}
+            {
+                "text": sources.texts[i].text,
+                "title": sources.texts[i].title,
+                "score": round(by_text[i], 4),
+                "is_gold": i == one.gold,
+            }
             for i in sorted(chosen, key=lambda i: -by_text[i])
         ]  # fmt: skip
         rows.append({"id": f"held-out-{number}", "question": one.question, "answers": [one.answer], "passages": shown})
@@ -195,11 +201,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m focus_rag.embedded.real_reader.build_pack",
         description="Tokenise training files into one folder that the GPU run reads.",
-        epilog="Example: ... --squad train-v1.1.json.gz --questions nq.train.jsonl.gz --leave-out nq.dev.jsonl.gz --out runs/pack",
+        epilog="Example: ... --squad train-v1.1.json.gz --questions nq.train.jsonl.gz --leave-out "
+        "nq.dev.jsonl.gz --out runs/pack",
     )
-    parser.add_argument("--squad", type=Path, nargs="+", default=[], help="training files in SQuAD format (.json, .json.gz)")
-    parser.add_argument("--questions", type=Path, nargs="+", default=[], help="training questions with passages (.jsonl, .jsonl.gz)")
-    parser.add_argument("--leave-out", type=Path, nargs="+", default=[], help="evaluation files; their questions and gold passages are left out")
+    parser.add_argument(
+        "--squad", type=Path, nargs="+", default=[], help="training files in SQuAD format (.json, .json.gz)"
+    )
+    parser.add_argument(
+        "--questions", type=Path, nargs="+", default=[], help="training questions with passages (.jsonl, .jsonl.gz)"
+    )
+    parser.add_argument(
+        "--leave-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="evaluation files; their questions and gold passages are left out",
+    )
     parser.add_argument("--vocab-size", type=int, default=16_384)
     parser.add_argument("--hard", type=int, default=8, help="hard distractors found for each question that brings none")
     parser.add_argument("--fit-questions", type=int, default=400, help="held-out questions written for `focus-rag fit`")
@@ -216,7 +233,9 @@ def main(arguments: list[str] | None = None) -> None:
         pack = build_pack(sources, vocab_size=given.vocab_size, hard=given.hard)
         given.out.mkdir(parents=True, exist_ok=True)
         with gzip.open(given.out / "held_out.jsonl.gz", "wt", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in held_out_examples(sources, given.fit_questions))
+            lines.writelines(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in held_out_examples(sources, given.fit_questions)
+            )
         size = pack.save(given.out)
     except InvalidInputError as error:
         parser.error(str(error))

@@ -41,17 +41,20 @@ class Mix(BaseModel):
         hard: Share of distractors taken from what a retriever ranks high for the question.
         near: Share of the other distractors taken from the gold paragraph's own article.
         missing: Share of question rows without the gold passage, whose answer is "not stated".
-        exchanged: Share of questions whose answer is a name or a number that get another one, in the passage as in the answer: the
-            same question can then not be answered from memory.
+        exchanged: Share of questions whose answer is a name or a number that get another one, in the passage as in the
+            answer: the same question can then not be answered from memory.
         thinned: Share of question rows whose first question lacks some words, so that no wording is learned by heart.
         follow_ups: Fewest and most further questions, as later turns on the passages shown.
         titled: Share of rows whose passages have their titles.
         next_sentence: Share of self-supervised questions that ask for the sentence that follows one.
-        removed: Share of first gaps, of paragraphs that name something in two sentences, that ask for such a name with its sentence taken out of
-            the passage: it then has to be read in the other one rather than matched (recurring span selection, Ram et al. 2021).
-        loose: Share of gaps asked as a question: a question word by what is missing, then some words of the sentence, not quite in order.
+        removed: Share of first gaps, of paragraphs that name something in two sentences, that ask for such a name with
+            its sentence taken out of the passage: it then has to be read in the other one rather than matched
+            (recurring span selection, Ram et al. 2021).
+        loose: Share of gaps asked as a question: a question word by what is missing, then some words of the sentence,
+            not quite in order.
         language_weight: Loss weight of plain text against an answer's tokens.
-        read_along: Share of question rows whose passages carry that weight too, so that their words are learned where they are read.
+        read_along: Share of question rows whose passages carry that weight too, so that their words are learned where
+            they are read.
         language_tokens: Fewest and most tokens of a row of plain text.
         world: The generated part.
     """
@@ -79,13 +82,16 @@ class Mix(BaseModel):
     read_along: float = 0.1
     language_tokens: tuple[int, int] = (128, 2048)
     world: Stage = Stage(
-        "world", rich=(0.2, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4), follow_ups=(4, 8),
+        "world", rich=(0.2, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6), sentences=(1, 4),
+        follow_ups=(4, 8),
         long=0.08, long_passages=(10, 24), long_hard=(0, 8), long_follow_ups=(8, 16), copying=0.01,
     )  # fmt: skip
 
 
 def curriculum() -> tuple[Mix, ...]:
-    """Copying first, over few tokens and then all, then the words of real paragraphs, then few passages, then all of it."""
+    """Copying first, over few tokens and then all, then the words of real paragraphs, then few passages, then all of
+    it.
+    """
     few = Stage("copying few tokens", copying=1.0, copy_tokens=256, idle=0.0)
     copying = Stage("copying and pairs", copying=0.5, pairs=0.5, idle=0.0)
     plain = Stage("plain", rich=(0.0, 0.8), missing=0.05, unstated=0.05, follow_ups=(4, 8), copying=0.05)
@@ -137,13 +143,19 @@ class Template:
             return alone(f"a{text}")[len(alone("a")) :]
 
         self.start = [tokenizer.bos_token_id]
-        self.user, self.assistant, self.end = ([tokenizer.convert_tokens_to_ids(f"<|{name}|>")] for name in ("user", "assistant", "end"))
+        self.user, self.assistant, self.end = (
+            [tokenizer.convert_tokens_to_ids(f"<|{name}|>")] for name in ("user", "assistant", "end")
+        )
         self.opening = alone(f"{LAYOUT.instruction}\nQuestion:")
         self.closing = after_text("\n\nQuestion:")
         self.labels = [after_text(f"\n\n[{number}]") for number in range(1, 101)]
         self.paragraph_break = after_text("\n")
         self.not_stated = alone(NOT_STATED)
-        self.fill, self.gap, self.follows = alone("Fill the gap:"), alone("___"), alone("Which sentence follows this one:")
+        self.fill, self.gap, self.follows = (
+            alone("Fill the gap:"),
+            alone("___"),
+            alone("Which sentence follows this one:"),
+        )
         self.asking = {kind: [alone(one) for one in words] for kind, words in _ASKING.items()}
         self.question_mark = after_text("?")
 
@@ -180,7 +192,10 @@ class RowMaker:
         for question in sorted(one for found in self._by_source.values() for one in found):
             self._of_kind.setdefault(self.words.kind(pack.answers[question].tolist()), []).append(question)
         if not self._texts or not self._by_source:
-            raise InvalidInputError(f"The pack has no {'held-out ' if held_out else ''}paragraphs or questions: build it from more articles.")
+            raise InvalidInputError(
+                f"The pack has no {'held-out ' if held_out else ''}paragraphs or questions: build it from more "
+                "articles."
+            )
 
     def row(self, rng: random.Random, kind: str, mix: Mix) -> Row:
         """One row of a kind of `KINDS`."""
@@ -204,20 +219,29 @@ class RowMaker:
         asked = self.words.thinned(rng, asked, 0.15) if rng.random() < mix.thinned else asked
         other = None if missing else self._other_answer(rng, mix, answer, gold)
         answers = [answer] if other is None else [answer, other]
-        shown = self._shown(rng, mix, None if missing else gold, gold, answers, pack.hard[question].tolist(), len(asked))
+        shown = self._shown(
+            rng, mix, None if missing else gold, gold, answers, pack.hard[question].tolist(), len(asked)
+        )
         contents = self._contents(rng, mix, shown)
         if other is not None:
             place = shown.index(gold)
             contents[place] = replaced(contents[place], answer.tolist(), other.tolist())
         said = self.template.not_stated if missing else (answer if other is None else other).tolist()
-        askable = [one for text in shown for one in self._asked_on.get(text, ()) if one != question and self._stands(one, shown, contents)]
+        askable = [
+            one
+            for text in shown
+            for one in self._asked_on.get(text, ())
+            if one != question and self._stands(one, shown, contents)
+        ]
         further = rng.sample(askable, min(len(askable), rng.randint(*mix.follow_ups)))
         turns = [(asked, said), *((pack.questions[one].tolist(), pack.answers[one].tolist()) for one in further)]
         along = mix.language_weight if rng.random() < mix.read_along else 0.0
         return self._conversation(shown, contents, turns, "question", along)
 
     def _other_answer(self, rng: random.Random, mix: Mix, answer: Array, gold: int) -> Array | None:
-        """Another name for a name, another number for a number, that does not stand in the paragraph; None where it is kept."""
+        """Another name for a name, another number for a number, that does not stand in the paragraph; None where it is
+        kept.
+        """
         kind = self.words.kind(answer.tolist())
         if kind == "phrase" or rng.random() >= mix.exchanged:
             return None
@@ -228,7 +252,10 @@ class RowMaker:
         """Whether the answer of a question still stands in its passage as it is shown."""
         import numpy as np
 
-        return _holds(np.asarray(contents[shown.index(int(self.pack.gold[question]))], self.pack.answers[question].dtype), self.pack.answers[question])
+        return _holds(
+            np.asarray(contents[shown.index(int(self.pack.gold[question]))], self.pack.answers[question].dtype),
+            self.pack.answers[question],
+        )
 
     def _gap_row(self, rng: random.Random, mix: Mix) -> Row:
         """A gap to fill or a sentence to go on from, made from a paragraph, and more of them."""
@@ -253,7 +280,9 @@ class RowMaker:
             found = self._gap(rng, mix, text, mix.removed)
             if found is not None:
                 return text, found
-        raise InvalidInputError("The pack's paragraphs hold no names, numbers or neighbouring sentences to ask for: give it more text.")
+        raise InvalidInputError(
+            "The pack's paragraphs hold no names, numbers or neighbouring sentences to ask for: give it more text."
+        )
 
     def _gap(self, rng: random.Random, mix: Mix, text: int, removed: float) -> Gap | None:
         """A gap or next sentence of a paragraph; None where the draw finds nothing to ask for."""
@@ -271,7 +300,9 @@ class RowMaker:
             return None
 
         def sentence(place: tuple[int, int]) -> tuple[int, int]:
-            return max((one for one in starts if one <= place[0]), default=0), min((one for one in starts if one > place[0]), default=len(tokens))
+            return max((one for one in starts if one <= place[0]), default=0), min(
+                (one for one in starts if one > place[0]), default=len(tokens)
+            )
 
         def stands_elsewhere(place: tuple[int, int]) -> bool:
             (start, end), answer, whole = sentence(place), tokens[slice(*place)], self.pack.texts[text]
@@ -292,14 +323,26 @@ class RowMaker:
         text, wanted = rng.choice(self._texts), rng.randint(*mix.language_tokens)
         tokens = list(self.template.start)
         title = self.pack.title_of[text]
-        while len(tokens) < wanted and text < len(self.pack.texts) and self.pack.title_of[text] == title and text in self._allowed:
+        while (
+            len(tokens) < wanted
+            and text < len(self.pack.texts)
+            and self.pack.title_of[text] == title
+            and text in self._allowed
+        ):
             tokens += (self.template.paragraph_break if len(tokens) > 1 else []) + self.pack.texts[text].tolist()
             text += 1
         tokens = tokens[: min(wanted, self.longest)]
         return Row(tokens, [0.0] + [mix.language_weight] * (len(tokens) - 1), None, "language")
 
     def _shown(
-        self, rng: random.Random, mix: Mix, first: int | None, gold: int, answers: list[Array], hard: list[int], question: int
+        self,
+        rng: random.Random,
+        mix: Mix,
+        first: int | None,
+        gold: int,
+        answers: list[Array],
+        hard: list[int],
+        question: int,
     ) -> list[int]:
         """The paragraphs of a row in random order: `first` and distractors, as many as are wanted and fit."""
         count = rng.randint(*(mix.long_passages if rng.random() < mix.long else mix.passages))
@@ -330,11 +373,20 @@ class RowMaker:
         return [title + self.pack.texts[text].tolist() for title, text in zip(titles, shown, strict=True)]
 
     def _conversation(
-        self, shown: list[int], contents: list[list[int]], turns: list[tuple[list[int], list[int]]], source: str, along: float = 0.0
+        self,
+        shown: list[int],
+        contents: list[list[int]],
+        turns: list[tuple[list[int], list[int]]],
+        source: str,
+        along: float = 0.0,
     ) -> Row:
-        """The tokens with weight on what the model says, and `along` on the passages; later turns only while they fit."""
+        """Tokens with weight on what the model says, and `along` on the passages; later turns only while they fit."""
         template = self.template
-        tokens = template.first_turn(turns[0][0], contents) if shown else template.start + template.user + turns[0][0] + template.end + template.assistant
+        tokens = (
+            template.first_turn(turns[0][0], contents)
+            if shown
+            else template.start + template.user + turns[0][0] + template.end + template.assistant
+        )
         weights = [0.0] * len(tokens)
         if shown and along:
             begin = len(template.start + template.user + template.opening + turns[0][0])
@@ -353,7 +405,9 @@ class RowMaker:
 
 
 def _holds(text: Array, wanted: Any) -> bool:
-    """Whether a token sequence stands in a text. A hit that begins between two tokens counts too: it only rules out a distractor."""
+    """Whether a token sequence stands in a text. A hit that begins between two tokens counts too: it only rules out a
+    distractor.
+    """
     import numpy as np
 
     return np.asarray(wanted, dtype=text.dtype).tobytes() in text.tobytes()

@@ -132,7 +132,8 @@ class Pack:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         if size > LARGEST_BYTES:
             raise InvalidInputError(
-                f"The pack in {folder} takes {size / 2**20:.1f} MiB and may take {LARGEST_BYTES / 2**20:.0f}: give fewer files or a smaller --hard."
+                f"The pack in {folder} takes {size / 2**20:.1f} MiB and may take {LARGEST_BYTES / 2**20:.0f}: give "
+                "fewer files or a smaller --hard."
             )
         return size
 
@@ -155,7 +156,8 @@ class Pack:
             }
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InvalidInputError(
-                f"{folder} holds no data pack ({error}): make one with `python -m focus_rag.embedded.real_reader.build_pack`."
+                f"{folder} holds no data pack ({error}): make one with `python -m "
+                "focus_rag.embedded.real_reader.build_pack`."
             ) from error
         return cls(**parts, tokenizer=load_tokenizer(folder), about=about)
 

@@ -100,7 +100,8 @@ class Sources:
                 for paragraph in article["paragraphs"]:  # type: ignore[index]
                     gold = self._text(article["title"], paragraph["context"])  # type: ignore[index]
                     for asked in paragraph["qas"]:
-                        self._question(asked["question"], _answer_texts(asked["answers"]), gold, (), article["title"])  # type: ignore[index]
+                        answers = _answer_texts(asked["answers"])
+                        self._question(asked["question"], answers, gold, (), article["title"])  # type: ignore[index]
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(f"{file} is not in SQuAD format ({type(error).__name__}: {error}).") from error
 
@@ -115,18 +116,23 @@ class Sources:
             if not isinstance(row, dict) or row.get("split") != "train":
                 split = row.get("split") if isinstance(row, dict) else None
                 raise InvalidInputError(
-                    f'Row {number} of {file} says split {split!r}: only rows that say "train" are trained on. Evaluation files belong to --leave-out.'
+                    f'Row {number} of {file} says split {split!r}: only rows that say "train" are trained on. '
+                    "Evaluation files belong to --leave-out."
                 )
             try:
                 self._retrieved(row)
             except (KeyError, TypeError, AttributeError) as error:
-                raise InvalidInputError(f"Row {number} of {file} lacks something ({type(error).__name__}: {error}).") from error
+                raise InvalidInputError(
+                    f"Row {number} of {file} lacks something ({type(error).__name__}: {error})."
+                ) from error
 
     def _retrieved(self, row: dict[str, Any]) -> None:
         numbers = [self._text(one.get("title") or "", one["text"]) for one in row["passages"]]
         pairs = list(zip(row["passages"], numbers, strict=True))
         golds = [number for one, number in pairs if one["is_gold"] and number is not None]
-        hard = [number for one, number in pairs if not one["is_gold"] and not one.get("has_answer") and number is not None]
+        hard = [
+            number for one, number in pairs if not one["is_gold"] and not one.get("has_answer") and number is not None
+        ]
         self._question(row["question"], row["answers"], golds[0] if golds else None, hard, row["question"])
 
     def _text(self, title: str, text: str) -> int | None:

@@ -1,7 +1,7 @@
 """Batches in an order that is a function of the seed alone, so that a run can go on exactly where it stopped.
 
-Rows are drawn in pools; every pool has a random generator of its own, made from the seed and the pool's number. The rows
-of a pool are sorted by length and cut into batches that are padded on the right to their longest row. Such batches
+Rows are drawn in pools; every pool has a random generator of its own, made from the seed and the pool's number. The
+rows of a pool are sorted by length and cut into batches that are padded on the right to their longest row. Such batches
 need no attention mask: plain causal attention runs in the fused kernel on every device, on a CPU as on a GPU, which
 packed sequences with a mask per document do not; what it costs is the padding, and the metrics show its share.
 """
@@ -131,7 +131,9 @@ def draw_pool(maker: RowMaker, settings: StreamSettings, number: int) -> list[Ba
                 rows.append(row)
                 drawn, misses = drawn + len(row.tokens), 0
             elif (misses := misses + 1) == 1000:
-                raise InvalidInputError(f"No row of kind {kind!r} fits {settings.longest} tokens: use a larger window or fewer passages.")
+                raise InvalidInputError(
+                    f"No row of kind {kind!r} fits {settings.longest} tokens: use a larger window or fewer passages."
+                )
     cuts = cut_by_length(rows, settings.batch_tokens)
     density = sum(sum(row.weights) for row in rows) / sum(len(row.tokens) for row in rows)
     batches = [batch_of(cut, maker.pack.tokenizer.pad_token_id, density, mix.name) for cut in cuts]

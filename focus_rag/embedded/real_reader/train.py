@@ -1,10 +1,10 @@
 """Train the reader of real text: `python -m focus_rag.embedded.real_reader.train --pack DIR --out DIR --minutes 9`.
 
-Everything is read from the pack. A run stops after `--minutes` with a checkpoint and goes on with `--resume`; the learning rate
-follows the whole budget (`--budget-minutes`), not the single run. The checkpoint is the bfloat16 model in files under
-16 MB, loadable by transformers. Full-precision weights and optimizer states are larger than what may be carried, so they
-go to `--scratch`, a folder that stays on the machine; where it is gone, a run goes on from the bfloat16 weights with new
-optimizer states and warms up again.
+Everything is read from the pack. A run stops after `--minutes` with a checkpoint and goes on with `--resume`; the
+learning rate follows the whole budget (`--budget-minutes`), not the single run. The checkpoint is the bfloat16 model in
+files under 16 MB, loadable by transformers. Full-precision weights and optimizer states are larger than what may be
+carried, so they go to `--scratch`, a folder that stays on the machine; where it is gone, a run goes on from the
+bfloat16 weights with new optimizer states and warms up again.
 """
 
 from __future__ import annotations
@@ -111,13 +111,11 @@ class Progress:
     started: bool = False
 
 
-def answer_loss(
-    model: LlamaForCausalLM, batch: Batch, device: str, bf16: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_loss(model: LlamaForCausalLM, batch: Batch, device: str, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of a batch, and which of its predicted tokens were right, `(predicted)`.
 
-    The vocabulary projection runs on the positions that carry weight alone; they come ready from the CPU, so that nothing waits
-    for the device.
+    The vocabulary projection runs on the positions that carry weight alone; they come ready from the CPU, so that
+    nothing waits for the device.
     """
     import torch
 
@@ -134,7 +132,9 @@ def answer_loss(
 
 
 def exact_share(batch: Batch, right: torch.Tensor) -> float | None:
-    """Share of the real questions whose first answer was predicted right throughout, given the tokens before; None without any."""
+    """Share of the real questions whose first answer was predicted right throughout, given the tokens before; None
+    without any.
+    """
     answers = batch.first_answers
     if not len(answers):
         return None
@@ -192,7 +192,8 @@ class ReaderTrainer:
         size = 2 * sum(one.numel() for one in self.model.parameters()) + _TOKENIZER_BYTES
         if size > LARGEST_MODEL:
             raise InvalidInputError(
-                f"A checkpoint of this shape takes {size / 1e6:.0f} MB and may take {LARGEST_MODEL / 1e6:.0f}: use fewer layers, a smaller width or vocabulary."
+                f"A checkpoint of this shape takes {size / 1e6:.0f} MB and may take {LARGEST_MODEL / 1e6:.0f}: use "
+                "fewer layers, a smaller width or vocabulary."
             )
         if resume:
             self._load_progress(saved)
@@ -210,14 +211,19 @@ class ReaderTrainer:
         self.stream = Stream(
             pack,
             StreamSettings(
-                settings.seed, settings.batch_tokens, settings.pool_batches, shape.max_position_embeddings, settings.curriculum
+                settings.seed,
+                settings.batch_tokens,
+                settings.pool_batches,
+                shape.max_position_embeddings,
+                settings.curriculum,
             ),
             self.progress.pool,
             self.progress.batch,
             workers,
         )
         if compiled:
-            # Layer by layer: one compilation serves all of them, and the causal mask is decided outside, where none is made.
+            # Layer by layer: one compilation serves all of them, and the causal mask is decided outside, where none is
+            # made.
             for layer in self.model.model.layers:
                 layer.compile(dynamic=True)
             self._meet_compiler()
@@ -226,7 +232,8 @@ class ReaderTrainer:
     def _meet_compiler(self) -> None:
         """Have the layers compiled, forward and backward, while the workers draw the first pool."""
         rows = [Row([1] * 96, [0.0] * 64 + [1.0] * 32) for _ in range(5)]
-        answer_loss(self.model, batch_of(rows, 0), self.device, self.settings.bf16)[0].backward()  # type: ignore[no-untyped-call]
+        loss, _ = answer_loss(self.model, batch_of(rows, 0), self.device, self.settings.bf16)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad(set_to_none=True)
 
     def train_step(self, factor: float) -> tuple[Batch, torch.Tensor, torch.Tensor]:
@@ -259,8 +266,15 @@ class ReaderTrainer:
         began = entered if began is None else began
         before, first_step = self.progress.seconds, self.progress.step
         with (self.out_folder() / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            start = {"kind": "start", "settings": self.settings.model_dump(), "pack": self.pack.about, "restored": self.restored}
-            _write(log, {**start, "parameters": sum(one.numel() for one in self.model.parameters()), **vars(self.progress)})
+            start = {
+                "kind": "start",
+                "settings": self.settings.model_dump(),
+                "pack": self.pack.about,
+                "restored": self.restored,
+            }
+            _write(
+                log, {**start, "parameters": sum(one.numel() for one in self.model.parameters()), **vars(self.progress)}
+            )
             marked, tokens, padded = entered, self.progress.tokens, 0
             while True:
                 now = time.monotonic()
@@ -279,8 +293,10 @@ class ReaderTrainer:
                     now = time.monotonic()
                     seen = self.progress.tokens - tokens
                     _write(log, {
-                        "kind": "train", "step": self.progress.step, "stretch": batch.name, "loss": round(value, 4), "exact": exact_share(batch, right),
-                        "tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 1), "factor": round(factor, 4),
+                        "kind": "train", "step": self.progress.step, "stretch": batch.name, "loss": round(value, 4),
+                        "exact": exact_share(batch, right),
+                        "tokens": self.progress.tokens, "seconds": round(self.progress.seconds, 1),
+                        "factor": round(factor, 4),
                         "tokens_per_second": round(seen / (now - marked)), "padding": round(1 - seen / padded, 4),
                     })  # fmt: skip
                     marked, tokens, padded = now, self.progress.tokens, 0
@@ -297,7 +313,8 @@ class ReaderTrainer:
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise FocusRagError(
-                f"The loss is {loss} at step {self.progress.step}: resume from the last checkpoint with a smaller --lr-factor."
+                f"The loss is {loss} at step {self.progress.step}: resume from the last checkpoint with a smaller "
+                "--lr-factor."
             )
 
     def rate(self, done: float) -> float:
@@ -326,14 +343,21 @@ class ReaderTrainer:
     def _dev_batches(self, count: int) -> list[Batch]:
         longest = self.settings.shape.max_position_embeddings
         maker = RowMaker(self.pack, held_out=True, longest=longest)
-        mix = Mix(passages=(count, count), long=0.0, missing=0.0, exchanged=0.0, thinned=0.0, follow_ups=(0, 0), titled=1.0)
+        mix = Mix(
+            passages=(count, count), long=0.0, missing=0.0, exchanged=0.0, thinned=0.0, follow_ups=(0, 0), titled=1.0
+        )
         rng = random.Random(f"dev {count}")
         rows = [maker.question_row(rng, mix) for _ in range(self.settings.dev_rows)]
         rows = sorted((row for row in rows if len(row.tokens) <= longest), key=lambda row: len(row.tokens))
         if not rows:
-            raise InvalidInputError(f"No held-out question fits {longest} tokens with {count} passages: use a larger window.")
+            raise InvalidInputError(
+                f"No held-out question fits {longest} tokens with {count} passages: use a larger window."
+            )
         size = max(1, self.settings.batch_tokens // len(rows[-1].tokens))
-        return [batch_of(rows[first : first + size], self.pack.tokenizer.pad_token_id) for first in range(0, len(rows), size)]
+        return [
+            batch_of(rows[first : first + size], self.pack.tokenizer.pad_token_id)
+            for first in range(0, len(rows), size)
+        ]
 
     def out_folder(self) -> Path:
         """`out`, made if need be."""
@@ -345,7 +369,12 @@ class ReaderTrainer:
         fresh = self.out_folder() / "model.new"
         shutil.rmtree(fresh, ignore_errors=True)
         save(self.model, self.pack.tokenizer, fresh, LARGEST_FILE)
-        state = {**vars(self.progress), "pack": self.pack.digest, "seed": self.settings.seed, "shape": self.settings.shape.model_dump()}
+        state = {
+            **vars(self.progress),
+            "pack": self.pack.digest,
+            "seed": self.settings.seed,
+            "shape": self.settings.shape.model_dump(),
+        }
         (fresh / "progress.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(self.out / "model", ignore_errors=True)
         fresh.rename(self.out / "model")
@@ -357,7 +386,10 @@ class ReaderTrainer:
         expected = {"pack": self.pack.digest, "seed": self.settings.seed, "shape": self.settings.shape.model_dump()}
         wrong = [name for name, value in expected.items() if state.pop(name) != value]
         if wrong:
-            raise InvalidInputError(f"The checkpoint in {self.out} was made with another {' and another '.join(wrong)}: resume with the same, or start anew.")
+            raise InvalidInputError(
+                f"The checkpoint in {self.out} was made with another {' and another '.join(wrong)}: resume with the "
+                "same, or start anew."
+            )
         self.progress = Progress(**state)
         load_weights(self.model, saved.parent)
 
@@ -369,7 +401,11 @@ class ReaderTrainer:
         for i, part in enumerate(self.optimizers.parts):
             for number, state in part.state_dict()["state"].items():
                 tensors.update({f"optimizer.{i}.{number}.{name}": one for name, one in state.items()})
-        save_file({name: one.contiguous() for name, one in tensors.items()}, folder / "state.new", {"step": str(self.progress.step)})
+        save_file(
+            {name: one.contiguous() for name, one in tensors.items()},
+            folder / "state.new",
+            {"step": str(self.progress.step)},
+        )
         (folder / "state.new").replace(folder / "state.safetensors")
 
     def _load_scratch(self) -> bool:
@@ -405,12 +441,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m focus_rag.embedded.real_reader.train",
         description="Train the reader of real text from a data pack.",
-        epilog="Example: ... --pack runs/pack --out runs/reader --device cuda --workers 12 --scratch /tmp/reader --minutes 9, then the same with --resume",
+        epilog="Example: ... --pack runs/pack --out runs/reader --device cuda --workers 12 --scratch /tmp/reader "
+        "--minutes 9, then the same with --resume",
     )
     parser.add_argument("--pack", type=Path, required=True, help="folder of the data pack")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training")
     parser.add_argument("--minutes", type=float, help="stop this run after so many minutes, its start included")
-    parser.add_argument("--budget-minutes", type=float, help="training time of all runs together; the learning rate follows it")
+    parser.add_argument(
+        "--budget-minutes", type=float, help="training time of all runs together; the learning rate follows it"
+    )
     parser.add_argument("--steps", type=int, help="stop this run after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--start", type=Path, help="folder of a saved model to begin from, with new optimizer states")
@@ -419,14 +458,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=8, help="processes that draw rows ahead")
     parser.add_argument("--batch-tokens", type=int, help="tokens of a step")
     parser.add_argument("--lr-factor", type=float, default=1.0, help="factor on both learning rates")
-    parser.add_argument("--snapshot-minutes", type=float, default=ReaderSettings().snapshot_minutes, help="minutes between checkpoints")
+    parser.add_argument(
+        "--snapshot-minutes", type=float, default=ReaderSettings().snapshot_minutes, help="minutes between checkpoints"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--toy", action="store_true", help="a small model and a short curriculum, for a trial on a CPU")
     parser.add_argument("--seed", type=int, default=ReaderSettings().seed)
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     given = parser.parse_args(arguments)
     if given.resume and given.start:
-        parser.error("--resume goes on from the checkpoint in --out and --start begins from another model: give one of them")
+        parser.error(
+            "--resume goes on from the checkpoint in --out and --start begins from another model: give one of them"
+        )
     if given.minutes is None and given.steps is None:
         parser.error("say how long this run may take: --minutes or --steps")
 
@@ -437,7 +480,12 @@ def main(arguments: list[str] | None = None) -> None:
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: try --device cpu --toy")
     settings = toy_settings() if given.toy else ReaderSettings()
-    changes: dict[str, Any] = {"seed": given.seed, "snapshot_minutes": given.snapshot_minutes, "lr": settings.lr * given.lr_factor, "matrix_lr": settings.matrix_lr * given.lr_factor}
+    changes: dict[str, Any] = {
+        "seed": given.seed,
+        "snapshot_minutes": given.snapshot_minutes,
+        "lr": settings.lr * given.lr_factor,
+        "matrix_lr": settings.matrix_lr * given.lr_factor,
+    }
     if given.budget_minutes:
         changes["budget_minutes"] = given.budget_minutes
     if given.batch_tokens:

@@ -1,4 +1,6 @@
-"""Words in token ids: where they begin, what kind of answer they make, and questions with some of them left out or moved."""
+"""Words in token ids: where they begin, what kind of answer they make, and questions with some of them left out or
+moved.
+"""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def is_beir_folder(folder: Path) -> bool:
 def beir_rows(folder: Path, retrieve: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Where a query or document stands, with the row or why it is left out.
 
-    A row is a judged query with its relevant documents among the best of a BM25 search over the corpus. Accepted answers
-    are the query's `answers` (its own or in `metadata`); a set without answers is judged by whether the answer names a
-    relevant document's title.
+    A row is a judged query with its relevant documents among the best of a BM25 search over the corpus. Accepted
+    answers are the query's `answers` (its own or in `metadata`); a set without answers is judged by whether the answer
+    names a relevant document's title.
 
     Raises:
         InvalidInputError: No judgements, or a corpus without documents.
@@ -97,7 +97,8 @@ def _judgements(folder: Path) -> dict[str, list[str]]:
                     found[row[query]].append(row[document])
     except (IndexError, ValueError, csv.Error) as error:
         raise InvalidInputError(
-            f"{files[0]} is no list of judgements: lines of query-id, corpus-id and score with tabs between them and these "
+            f"{files[0]} is no list of judgements: lines of query-id, corpus-id and score with tabs between them and "
+            "these "
             f"names in the first line were expected ({type(error).__name__}: {error})."
         ) from error
     return found

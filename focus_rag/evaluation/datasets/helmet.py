@@ -29,8 +29,8 @@ def helmet_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def reranking_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A re-ranking row (MS MARCO): labels say how relevant a passage is, and the ids of the best are the answer.
 
-    The passage's id is put before its text, as HELMET's prompt does, so that a model can name it. HELMET asks for all ids
-    in order; here the best one is asked for, which is what substring match can score.
+    The passage's id is put before its text, as HELMET's prompt does, so that a model can name it. HELMET asks for all
+    ids in order; here the best one is asked for, which is what substring match can score.
 
     Raises:
         RowLeftOut: No passage is labelled relevant.

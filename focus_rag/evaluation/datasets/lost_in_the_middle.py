@@ -1,4 +1,6 @@
-"""Rows of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172): question answering over documents, key-value retrieval."""
+"""Rows of lost-in-the-middle (Liu et al. 2023, arXiv 2307.03172): question answering over documents, key-value
+retrieval.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from focus_rag.evaluation.datasets.rows import passage_row, passages_by_answer
 
 
 def lost_in_the_middle_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A question-answering row: `ctxs` are the passages, `isgold` marks the gold one; where nothing is marked, the answer tells.
+    """A question-answering row: `ctxs` are the passages, `isgold` marks the gold one; where nothing is marked, the
+    answer tells.
 
     Raises:
         RowLeftOut: Nothing is marked, and no passage holds an accepted answer.

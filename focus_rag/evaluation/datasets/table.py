@@ -15,7 +15,8 @@ _QUESTION, _ANSWER = ("question", "query"), ("answer", "answers")
 
 
 def table_rows(file: Path, documents: str | Path | None, retrieve: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Where a row stands, with the row or why it is left out: the best passages of the documents, gold where they hold the answer.
+    """Where a row stands, with the row or why it is left out: the best passages of the documents, gold where they hold
+    the answer.
 
     Several accepted answers stand in one field with `|` between them.
 

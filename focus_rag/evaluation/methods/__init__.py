@@ -87,7 +87,8 @@ def every_name() -> tuple[str, ...]:
 
 
 def methods_named(names: Sequence[str]) -> list[Method | Tuned]:
-    """The methods of these names; `alpha=NUMBER` is one for any number, and so is `keep best NUMBER`, alone or followed by `, then auto`.
+    """The methods of these names; `alpha=NUMBER` is one for any number, and so is `keep best NUMBER`, alone or followed
+    by `, then auto`.
 
     Raises:
         InvalidInputError: No such method; the message lists them.
@@ -102,7 +103,10 @@ def methods_named(names: Sequence[str]) -> list[Method | Tuned]:
             rule = KeepBest(int(kept[1]))
             found.append(ThenAuto(rule) if kept[2] else rule)
         else:
-            raise InvalidInputError(f"No method {name!r}. There are: {'; '.join(_METHODS)}; alpha=NUMBER; keep best NUMBER; keep best NUMBER, then auto.")
+            raise InvalidInputError(
+                f"No method {name!r}. There are: {'; '.join(_METHODS)}; alpha=NUMBER; keep best NUMBER; keep best "
+                "NUMBER, then auto."
+            )
     return found
 
 

@@ -33,7 +33,8 @@ class ContextAware:
     def note(self) -> str:
         return (
             f"Logits (1 + {self.weight:g}) * with passages - {self.weight:g} * without, greedily: two models' worth of "
-            "decoding (CAD, Shi et al., arXiv 2305.14739, which takes 0.5 for summaries and 1 where knowledge conflicts)."
+            "decoding (CAD, Shi et al., arXiv 2305.14739, which takes 0.5 for summaries and 1 where knowledge "
+            "conflicts)."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:

@@ -1,4 +1,6 @@
-"""Focus (Zhu et al., arXiv 2503.23306) as a profile sets it for each request, its directions alone, and on random heads."""
+"""Focus (Zhu et al., arXiv 2503.23306) as a profile sets it for each request, its directions alone, and on random
+heads.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,12 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Auto:
-    """What a generator does by itself: split softmax by the profile where scores tell passages apart, else directions."""
+    """What a generator does by itself: split softmax where passages can be told apart, else directions."""
 
     name: str = "auto"
     note: str = (
-        "What a profile does by itself: split softmax on the best scored passages where it was fitted and scores tell them apart, else focus "
+        "What a profile does by itself: split softmax on the best scored passages where it was fitted and scores "
+        "tell them apart, else focus "
         "directions with alpha set for each question from its retrieval."
     )
     needs_profile: bool = True
@@ -104,7 +107,8 @@ class RandomHeads:
     seed: int = 0
     name: str = "random heads"
     note: str = (
-        "Control: what the profile does by itself, done to as many heads drawn at random outside of it (where there are enough), each with a random "
+        "Control: what the profile does by itself, done to as many heads drawn at random outside of it (where there "
+        "are enough), each with a random "
         "direction as long as the trained one."
     )
     needs_profile: bool = True

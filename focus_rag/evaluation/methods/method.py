@@ -28,8 +28,8 @@ class Ask:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for equal asks, of whatever method and cell, as long as the same passages have room in the prompt. Scores are not in
-        it: a setting names what they decide.
+        """Equal for equal asks, of whatever method and cell, as long as the same passages have room in the prompt.
+        Scores are not in it: a setting names what they decide.
         """
         example = self.shown.example
         passages = tuple(passage.content for passage in example.passages)
@@ -37,7 +37,8 @@ class Ask:
 
 
 def asked(case: Case, choice: FocusChoice, *, on: str = "") -> Ask:
-    """What a choice asks: the same where two settings come to the same, and what the bare model does where nothing is done.
+    """What a choice asks: the same where two settings come to the same, and what the bare model does where nothing is
+    done.
 
     Args:
         case: The case.

@@ -70,7 +70,10 @@ class KeepBest(_Rule):
 
     @property
     def note(self) -> str:
-        return f"The bare model with the {self.m} best passages by scores and the words that they share with the question (keep_best={self.m})."
+        return (
+            f"The bare model with the {self.m} best passages by scores and the words that they share with the "
+            f"question (keep_best={self.m})."
+        )
 
     def ask(self, engine: Engine, case: Case) -> Ask:
         return Ask(replace(case, example=case.example.keep_best(self.m)))

@@ -39,7 +39,8 @@ class SinkBias:
     @property
     def note(self) -> str:
         return (
-            f"On the contextual heads the logit of the first token is lowered by {self.bias:g} (one scalar, the same for "
+            f"On the contextual heads the logit of the first token is lowered by {self.bias:g} (one scalar, the same "
+            "for "
             "each head: what moving attention off the sink of Xiao et al., arXiv 2309.17453, does by itself)."
         )
 

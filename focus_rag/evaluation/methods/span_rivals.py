@@ -1,7 +1,7 @@
 """Rivals that strengthen a marked span: PASTA, InstABoost and SpotLight.
 
-They were made for instructions that a user marks. Nobody marks the relevant passage, so each is run with the best scored
-passage, with all passages, and, as an oracle, with the gold ones.
+They were made for instructions that a user marks. Nobody marks the relevant passage, so each is run with the best
+scored passage, with all passages, and, as an oracle, with the gold ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ class _SpanRival:
         return Ask(case, f"{self.name} {marked}" if marked else BARE_SETTING)
 
     def _answer(
-        self, engine: Engine, cases: Sequence[Case], heads: Sequence[tuple[int, int]], edit: Edit, *, outside: bool = False
+        self,
+        engine: Engine,
+        cases: Sequence[Case],
+        heads: Sequence[tuple[int, int]],
+        edit: Edit,
+        *,
+        outside: bool = False,
     ) -> list[Answered]:
         def intervene(batch: Batch) -> AbstractContextManager[Any]:
             spans = batch.spans_of(lambda case: chosen_passages(case, self.which))
@@ -63,7 +69,8 @@ class Pasta(_SpanRival):
     @property
     def note(self) -> str:
         return (
-            f"On the contextual heads, prompt tokens outside the span ({self.which}) are scaled by {self.alpha:g} before "
+            f"On the contextual heads, prompt tokens outside the span ({self.which}) are scaled by {self.alpha:g} "
+            "before "
             "renormalising (PASTA, Zhang et al., arXiv 2311.02262; its published scale, our heads)."
         )
 
@@ -107,8 +114,10 @@ class SpotLight(_SpanRival):
     @property
     def note(self) -> str:
         return (
-            f"On every head, where the span ({self.which}) has less than {self.share:g} of the attention its logits are "
-            "raised by log(share / mass) (SpotLight, Venkateswaran and Contractor, arXiv 2505.12025; default share of the "
+            f"On every head, where the span ({self.which}) has less than {self.share:g} of the attention its logits "
+            "are "
+            "raised by log(share / mass) (SpotLight, Venkateswaran and Contractor, arXiv 2505.12025; default share "
+            "of the "
             "published toolkit)."
         )
 

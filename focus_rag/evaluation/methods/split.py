@@ -1,5 +1,5 @@
-"""Split softmax (Zhu et al., arXiv 2503.23306): on the gold passages the upper anchor of attention steering, on the best scored
-ones what a user can do with the same heads.
+"""Split softmax (Zhu et al., arXiv 2503.23306): on the gold passages the upper anchor of attention steering, on the
+best scored ones what a user can do with the same heads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class GoldSplit:
     @property
     def note(self) -> str:
         return (
-            f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv 2503.23306; "
+            f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv "
+            "2503.23306; "
             f"their tau is {_PUBLISHED_TAU:g})."
         )
 
@@ -65,7 +66,8 @@ class FixedSplit:
     @property
     def note(self) -> str:
         return (
-            f"Contextual heads give the passages within {self.split.reach:g} of the range of scores below the best one the mass p ** {self.split.tau:g}, from "
+            f"Contextual heads give the passages within {self.split.reach:g} of the range of scores below the best "
+            f"one the mass p ** {self.split.tau:g}, from "
             "where the passages end (split softmax with scores in the place of the gold flags)."
         )
 

@@ -1,4 +1,4 @@
-"""Replace the attention weights of chosen heads by an edit of them: the ground of the rivals that need a marked span."""
+"""Replace attention weights of chosen heads by an edit of them: the ground of the rivals that need a marked span."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def target_share(share: float) -> Edit:
 
 
 def _renormalised(edited: Tensor, weights: Tensor) -> Tensor:
-    """Edited weights with the mass that softmax gives them; what an attention sink without a key has (gpt_oss) takes part as it is."""
+    """Edited weights with the mass that softmax gives them; what an attention sink without a key has (gpt_oss) takes
+    part as it is.
+    """
     in_sink = (1 - weights.sum(dim=-1, keepdim=True)).clamp_min(0)
     return edited / (edited.sum(dim=-1, keepdim=True) + in_sink)
 
