@@ -5,7 +5,8 @@ from __future__ import annotations
 import bisect
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from focus_rag.passages import Passage
 
@@ -14,6 +15,8 @@ CharSpan = tuple[int, int]
 SHORTEST = 16  # characters; shorter texts occur by chance
 _WINDOW_WORDS = 8
 _LONGEST_GROWTH = 1.5
+_SHORTEST_PART = 3  # characters of a word that is cut
+_MOST_TRIED = 64  # places that hold the inside of a window, but not its first and last word
 
 
 def locate_passages(text: str, passages: Sequence[Passage]) -> list[CharSpan | None]:
@@ -21,8 +24,8 @@ def locate_passages(text: str, passages: Sequence[Passage]) -> list[CharSpan | N
 
     A passage is looked for verbatim (with its title, then without), then with any run of white space equal to any
     other, then by anchors: windows of eight words, the first and the last of which mark what is left of a truncated or
-    split passage. Passages with the same text take its occurrences in order; what stands there unaltered takes its
-    place before anything altered is looked for.
+    split passage, as far around them as the text goes on like the passage. Passages with the same text take its
+    occurrences in order; what stands there unaltered takes its place before anything altered is looked for.
 
     Args:
         text: The assembled prompt.
@@ -32,74 +35,162 @@ def locate_passages(text: str, passages: Sequence[Passage]) -> list[CharSpan | N
         For every passage its characters `[start, end)`, or None where it does not occur. Texts under 16
         characters count only if they stand there verbatim, whole words.
     """
+    return _Searched(text).places_of(passages)
+
+
+def locate_copies(
+    text: str, passages: Sequence[Passage], repeated: Sequence[Passage]
+) -> tuple[list[CharSpan | None], list[CharSpan]]:
+    """Like `locate_passages`, and where else some passages stand: a prompt may hold one more often than it was
+    retrieved.
+
+    Args:
+        text: The assembled prompt.
+        passages: Passages in any order.
+        repeated: Those of at least 16 characters of which every copy is wanted, unaltered or not.
+
+    Returns:
+        As `locate_passages`; and the other copies, in no order.
+    """
     searched = _Searched(text)
-    spans: list[CharSpan | None] = [None] * len(passages)
-    # What stands there unaltered comes first, so that what is left of another passage is not looked for in its place.
-    for find in (searched.verbatim, searched.any_white_space, searched.anchored):
-        for place, passage in enumerate(passages):
-            if spans[place] is None:
-                contents = dict.fromkeys((passage.content, passage.text))
-                found = next((span for content in contents if (span := find(content)) is not None), None)
-                if found is not None:
-                    spans[place] = found
-                    searched.taken.append(found)
-    return spans
+    spans = searched.places_of(passages)
+    long = [Passage(one) for one in dict.fromkeys(one.text for one in repeated) if len(one.strip()) >= SHORTEST]
+    copies: list[CharSpan] = []
+    while found := [span for span in searched.places_of(long) if span is not None]:
+        copies += found
+    return spans, copies
 
 
 class _Searched:
     """A text with its white space collapsed beside it, and the places already taken."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
-        words = list(re.finditer(r"\S+", text))
-        self.collapsed = " ".join(match.group() for match in words)
+        self._text = text
+        matches = list(re.finditer(r"\S+", text))
+        self._words = [match.group() for match in matches]
+        self._collapsed = " ".join(self._words)
+        self._origins = [match.start() for match in matches]
         self._starts: list[int] = []
-        self._origins: list[int] = []
         position = 0
-        for match in words:
+        for word in self._words:
             self._starts.append(position)
-            self._origins.append(match.start())
-            position += len(match.group()) + 1
-        self.taken: list[CharSpan] = []
+            position += len(word) + 1
+        self._taken: list[CharSpan] = []  # in order, none over another
+        self._searched_to: dict[tuple[str, bool], int] = {}  # what is taken stays so
 
-    def verbatim(self, content: str) -> CharSpan | None:
+    def places_of(self, passages: Sequence[Passage]) -> list[CharSpan | None]:
+        """Where each passage stands among what is free; that is taken then."""
+        spans: list[CharSpan | None] = [None] * len(passages)
+        # What stands there unaltered comes first, so that what is left of another is not looked for in its place.
+        for find in (self._verbatim, self._any_white_space, self._anchored):
+            for place, passage in enumerate(passages):
+                if spans[place] is None:
+                    contents = dict.fromkeys((passage.content, passage.text))
+                    found = next((span for content in contents if (span := find(content)) is not None), None)
+                    if found is not None:
+                        spans[place] = found
+                        bisect.insort(self._taken, found)
+        return spans
+
+    def _verbatim(self, content: str) -> CharSpan | None:
         wanted = content.strip()
         if len(wanted) >= SHORTEST:
-            starts = _occurrences(self.text, wanted)
-        elif wanted:
-            starts = (match.start() for match in re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.text))
-        else:
+            return self._first_free(wanted, lambda begin: self._text.find(wanted, begin))
+        if not wanted:
             return None
-        return next((span for start in starts if self._is_free(span := (start, start + len(wanted)))), None)
+        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
+        return self._first_free(
+            wanted, lambda begin: match.start() if (match := whole.search(self._text, begin)) else -1
+        )
 
-    def any_white_space(self, content: str) -> CharSpan | None:
+    def _any_white_space(self, content: str) -> CharSpan | None:
         wanted = " ".join(content.split())
-        return self._in_collapsed(wanted) if len(wanted) >= SHORTEST else None
+        if len(wanted) < SHORTEST:
+            return None
+        return self._first_free(wanted, lambda begin: self._collapsed.find(wanted, begin), collapsed=True)
 
-    def anchored(self, content: str) -> CharSpan | None:
+    def _anchored(self, content: str) -> CharSpan | None:
         words = content.split()
-        found: list[tuple[int, CharSpan]] = []
+        whole = " ".join(words)
+        found: list[tuple[int, int, int]] = []  # where a window stands here, where it ends, where in the passage
         position = 0
-        for first in range(0, len(words) - _WINDOW_WORDS + 1, _WINDOW_WORDS // 2):
-            window = " ".join(words[first : first + _WINDOW_WORDS])
-            if (span := self._in_collapsed(window)) is not None:
-                found.append((span[0] - position, span))
-            position += len(" ".join(words[first : first + _WINDOW_WORDS // 2])) + 1
+        for first in range(len(words) - _WINDOW_WORDS + 1):
+            window = words[first : first + _WINDOW_WORDS]
+            if (start := self._window(window)) is not None:
+                found.append((start, start + len(" ".join(window)), position))
+            position += len(window[0]) + 1
         if not found:
             return None
         # Windows that many passages share (headings, notices) may have been found elsewhere: what most of them say
         # counts.
-        begin = statistics.median_low([begin for begin, _ in found])
-        near = [span for other, span in found if abs(other - begin) <= _LONGEST_GROWTH / 2 * len(content)]
-        span = min(start for start, _ in near), max(end for _, end in near)
-        return span if self._is_free(span) else None
+        begin = statistics.median_low([start - position for start, _, position in found])
+        near = [one for one in found if abs(one[0] - one[2] - begin) <= _LONGEST_GROWTH / 2 * len(content)]
+        start, _, position = min(near)
+        begun, end, last = max(near)
+        if self._taken_until(self._original(start, end)) is not None:
+            return None
+        before, after = self._free_around(start, end)
+        start -= _length_alike(whole[:position][::-1], self._collapsed[before:start][::-1])
+        end += _length_alike(whole[last + end - begun :], self._collapsed[end:after])
+        return self._original(start, end)
 
-    def _in_collapsed(self, wanted: str) -> CharSpan | None:
-        spans = (self._original(start, start + len(wanted)) for start in _occurrences(self.collapsed, wanted))
-        return next((span for span in spans if self._is_free(span)), None)
+    def _window(self, window: Sequence[str]) -> int | None:
+        """Where a window first stands in free text with its white space collapsed; other characters may touch it."""
+        first, *inside, last = window
+        places = self._insides.get(" ".join(inside), [])
+        at = tried = 0
+        while at < len(places) and tried < _MOST_TRIED:
+            word = places[at]
+            if not (self._words[word - 1].endswith(first) and self._words[word + len(inside)].startswith(last)):
+                at, tried = at + 1, tried + 1
+                continue
+            start = self._starts[word] - 1 - len(first)
+            taken_until = self._taken_until(self._original(start, start + len(" ".join(window))))
+            if taken_until is None:
+                return start
+            at = max(at + 1, bisect.bisect_left(places, bisect.bisect_left(self._origins, taken_until)))
+        return None
 
-    def _is_free(self, span: CharSpan) -> bool:
-        return all(span[1] <= start or end <= span[0] for start, end in self.taken)
+    @cached_property
+    def _insides(self) -> dict[str, list[int]]:
+        """At which words begin all runs of words that are as many as a window has between its first and its last."""
+        found: dict[str, list[int]] = {}
+        for word in range(1, len(self._words) - _WINDOW_WORDS + 2):
+            found.setdefault(" ".join(self._words[word : word + _WINDOW_WORDS - 2]), []).append(word)
+        return found
+
+    def _first_free(self, wanted: str, find: Callable[[int], int], *, collapsed: bool = False) -> CharSpan | None:
+        """The first free place of a string.
+
+        Args:
+            wanted: The string.
+            find: Where it stands next from a character on; -1 for nowhere.
+            collapsed: Whether that is about the text with its white space collapsed.
+        """
+        key = (wanted, collapsed)
+        start = find(self._searched_to.get(key, 0))
+        while start >= 0:
+            self._searched_to[key] = start
+            end = start + len(wanted)
+            span = self._original(start, end) if collapsed else (start, end)
+            taken_until = self._taken_until(span)
+            if taken_until is None:
+                return span
+            start = find(max(start + 1, self._in_collapsed(taken_until) if collapsed else taken_until))
+        self._searched_to[key] = len(self._text)
+        return None
+
+    def _taken_until(self, span: CharSpan) -> int | None:
+        """Where the last thing ends that takes part of a span; None if the span is free."""
+        last = bisect.bisect_left(self._taken, (span[1],)) - 1
+        return self._taken[last][1] if last >= 0 and self._taken[last][1] > span[0] else None
+
+    def _free_around(self, start: int, end: int) -> CharSpan:
+        """How far the free text around a free span reaches; all with white space collapsed."""
+        following = bisect.bisect_left(self._taken, self._original(start, end))
+        before = self._in_collapsed(self._taken[following - 1][1]) if following > 0 else 0
+        after = self._in_collapsed(self._taken[following][0]) if following < len(self._taken) else len(self._collapsed)
+        return before, after
 
     def _original(self, start: int, end: int) -> CharSpan:
         return self._origin(start), self._origin(end - 1) + 1
@@ -108,9 +199,14 @@ class _Searched:
         word = bisect.bisect_right(self._starts, position) - 1
         return self._origins[word] + position - self._starts[word]
 
+    def _in_collapsed(self, position: int) -> int:
+        word = bisect.bisect_right(self._origins, position) - 1
+        return self._starts[word] + min(position - self._origins[word], len(self._words[word])) if word >= 0 else 0
 
-def _occurrences(text: str, wanted: str) -> Iterator[int]:
-    start = text.find(wanted)
-    while start >= 0:
-        yield start
-        start = text.find(wanted, start + 1)
+
+def _length_alike(one: str, other: str) -> int:
+    """Up to which character two texts begin alike, less the first letters of words that are not the same."""
+    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    part = length - (one.rfind(" ", 0, length) + 1)
+    is_whole = {one[length : length + 1], other[length : length + 1]} <= {"", " "}
+    return len(one[: length if is_whole or part >= _SHORTEST_PART else length - part].rstrip())

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
-from focus_rag.locating import SHORTEST, CharSpan, locate_passages
+from focus_rag.locating import CharSpan, locate_copies, locate_passages
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
 from focus_rag.sentences import sentence_spans
@@ -191,43 +191,44 @@ class PromptBuilder:
         Raises:
             PromptTooLongError: It does not fit.
         """
+        text = encodable(prompt)
+        # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was
+        # trained on.
+        begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        ids, offsets = self._tokens(text, add_special_tokens=not begins)
+        self._require_fit(ids, max_tokens)  # before a search that takes longer the longer the prompt is
+        shown = [_with_text(passage, encodable(passage.text)) for passage in passages]
+        marked = [
+            one for one in shown if any(self._guard.safe(one.text, fold=fold) != one.text for fold in (False, True))
+        ]
+        found, copies = locate_copies(text, shown, marked)
         for fold in (False, True):
-            text, shown, spans = self._neutralised(encodable(prompt), passages, fold=fold)
-            # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was
-            # trained on.
-            begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-            ids, offsets = self._tokens(text, add_special_tokens=not begins)
-            self._require_fit(ids, max_tokens)
-            found = tuple(None if span is None else token_span(offsets, span) for span in spans)
-            if not any(self._guard.count(ids[slice(*span)]) for span in found if span is not None):
+            safe, spans = self._neutralised(text, [*found, *copies], fold=fold)
+            if safe != text:
+                ids, offsets = self._tokens(safe, add_special_tokens=not begins)
+                self._require_fit(ids, max_tokens)
+            tokens = tuple(None if span is None else token_span(offsets, span) for span in spans)
+            if not any(self._guard.count(ids[slice(*span)]) for span in tokens if span is not None):
                 break
         else:
             raise InvalidInputError(_STILL_SPECIAL.format("passage"))
-        return BuiltPrompt(text, tuple(ids), found, sentences=self._sentences(text, offsets, shown, spans, fold=fold))
+        sentences = self._sentences(safe, offsets, shown, spans[: len(shown)], fold=fold)
+        return BuiltPrompt(safe, tuple(ids), tokens[: len(shown)], sentences=sentences)
 
     def _neutralised(
-        self, prompt: str, passages: Sequence[Passage], *, fold: bool
-    ) -> tuple[str, list[Passage], list[CharSpan | None]]:
-        """A raw prompt with the passages in it neutralised, these passages, and where they stand in it then."""
-        shown = []
-        for passage in passages:
-            text = encodable(passage.text)
-            # A prompt may hold a passage more often than it was retrieved. Shorter texts could be the caller's own
-            # markup.
-            if len(text) >= SHORTEST and (safe := self._guard.safe(text, fold=fold)) != text:
-                prompt, text = prompt.replace(text, safe), safe
-            shown.append(_with_text(passage, text))
+        self, prompt: str, found: Sequence[CharSpan | None], *, fold: bool
+    ) -> tuple[str, list[CharSpan | None]]:
+        """A raw prompt with what stands at some places of it neutralised, and where these are then."""
         parts: list[str] = []
-        spans: list[CharSpan | None] = [None] * len(passages)
+        spans: list[CharSpan | None] = [None] * len(found)
         position = length = 0
-        found = [(span, index) for index, span in enumerate(locate_passages(prompt, shown)) if span is not None]
-        for (start, end), index in sorted(found):
+        for (start, end), index in sorted((span, index) for index, span in enumerate(found) if span is not None):
             inside = self._guard.safe(prompt[start:end], fold=fold)
             parts += [prompt[position:start], inside]
             length += start - position
             spans[index] = (length, length + len(inside))
             length, position = length + len(inside), end
-        return "".join([*parts, prompt[position:]]), shown, spans
+        return "".join([*parts, prompt[position:]]), spans
 
     def _question_prompt(self, question: str, passages: Sequence[Passage], kept: list[int]) -> BuiltPrompt:
         benign, _ = self.layout.user_content("x", ["x"] * len(kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_rag.locating import locate_passages
+from focus_rag.locating import locate_copies, locate_passages
 from focus_rag.passages import Passage
 
 LONG = "The old mill by the river was built in 1840 by three brothers who had come from the north with one cart."
@@ -40,6 +40,38 @@ def test_a_truncated_passage_is_found_by_its_windows():
     assert span is not None
     assert span in cut
     assert len(span) > len(cut) / 2
+
+
+def test_what_is_left_of_a_passage_is_found_up_to_where_it_was_cut():
+    long = " ".join(f"word{number} of many" for number in range(40))
+    for begin in range(0, 60, 7):
+        for end in range(180, 240, 7):
+            left = long[begin:end]
+            (span,) = found(f"Context: ...{left}... End", long)
+            assert span is not None
+            missing = left.partition(span)
+            assert max(len(missing[0]), len(missing[2])) <= 3, (left, span)
+
+
+def test_a_word_that_only_begins_alike_is_no_part_of_it():
+    (span,) = found(f"Context: {LONG[: LONG.index(' who')]} whoever came", LONG)
+    assert span in (LONG[: LONG.index(" who")], LONG[: LONG.index(" who") + 4])
+    (span,) = found(f"Context: {LONG[: LONG.index(' with')]} wood", LONG)
+    assert span == LONG[: LONG.index(" with")]
+
+
+def test_all_copies():
+    spans, copies = locate_copies(f"{LONG} | {LONG} |\n{LONG.replace(' ', chr(10))}", [Passage(LONG)], [Passage(LONG)])
+    assert spans == [(0, len(LONG))]
+    assert copies == [(len(LONG) + 3, 2 * len(LONG) + 3), (2 * len(LONG) + 6, 3 * len(LONG) + 6)]
+    assert locate_copies(f"{LONG} | {LONG}", [Passage(LONG)], []) == ([(0, len(LONG))], [])
+
+
+def test_the_same_words_again_and_again_are_found_in_steps():
+    """Were every place tried for every copy, this would take minutes."""
+    times, text = 300, "a " * 600
+    spans = locate_passages(text * times, [Passage(text)] * times)
+    assert [span[0] // len(text) for span in spans] == list(range(times))
 
 
 def test_what_is_left_of_a_passage_is_not_looked_for_in_the_place_of_another():
