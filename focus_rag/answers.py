@@ -132,7 +132,9 @@ class Request:
         if self.higher_is_better is not None and not isinstance(self.higher_is_better, bool):
             # What a comparison of numpy's or torch's numbers gives; other things, a string among them, would count as
             # True.
-            if "bool" not in str(getattr(self.higher_is_better, "dtype", "")):
+            if "bool" not in str(getattr(self.higher_is_better, "dtype", "")) or getattr(
+                self.higher_is_better, "shape", ()
+            ):
                 raise InvalidInputError(f"higher_is_better must be True, False or None; got {self.higher_is_better!r}.")
             object.__setattr__(self, "higher_is_better", bool(self.higher_is_better))
         if self.keep_best is not None:

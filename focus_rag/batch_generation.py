@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +18,29 @@ from focus_rag.prepared_request import PreparedRequest
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
+
+
+def batches_of(prepared: Mapping[int, PreparedRequest], most: int, window: int) -> Iterator[dict[int, PreparedRequest]]:
+    """Requests in batches, in their order, by their places.
+
+    A row that has ended runs on beside longer ones, so the longest prompt and the longest answer of a batch fit the
+    window together: a model with learned positions has none beyond it.
+
+    Args:
+        prepared: The requests.
+        most: Most of them in a batch.
+        window: Tokens that prompt and answer may have together.
+    """
+    batch: dict[int, PreparedRequest] = {}
+    length = new = 0
+    for place, row in prepared.items():
+        length, new = max(length, len(row.prompt.input_ids)), max(new, row.settings.max_new_tokens)
+        if batch and (len(batch) == most or length + new > window):
+            yield batch
+            batch, length, new = {}, len(row.prompt.input_ids), row.settings.max_new_tokens
+        batch[place] = row
+    if batch:
+        yield batch
 
 
 class Batch:
@@ -138,5 +161,5 @@ class Batch:
             # Rows are read token by token and end by the request's own stop strings.
             # In one pass, because what the first pass attends to is what the first token was chosen by.
             prefill_chunk_size=None,
-            stop_strings=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
+            stop_strings=None, guidance_scale=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
-from focus_rag.batch_generation import Batch
+from focus_rag.batch_generation import Batch, batches_of
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.model_layout import window_of
@@ -27,7 +27,7 @@ from focus_rag.prompt_layout import PromptLayout
 from focus_rag.prompting import PromptBuilder
 from focus_rag.request_preparation import prepare_request
 from focus_rag.score_split import SplitSetting
-from focus_rag.special_text import Message
+from focus_rag.special_text import Message, encodable
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.weights_digest import weights_digest
 
@@ -220,7 +220,7 @@ class FocusGenerator:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special tokens not added."""
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)["input_ids"])
 
     def answer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
         """Answer a question from passages.
@@ -396,9 +396,7 @@ class FocusGenerator:
                     if isinstance(error, StopIteration)
                     else error,
                 )
-        places = list(prepared)
-        for start in range(0, len(places), self.max_batch):
-            part = {place: prepared[place] for place in places[start : start + self.max_batch]}
+        for part in batches_of(prepared, self.max_batch, self.context_window):
             self._run(part, settle, is_cancelled=is_cancelled)
         return [outcomes[place] for place in range(len(requests)) if place in outcomes]  # all of them, unless cancelled
 

@@ -66,7 +66,7 @@ def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def _refuse_large_multiples(schema: Mapping[str, Any]) -> None:
     numbers = [part["multipleOf"] for part in _parts(schema) if type(part.get("multipleOf")) in (int, float)]
-    steps = [Fraction(str(number)) for number in numbers if math.isfinite(number)]
+    steps = [Fraction(str(number)) for number in numbers if type(number) is int or math.isfinite(number)]
     if math.prod(max(abs(step.numerator), step.denominator) for step in steps) > _MOST_STATES:
         raise InvalidInputError(
             "A JSON Schema may ask for multiples of small numbers only: those in this one multiply to more than "

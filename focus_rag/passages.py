@@ -18,7 +18,7 @@ def usable_score(score: object) -> float | None:
         return None
     try:
         value = float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever the type of a stranger raises
         return None
     return value if math.isfinite(value) else None
 

@@ -60,7 +60,7 @@ class _Manifest(BaseModel):
     schema_version: Literal[1] = 1
     fingerprint: Fingerprint
     site: Site
-    passages_at: int | None = Field(default=None, ge=0)
+    passages_at: int | None = Field(default=None, ge=0, lt=2**31)
     heads: tuple[HeadEntry, ...] = Field(min_length=1)
     policy: AlphaPolicy = Field(default_factory=RetrievalAlpha)
     split: ScoreSplit | None = None
@@ -240,9 +240,9 @@ class FocusProfile:
         folder = Path(folder)
         if folder.is_file():
             raise ProfileError(f"{folder} is a file; a profile is a folder. Choose another place.")
-        tensors = {"query_directions": self.directions.contiguous()}
+        tensors = {"query_directions": self.directions}
         if self.key_directions is not None:
-            tensors["key_directions"] = self.key_directions.contiguous()
+            tensors["key_directions"] = self.key_directions
         try:
             text = json.dumps(self._manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
         except (PydanticSerializationError, TypeError, ValueError) as error:
@@ -358,7 +358,7 @@ def _tensors_digest(directions: Tensor, key_directions: Tensor | None) -> str:
 def _checked(tensor: Tensor, heads: int, head_dim: int, name: str) -> Tensor:
     if tuple(tensor.shape) != (heads, head_dim):
         raise ProfileError(f"{name} must be (heads, head_dim) = ({heads}, {head_dim}); got {tuple(tensor.shape)}.")
-    tensor = tensor.detach().to("cpu", torch.float32)
+    tensor = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
     if not torch.isfinite(tensor).all():
         raise ProfileError(f"{name} holds NaN or infinite values.")
     return tensor

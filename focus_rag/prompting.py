@@ -78,8 +78,11 @@ class BuiltPrompt:
         ]
 
     def after_passages_in(self, length: int) -> int:
-        """Position after the last passage in such a row; `length` without a passage."""
-        return max((span[1] for span in self.spans_in(length) if span is not None), default=length)
+        """Position after the last passage in such a row, that of its last token where nothing follows: it chooses the
+        first token of the answer. `length` without a passage.
+        """
+        ends = [span[1] for span in self.spans_in(length) if span is not None]
+        return min(max(ends), length - 1) if ends else length
 
 
 class PromptBuilder:

@@ -14,6 +14,8 @@ from focus_rag.noise import ScoreKind
 from focus_rag.passage_ranking import Signal, rank_passages
 from focus_rag.passages import Passage
 
+SMALLEST_TAU = 1e-6  # far below what is of use; as a single-precision number, a much smaller one is 0
+
 
 @dataclass(frozen=True, slots=True)
 class Favoured:
@@ -67,7 +69,7 @@ class ScoreSplit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reach: float = Field(default=0.3, ge=0.0, lt=1.0)
-    tau: float = Field(default=0.1, gt=0.0, le=1.0)
+    tau: float = Field(default=0.1, ge=SMALLEST_TAU, le=1.0)
     fewest: int = Field(default=2, ge=2)
     by: Signal = "scores"
     without_scores: bool = False

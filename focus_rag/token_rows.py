@@ -12,6 +12,7 @@ from torch import Tensor
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end an answer: the model's own, and the tokenizer's end of sequence."""
     own = model.generation_config.eos_token_id
+    own = own.tolist() if isinstance(own, Tensor) else own
     many = own if isinstance(own, (list, tuple)) else [own]
     return frozenset(int(token) for token in [*many, tokenizer.eos_token_id] if token is not None)
 

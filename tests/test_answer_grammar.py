@@ -181,6 +181,7 @@ REFUSED = [
     {"type": "strin"}, {"not": {"type": "string"}}, {"type": "string", "pattern": "(?=a)b"}, {"$ref": "http://example.org/s"}, {"enum": [{1}]},
     {"$ref": "#"}, nested(300), cyclic(),
     {"type": "integer", "multipleOf": 9_999_991}, {"type": "number", "multipleOf": 0.0000001},
+    {"type": "number", "multipleOf": 10**400},
     {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 997}, "b": {"type": "integer", "multipleOf": 991}}},
     {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (97, 101, 103)]},
 ]  # fmt: skip

@@ -294,6 +294,8 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["import", "{tmp}", "--model", "a/b", "--out", "{tmp}/out"], "No published directions"),
         (["import", "{tmp}", "--model", "a/b"], "--out"),
         (["demo", "--questions", "0"], "at least 1"),
+        (["fit", "--out", "{tmp}/out", "--seed", "99999999999999999999"], "seed"),
+        (["eval", "--out", "{tmp}/out", "--max-new-tokens", "5000"], "together"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, capsys):
@@ -303,6 +305,12 @@ def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, cap
     (line,) = out.err.strip().splitlines()
     assert line.startswith("focus-rag: ") and says in line
     assert out.out == ""
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_it_is_fitted(saved, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["fit", *saved[:2], "--out", str(tmp_path / "file" / "profile")]) == 2
+    assert "Nothing can be written" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_question_longer_than_the_window_is_refused(saved, docs, capsys):

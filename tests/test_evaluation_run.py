@@ -442,6 +442,12 @@ def test_a_question_that_does_not_fit_the_window_is_left_out_and_counted(generat
     assert first.id not in evaluation.answers("n=4", "bare")
 
 
+def test_a_source_without_end_of_which_no_question_fits_is_given_up(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("focus_rag.evaluation.engine.Engine.fits", lambda *_: False)
+    with pytest.raises(InvalidInputError, match="the question alone does not fit"):
+        evaluate(generator, EmbeddedCases(), tmp_path, settings(methods=("bare",), counts=(2,), limit=2))
+
+
 def test_half_a_surrogate_pair_is_written_and_read_again(generator, tmp_path):
     (first, *_) = cases(1).all
     odd = replace(first, example=replace(first.example, question="Who is \ud83d?"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from focus_rag import (
     FittedAlpha,
@@ -109,6 +112,39 @@ def test_alpha_settings(parts, generator):
         1.0
     )
     assert "no profile" in FocusGenerator(parts[0], parts[1]).answer(QUESTION, PASSAGES, max_new_tokens=1).reason
+
+
+def test_rows_of_a_batch_stay_within_the_window_of_learned_positions():
+    tokenizer = tiny_tokenizer()
+    small = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=None
+    )
+    generator = FocusGenerator(GPT2LMHeadModel(small).eval(), tokenizer)
+    asked = [
+        Request(prompt=prompt, settings=GenerationSettings(max_new_tokens=new))
+        for prompt, new in (("a " * 25, 4), ("hi", 50), ("b " * 25, 3), ("ho", 2))
+    ]
+    assert [one.text for one in generator.answer_batch(asked)] == [generator.run(one).text for one in asked]
+
+
+def test_a_text_that_cannot_be_encoded_is_counted_and_odd_flags_are_refused(generator):
+    assert generator.count_tokens("mill \ud800") == generator.count_tokens("mill ?")
+    for flag in (torch.tensor([True, False]), np.array([True])):
+        with pytest.raises(InvalidInputError, match="higher_is_better"):
+            Request(question=QUESTION, higher_is_better=flag)
+    assert Request(question=QUESTION, higher_is_better=np.bool_(True)).higher_is_better is True
+    assert Passage("text", torch.empty((), device="meta")).score is None
+
+
+def test_ends_given_as_a_tensor_and_guidance_of_the_model_change_nothing(parts, generator):
+    model = copy.deepcopy(parts[0])
+    other = FocusGenerator(model, *parts[1:], settings=generator.settings)
+    model.generation_config.guidance_scale = 1.5
+    model.generation_config.eos_token_id = torch.tensor([2, 5])
+    alone = generator.answer(QUESTION, PASSAGES)
+    answer = other.answer(QUESTION, PASSAGES)
+    assert answer.text == alone.text
+    assert [use.attention for use in answer.passages] == pytest.approx([use.attention for use in alone.passages])
 
 
 def test_outcomes_are_told_once_as_they_come_and_errors_take_their_places(parts, generator):

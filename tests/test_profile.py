@@ -68,6 +68,16 @@ def test_both_halves_can_be_read_by_whoever_may_read_new_files(profile, tmp_path
     assert {(tmp_path / "p" / name).stat().st_mode for name in (MANIFEST, TENSORS)} == {other.stat().st_mode}
 
 
+def test_tensors_are_its_own(profile, tmp_path):
+    given = torch.ones_like(profile.directions)
+    made = FocusProfile(profile.fingerprint, profile.heads, given, key_directions=given)
+    digest = made.digest
+    given += 1
+    assert made.directions.max() == made.key_directions.max() == 1
+    made.save(tmp_path)
+    assert FocusProfile.load(tmp_path).digest == digest
+
+
 def test_a_save_that_fails_keeps_the_old_profile(profile, tmp_path, monkeypatch):
     profile.save(tmp_path)
     with pytest.raises(ProfileError, match="plain JSON"):
@@ -158,6 +168,7 @@ def edited(folder: Path, **changes) -> bytes:
         lambda f: broken(f, manifest=edited(f, schema_version=2)),
         lambda f: broken(f, manifest=edited(f, site="somewhere")),
         lambda f: broken(f, manifest=edited(f, surprise=1)),
+        lambda f: broken(f, manifest=edited(f, passages_at=10**30)),
         lambda f: broken(f, manifest=edited(f, policy={"kind": "unheard of"})),
         lambda f: broken(f, tensors=b""),
         lambda f: broken(f, tensors=b"\x80\x04garbage" * 20),
@@ -165,7 +176,7 @@ def edited(folder: Path, **changes) -> bytes:
         lambda f: (f / TENSORS).unlink(),
         lambda f: (f / MANIFEST).unlink(),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_damaged_profiles_are_refused(profile, tmp_path, damage):
     profile.save(tmp_path)

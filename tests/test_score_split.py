@@ -203,11 +203,20 @@ def test_scale_and_shift_of_scores_do_not_matter(scores, reach, scale, shift):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1.5}, {"fewest": 1}, {"top": 1}]
+    "wrong", [{"reach": -0.1}, {"reach": 1.0}, {"tau": 0.0}, {"tau": 1e-60}, {"tau": 1.5}, {"fewest": 1}, {"top": 1}]
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(ValidationError):
         ScoreSplit(**wrong)
+
+
+def test_a_prompt_that_ends_with_its_passages_is_leaned_on_from_the_first_token(parts):
+    prompt = f"{QUESTION}\n" + "\n".join(passage.content for passage in PASSAGES)
+    split = FocusGenerator(*parts, settings=SETTINGS, split=ScoreSplit(reach=0.0, tau=0.01), alpha=0.0)
+    asked = {"passages": PASSAGES, "query": QUESTION, "max_new_tokens": 1}
+    leaned, bare = (split.generate(prompt, **asked, **own) for own in ({}, {"split": "off"}))
+    assert leaned.tau == 0.01
+    assert leaned.support.logprob != bare.support.logprob
 
 
 @pytest.mark.parametrize("reach", [0.0, 0.3])

@@ -349,3 +349,16 @@ class TestBadInput:
         finally:
             handle.remove()
         handle.attach().remove()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_directions_that_are_trained_get_a_gradient_in_every_pass(model, site):
+    profile = tiny_profile(model, site=site)
+    ones = torch.ones_like(profile.directions).requires_grad_()
+    with focus(model, profile, 1.0) as handle:
+        handle.set_directions(ones)
+        with torch.no_grad():
+            model(IDS, use_cache=False)
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(model(IDS, use_cache=False).logits.square().sum(), ones)
+            assert gradient.abs().max() > 0

@@ -21,6 +21,7 @@ from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, tap
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.model_layout import ModelLayout, rolling_sizes
+from focus_rag.score_split import SMALLEST_TAU
 
 
 class SplitSoftmaxTap(AttentionTap):
@@ -105,16 +106,16 @@ def split_softmax(
         heads: `(layer, head)` pairs (the paper: the top 20 contextual heads).
         spans: For every request the relevant spans `[start, end)` in positions of the left-padded prompt.
         prompt_length: Length of the padded prompt in tokens.
-        tau: Exponent in (0, 1]; the smaller, the more mass goes to the spans. 1 changes nothing and attaches nothing.
+        tau: Exponent in [1e-6, 1]; the smaller, the more mass goes to the spans. 1 changes and attaches nothing.
         first_row: First query position to change, one for all requests or one for each; by default the first one after
             a request's spans.
 
     Raises:
-        InvalidInputError: tau outside (0, 1], no heads or such as the model has not, no spans, spans outside the
+        InvalidInputError: tau outside [1e-6, 1], no heads or such as the model has not, no spans, spans outside the
             prompt, or first rows for another number of requests.
     """
-    if not 0.0 < tau <= 1.0:
-        raise InvalidInputError(f"tau must lie in (0, 1]; got {tau!r}.")
+    if not SMALLEST_TAU <= tau <= 1.0:
+        raise InvalidInputError(f"tau must lie in [{SMALLEST_TAU:g}, 1]; got {tau!r}.")
     flat = [span for of_request in spans for span in of_request]
     if not flat or any(not 0 <= start < end <= prompt_length for start, end in flat):
         raise InvalidInputError(

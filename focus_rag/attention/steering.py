@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -112,6 +112,7 @@ class FocusHandle:
         self._alpha = alpha_rows(alpha)
         self._moved = moved_rows(profile, passages_at)
         self._directions = layer_directions(profile, profile.directions)
+        self._trained: Tensor | None = None
         self._undo = ExitStack()
         self._across_threads = across_threads
         self._layers: dict[nn.Module, int] = {}
@@ -136,7 +137,8 @@ class FocusHandle:
         """Change the directions while attached, `(heads, head_dim)` in the order of the profile's heads; gradients flow
         to them.
         """
-        self._directions = layer_directions(self.profile, directions)
+        self._directions = layer_directions(self.profile, directions.detach())
+        self._trained = directions if directions.requires_grad else None
         self._forget()
 
     def set_passages_at(self, passages_at: PassagesAt | None) -> None:
@@ -190,19 +192,22 @@ class FocusHandle:
         Raises:
             AttachError: The rows of the forward pass cannot be assigned to the requests alpha was given for.
         """
+        if self._trained is not None:  # each pass has a graph of its own
+            directions = layer_directions(self.profile, self._trained)
+            return laid_out(self._shifts_of({layer: directions[layer]}, rows, like)[layer], query_format, width)
         key = (layer, rows, like.device, like.dtype)
         found = self._shifts.get(key)
         if found is None:
             if key[1:] not in self._together:
-                self._together[key[1:]] = self._all_shifts(rows, like)
+                self._together[key[1:]] = self._shifts_of(self._directions, rows, like)
             found = self._shifts[key] = laid_out(self._together[key[1:]][layer], query_format, width)
         return found
 
-    def _all_shifts(self, rows: int, like: Tensor) -> dict[int, Tensor]:
-        """`alpha * d_q` of every steered layer, `(rows or 1, query_heads, head_dim)`, in one transfer to the device."""
-        layers = list(self._directions)
-        directions = torch.stack(list(self._directions.values()))
-        shifts = self._spread("alpha", self._alpha, rows)[:, None, None] * directions[:, None]
+    def _shifts_of(self, directions: Mapping[int, Tensor], rows: int, like: Tensor) -> dict[int, Tensor]:
+        """`alpha * d_q` by layer, `(rows or 1, query_heads, head_dim)`, in one transfer to the device."""
+        layers = list(directions)
+        stacked = torch.stack([directions[layer] for layer in layers])
+        shifts = self._spread("alpha", self._alpha, rows)[:, None, None] * stacked[:, None]
         if self._moved is not None:
             moved = self._spread("passages_at", self._moved, rows)
             shifts = shifts.expand(-1, max(shifts.shape[1], len(moved)), -1, -1)

@@ -115,7 +115,7 @@ def _reported(
 
     trace = trace_answer(generator, question, passages, **options)
     try:
-        file.write_text(answer_to_html(trace, question=question), encoding="utf-8")
+        file.write_text(answer_to_html(trace, question=question), encoding="utf-8", errors="replace")
     except OSError as error:
         raise InvalidInputError(f"--report: cannot write {file}: {error.strerror or error}.") from error
     return trace.answer

@@ -80,7 +80,7 @@ def command(
         typer.Option("--rival-limit", help="Questions of the other methods in the other cells; default: as --limit."),
     ] = None,
     tune_limit: Annotated[int, typer.Option("--tune-limit", help="Dev questions to choose tuned methods by.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is drawn.")] = 0,
     grading: Annotated[
         Grading | None,
         typer.Option("--grading", help="What counts as right; default: what the profile was fitted by."),

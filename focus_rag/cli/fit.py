@@ -76,7 +76,7 @@ def command(
         ),
     ] = None,
     score_kind: ScoreKindOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything that is drawn.")] = 0,
     device: DeviceOption = None,
     template: TemplateOption = None,
     as_json: JsonOption = False,

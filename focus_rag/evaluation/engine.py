@@ -107,6 +107,10 @@ class Engine:
         self.profile = generator.profile
         self.settings = GenerationSettings(max_new_tokens=max_new_tokens)
         self._room = generator.context_window - max_new_tokens
+        if self._room < 1:
+            raise InvalidInputError(
+                f"max_new_tokens is {max_new_tokens}, but prompt and answer have {generator.context_window} together."
+            )
         self._prompts = _Prompts(self.tokenizer, generator.prompts.layout)
         self._generators: dict[int, FocusGenerator] = {}
 

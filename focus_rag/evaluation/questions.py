@@ -13,6 +13,7 @@ from focus_rag.evaluation.settings import EvalSettings
 
 FITTED_ON = "the profile was fitted on it"
 TOO_LONG = "the question alone does not fit the model's window"
+_VAIN_DRAWS = 16  # times as many as are asked for
 _DEV_PART = 5  # of a file without dev questions of its own, one question in so many is for choosing
 
 
@@ -93,14 +94,15 @@ def _first(
     source: CaseSource, cell: Cell, limit: int | None, seed: int, is_wanted: Callable[[Case], bool]
 ) -> tuple[Case, ...]:
     """The first `limit` wanted questions of a cell: more are drawn for those that are not, as long as that brings new
-    ones.
+    ones, and some of very many are wanted.
     """
     factor, known = 1, set[str]()
     while True:
         drawn = source.cases(cell, None if limit is None else factor * limit, seed)
         found = tuple(case for case in drawn if is_wanted(case))
         keys = {case.example.key for case in drawn}
-        if limit is None or len(found) >= limit or len(found) == len(drawn) or keys == known:
+        is_vain = not found and factor >= _VAIN_DRAWS  # a source may draw new ones without end
+        if limit is None or len(found) >= limit or len(found) == len(drawn) or keys == known or is_vain:
             return found[:limit]
         factor, known = 2 * factor, keys
 

@@ -64,7 +64,7 @@ class EvalSettings(BaseModel):
     rival_limit: int | None = Field(default=None, ge=1)
     tune_limit: int = Field(default=100, ge=1)
     speed_questions: int = Field(default=5, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     grading: Grading | None = None
     max_new_tokens: int = Field(default=32, ge=1)
     batch_size: int = Field(default=16, ge=1)

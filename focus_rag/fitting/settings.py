@@ -74,7 +74,7 @@ class FitSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     min_examples: int = Field(default=24, ge=2)
     dev_share: float = Field(default=0.4, gt=0, lt=1)
     layout: PromptLayout | None = None

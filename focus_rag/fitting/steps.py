@@ -27,7 +27,10 @@ class FitSteps:
         if out.is_file():
             raise InvalidInputError(f"{out} is a file; a profile is a folder. Choose another place.")
         self.folder = out / f".fit-{digest}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"Nothing can be written to {out}: {error.strerror or error}.") from error
 
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a step: read if it is there, else computed and stored whole or not at all."""
