@@ -48,6 +48,7 @@ class AnswerGrammar:
         if problem:
             raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {problem.splitlines()[0]:.300}")
         self.is_lost = False
+        self._closing, self._letters = _single(tokenizer, '"}],'), _single(tokenizer, "qz")
 
     @property
     def is_complete(self) -> bool:
@@ -74,6 +75,20 @@ class AnswerGrammar:
             may[[token for token in end_tokens if token < width]] = bool(self._matcher.is_accepting())
         return may
 
+    def closing(self, allowed: Tensor) -> Tensor:
+        """Of the tokens that may come next, the one that ends what has been begun: a string, else an object, a list or
+        one of their parts. All of them where none does.
+
+        Args:
+            allowed: What `allowed` gave.
+        """
+        width = len(allowed)
+        in_string = any(token < width and bool(allowed[token]) for token in self._letters)
+        for token in self._closing[:1] if in_string else self._closing:
+            if token < width and allowed[token]:
+                return torch.zeros_like(allowed).index_fill_(0, torch.tensor(token), True)
+        return allowed
+
     def _notice_loss(self) -> None:
         if not self.is_lost and self._matcher.is_error():
             self.is_lost = True
@@ -81,6 +96,12 @@ class AnswerGrammar:
                 "An answer is cut off, for its JSON Schema can no longer be followed: %.300s",
                 self._matcher.get_error().partition("\n")[0],
             )
+
+
+def _single(tokenizer: Any, characters: str) -> list[int]:
+    """Tokens of single characters, as far as the vocabulary has them."""
+    found = tokenizer.convert_tokens_to_ids(list(characters))
+    return [token for token in found if token is not None and token != tokenizer.unk_token_id]
 
 
 def _grammar(schema: Mapping[str, Any]) -> str:

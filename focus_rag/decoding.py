@@ -106,7 +106,7 @@ class RowLimits(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         limited = scores.clone()
         for index, row in self._held:
-            allowed = row.allowed(scores.shape[-1])
+            allowed = row.allowed(scores[index])
             if allowed is None:  # whatever comes now is not read
                 continue
             allowed = allowed.to(scores.device)
@@ -194,14 +194,21 @@ class RowText:
         """Whether there is a schema."""
         return self._grammar is not None
 
-    def allowed(self, width: int) -> Tensor | None:
+    def allowed(self, scores: Tensor) -> Tensor | None:
         """Which tokens may come next, `(vocabulary,)` of bool, by the schema; None where the row is finished or its
-        schema lost.
+        schema lost. A model that would rather end before its answer is whole is left what closes what is open: small
+        ones write on without end else.
+
+        Args:
+            scores: The model's own logits `(vocabulary,)`.
         """
         if self._grammar is None or self.finish_reason is not None:
             return None
-        allowed = self._grammar.allowed(width, self._end_tokens)
-        return None if self._grammar.is_lost else allowed
+        allowed = self._grammar.allowed(len(scores), self._end_tokens)
+        if self._grammar.is_lost:
+            return None
+        first = int(scores.argmax())
+        return self._grammar.closing(allowed) if first in self._end_tokens and not allowed[first] else allowed
 
     @property
     def text(self) -> str:

@@ -16,6 +16,7 @@ pytest.importorskip("llguidance")
 
 from focus_rag import FocusGenerator, GenerationSettings, InvalidInputError, Passage, Request, answer_grammar
 from focus_rag.answer_grammar import AnswerGrammar
+from focus_rag.decoding import RowText
 from focus_rag.errors import MissingDependencyError
 from tests.tiny_models import tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -105,6 +106,48 @@ def test_only_what_is_whole_may_end():
     assert grammar.allowed(200, END).shape == (200,)  # fewer logits than tokens
     grammar.take(digits["0"])
     assert grammar.is_complete and not grammar.is_lost
+
+
+@pytest.mark.parametrize(
+    ("begun", "closes"),
+    [
+        ('{"a": "mill', '"'),
+        ('{"a": "mill"', "}"),
+        ('{"a": "mill", "b": 12', "}"),
+        ('{"a": "mill", "c": [1', "]"),
+        ('{"a": "mill", "d": "x', None),  # too short to end
+        ('{"a":', " "),
+    ],
+)
+def test_what_closes_what_is_open(begun: str, closes: str | None) -> None:
+    own = {
+        "a": {"type": "string"},
+        "b": {"type": "integer"},
+        "c": {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
+        "d": {"type": "string", "minLength": 4},
+    }
+    grammar = AnswerGrammar({"type": "object", "properties": own, "required": ["a"]}, TOKENIZER)
+    for token in TOKENIZER.encode(begun, add_special_tokens=False):
+        grammar.take(token)
+    allowed = grammar.allowed(300, END)
+    closing = grammar.closing(allowed)
+    if closes is None:
+        assert closing.equal(allowed)
+    else:
+        assert TOKENIZER.decode(closing.nonzero().flatten()) == closes
+
+
+def test_a_model_that_would_rather_end_ends_its_answer() -> None:
+    """Its favourite token is the end wherever that may come, and a letter where it may not: no text of its own ends."""
+    row = RowText(TOKENIZER, GenerationSettings(max_new_tokens=60), END, grammar=AnswerGrammar(
+        {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a", "b"]}, TOKENIZER
+    ))  # fmt: skip
+    scores = torch.zeros(300)
+    scores[TOKENIZER.convert_tokens_to_ids("q")], scores[[*END]] = 1.0, 2.0
+    while (allowed := row.allowed(scores)) is not None:
+        row.push(int(scores.masked_fill(~allowed, -torch.inf).argmax()), 0.0)
+    row.finish("length")
+    assert row.finish_reason == "stop" and json.loads(row.text).keys() == {"a", "b"}
 
 
 def follows(schema: dict[str, Any], text: str) -> bool:
@@ -259,12 +302,13 @@ def test_a_schema_is_a_mapping_or_a_class(schema):
 
 
 def test_without_llguidance_it_is_said_what_brings_it(generator, monkeypatch):
+    free = generator.answer(QUESTION, max_new_tokens=3).text
     monkeypatch.setitem(sys.modules, "llguidance", None)
     answer_grammar._llguidance.cache_clear()
     try:
         with pytest.raises(MissingDependencyError, match=r"focus-rag\[structured\]"):
             generator.answer(QUESTION, json_schema=CHOICE)
-        assert generator.answer(QUESTION, max_new_tokens=3).text is not None
+        assert generator.answer(QUESTION, max_new_tokens=3).text == free
     finally:
         answer_grammar._llguidance.cache_clear()
 

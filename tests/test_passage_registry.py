@@ -102,7 +102,10 @@ def test_passages_that_were_not_retrieved_together_lose_their_scores() -> None:
     assert [p.score for p in got.passages] == [None] * 4
     assert "not retrieved together" in got.note
     asked = registry.lookup(None, "\n".join(found) + "\none, two")
-    assert [p.score for p in asked.passages] == [0.9, 0.8, 0.6, 0.5]
+    assert [p.score for p in asked.passages] == [None] * 4
+    assert "several searches" in asked.note and set(asked.query.split()) == {"one", "two"}
+    alone = registry.lookup(None, "\n".join(found[2:]) + "\none, two")
+    assert [p.score for p in alone.passages] == [0.6, 0.5]
 
 
 def test_the_later_of_two_retrievals_with_the_same_query_counts() -> None:
@@ -288,7 +291,7 @@ def test_equal_scores_need_no_orientation() -> None:
     assert got.higher_is_better is None and got.comparable() == got
 
 
-def test_one_passage_for_each_of_several_questions_has_no_order() -> None:
+def test_one_passage_for_each_of_several_questions_is_not_compared() -> None:
     registry, found = PassageRegistry(), texts(3)
     registry.record("root")
     registry.record("call", "root")
@@ -296,9 +299,96 @@ def test_one_passage_for_each_of_several_questions_has_no_order() -> None:
         registry.record(f"retriever {i}", "root", gate=True, query=f"part {i}", source="store")
         registry.put(f"retriever {i}", rows([found[i]], [score]))
     got = registry.lookup("call", "\n".join(found))
-    assert [p.score for p in got.passages] == [0.2, 0.5, 0.9] and got.higher_is_better is None
+    assert [p.score for p in got.passages] == [None] * 3 and got.higher_is_better is None
+    assert "several searches" in got.note and got.query == "part 0 part 1 part 2"
+
+
+def test_scores_in_no_order_are_not_compared() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    _, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [0.2, 0.9, 0.5]), query="q")
+    got = registry.lookup(call, "\n".join(found))
+    assert [p.score for p in got.passages] == [0.2, 0.9, 0.5] and got.higher_is_better is None
     assert [p.score for p in got.comparable().passages] == [None] * 3
     assert "which way up" in got.comparable().note
+
+
+def test_many_retrievals_of_one_run_keep_their_scores_and_questions() -> None:
+    registry, found = PassageRegistry(), texts(30)
+    registry.record("root")
+    for i in range(200):
+        registry.record(f"retriever {i}", "root", gate=True, query=f"question {i}.", source="store")
+        own = [found[(i + k) % 30] for k in range(4)]
+        registry.put(f"retriever {i}", rows(own, [i + 0.9, i + 0.8, i + 0.7, i + 0.6]))
+    for i in range(200):
+        registry.record(f"call {i}", "root")
+        own = [found[(i + k) % 30] for k in range(4)]
+        got = registry.lookup(f"call {i}", "\n".join(own) + f"\nquestion {i}.")
+        assert [p.score for p in got.passages] == [i + 0.9, i + 0.8, i + 0.7, i + 0.6]
+        assert (got.query, got.note, got.how) == (f"question {i}.", "", "lineage")
+
+
+def test_very_many_texts_of_one_run_are_found_by_their_words() -> None:
+    registry = PassageRegistry()
+    registry.record("root")
+    for i in range(60):
+        registry.record(f"retriever {i}", "root", gate=True, query=f"question {i}.", source="store")
+        registry.put(
+            f"retriever {i}", rows([f"Text {i} {k} of what the archive holds of it." for k in range(20)], [1.0] * 20)
+        )
+    registry.record("call", "root")
+    own = [f"Text 7 {k} of what  the archive\nholds of it." for k in range(20)]
+    got = registry.lookup("call", "\n".join(own) + "\nquestion 7.")
+    assert len(got.passages) == 20 and got.query == "question 7." and got.retrieved == 1200
+
+
+def test_doubt_about_scores_is_none_about_the_question() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.record("root")
+    for name, own in (("a", found[:2]), ("b", found[2:])):
+        registry.record(name, "root", gate=True, query="when?", source=name)
+        registry.put(name, rows(own, [0.9, 0.8]))
+    registry.record("call", "root")
+    got = registry.lookup("call", "\n".join(found))
+    assert "different retrievers" in got.note and got.query == "when?"
+    assert [p.score for p in got.passages] == [None] * 4
+
+
+@pytest.mark.parametrize("cut", [24, 30, 500])
+def test_passages_that_were_cut_keep_scores_origin_and_question(cut: int) -> None:
+    registry = PassageRegistry()
+    found = [f"Passage {i} about the mill{' and more of it' * (i % 3)}." for i in range(6)]
+    root, retriever, call = chain(registry)
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    registry.put(retriever, rows(found, scores), query="when?")
+    registry.record("cutter", root, source="cutter")
+    registry.put("cutter", rows([text[:cut] for text in found], scores))
+    got = registry.lookup(call, "\n".join(text[:cut] for text in found))
+    assert [p.score for p in got.passages] == scores
+    assert (got.query, got.note) == ("when?", "")
+
+
+def test_parts_without_scores_keep_their_question() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    root, retriever, call = chain(registry)
+    registry.put(retriever, rows(found, [None] * 3), query="when?")
+    registry.record("splitter", root, source="splitter")
+    parts = [part for text in found for part in (text[: len(text) // 2], text[len(text) // 2 :])]
+    registry.put("splitter", rows(parts, [None] * 6))
+    assert registry.lookup(call, "\n".join(parts)).query == "when?"
+    registry.put("splitter", rows(["Something else altogether, of which nothing was retrieved."], [None]))
+    assert registry.lookup(call, "Something else altogether, of which nothing was retrieved.").query is None
+
+
+def test_what_a_run_was_given_counts_as_the_question_where_it_stands_in_the_prompt() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    registry.record("root", asked="Where is the mill?")
+    registry.record("node", "root", asked="When was it built?")
+    registry.put("node", rows(found, [None] * 3))
+    registry.record("call", "root")
+    context = "\n".join(found)
+    assert registry.lookup("call", f"{context}\nWhen was it built?").query == "When was it built?"
+    assert registry.lookup("call", f"{context}\nWho built it?").query is None
 
 
 def test_an_orientation_that_the_order_contradicts_is_not_believed() -> None:

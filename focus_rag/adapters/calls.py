@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
+from weakref import WeakSet
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from focus_rag.adapters.retrieval_records import CapturedPassages
 from focus_rag.alpha import AlphaPolicy
@@ -36,6 +37,8 @@ _GENERATION: Final = {
     "json_schema": "json_schema",
 }
 """Options of a call, and the generation settings that they are."""
+_WARNED_OF: Final[WeakSet[Any]] = WeakSet()
+"""Generators. Frameworks make a model anew for each call where its fields are configurable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,6 @@ class FocusSettings(BaseModel):
     seed: int | None = None
     stop: str | Sequence[str] | None = None
 
-    _warned: bool = PrivateAttr(default=False)
-
     def __init__(self, generator: Any = None, **settings: Any) -> None:
         if isinstance(generator, (str, Path)):
             raise InvalidInputError(
@@ -137,6 +138,11 @@ class FocusSettings(BaseModel):
             "from the same model and profile."
         )
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
+        """A copy with the same generator."""
+        shared = {id(self.generator): self.generator}
+        return super().__deepcopy__(shared if memo is None else {**memo, **shared})
+
     @classmethod
     def passages_of(cls, values: Sequence[Any]) -> tuple[Passage, ...]:
         """Passages from what a caller of this framework may give.
@@ -164,7 +170,7 @@ class FocusSettings(BaseModel):
         unknown = set(options) - {*_GENERATION, *_SIGNAL, "passages", "query"}
         if unknown:
             raise InvalidInputError(
-                f"Unknown option {', '.join(map(repr, sorted(unknown)))}: a call takes passages, "
+                f"Unknown option {', '.join(map(repr, sorted(unknown)))}: a call takes passages, query, "
                 f"{', '.join((*_SIGNAL, *_GENERATION))}."
             )
         changes = {setting: getattr(self, name) for name, setting in _GENERATION.items() if hasattr(self, name)}
@@ -213,14 +219,13 @@ class FocusSettings(BaseModel):
         return FocusCall(request, found.how if given is None else "given", found.note)
 
     def _warn_if_missed(self, found: CapturedPassages) -> None:
-        if found.how == "none" and found.retrieved and not self._warned:
-            self._warned = True
+        if found.how == "none" and found.retrieved and self.generator not in _WARNED_OF:
+            _WARNED_OF.add(self.generator)
             logger.warning(
                 "%d passages were retrieved, but none of them stands in the prompt: alpha is 0 for such calls "
                 "(rewriting a question and "
                 "merging summaries are some). If the prompt does hold passages, say so: passages=[...] as an option "
-                "of the call or a "
-                "field of the model. This is said once.",
+                "of the call or a field of the model. This is said once for each generator.",
                 found.retrieved,
             )
 

@@ -21,9 +21,10 @@ Thread-safe; all memory is bounded, the least recently used goes first.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from focus_rag.adapters.prompt_scan import SHORTEST_ANYWHERE, WordTriple, anchors, places_in, word_triples
@@ -45,27 +46,31 @@ __all__ = ["CapturedPassages", "PassageRegistry", "RetrievedText"]
 RetrievedText = tuple[str, object, str | None]
 """Text, the retriever's score as it came (or None), the document's id (or None)."""
 
-_RETRIEVALS_PER_RUN: Final = 32
 _Row = tuple[str, float | None, str | None]
 
+_MANY_TEXTS: Final = 512  # from so many on, those of which no words stand in a prompt are not looked for there
+_NEAREST: Final = 32  # retrievals in which changed passages are looked for
 _DEEPEST_LINEAGE: Final = 256
 _MOST_FEW_WORD_TEXTS: Final = 512
 _LEAST_WITHOUT_LINEAGE: Final = 0.3
 
 
 class _Run:
-    __slots__ = ("gate", "parent", "query", "retrievals", "source")
+    __slots__ = ("asked", "gate", "parent", "query", "retrievals", "source")
 
-    def __init__(self, parent: Hashable | None, gate: bool, query: str | None, source: str | None) -> None:
+    def __init__(
+        self, parent: Hashable | None, gate: bool, query: str | None, source: str | None, asked: str | None
+    ) -> None:
+        self.asked = asked
         self.parent = parent
         self.gate = gate
         self.query = query
         self.source = source
         self.retrievals: dict[Retrieval, None] = {}
 
-    def hold(self, retrieval: Retrieval) -> None:
+    def hold(self, retrieval: Retrieval, most: int) -> None:
         if retrieval not in self.retrievals:
-            if len(self.retrievals) >= _RETRIEVALS_PER_RUN:
+            if len(self.retrievals) >= most:
                 del self.retrievals[next(iter(self.retrievals))]
             self.retrievals[retrieval] = None
 
@@ -132,6 +137,7 @@ class PassageRegistry:
         gate: bool = False,
         query: str | None = None,
         source: str | None = None,
+        asked: str | None = None,
     ) -> None:
         """Note that a run has started.
 
@@ -141,10 +147,12 @@ class PassageRegistry:
             gate: Whether model calls below it serve the retrieval itself and are not to be focused.
             query: What it was asked to retrieve.
             source: Who gives the scores of what it returns. Scores of different sources are never mixed.
+            asked: What it was given, which may be a question. Passages that it or a run below it brings, and of which
+                nobody knows what for, are taken to be for that in prompts where it stands.
         """
         with self._lock:
             if run_id not in self._runs:
-                self._runs[run_id] = _Run(parent_id, gate, query, source)
+                self._runs[run_id] = _Run(parent_id, gate, query, source, asked)
                 if parent_id in self._runs:
                     self._runs.move_to_end(parent_id)
                     self._runs.move_to_end(run_id)
@@ -184,7 +192,8 @@ class PassageRegistry:
             if lineage:
                 query = lineage[0].query if query is None else query
                 source = source or lineage[0].source
-            earlier = list(_newest_first(lineage if handed_on or query is None else lineage[:1]))
+            handed_on = handed_on or query is None
+            earlier = list(_newest_first(lineage if handed_on else lineage[:1]))
             repeated = next((r for r in earlier if query in (None, r.query) and self._repeats(r, rows)), None)
             if repeated is None:
                 # What was returned twice says where it stands once.
@@ -194,9 +203,12 @@ class PassageRegistry:
                     higher_is_better = told
                 elif told is not None and told != higher_is_better:
                     higher_is_better = None
-                repeated = self._new_retrieval(query, rows, Origin(source, higher_is_better), earlier)
+                given = _origins(lineage, query, by_score_alone=handed_on)
+                asked = next((run.asked for run in lineage if run.asked), None)
+                own = Origin(source, higher_is_better)
+                repeated = self._new_retrieval(query, asked, rows, lambda *hit: given(*hit) or own, earlier)
             for run in lineage:
-                run.hold(repeated)
+                run.hold(repeated, self.max_retrievals)
             self._shrink()
 
     def _repeats(self, retrieval: Retrieval, rows: Sequence[_Row]) -> bool:
@@ -213,7 +225,12 @@ class PassageRegistry:
         return True
 
     def _new_retrieval(
-        self, query: str | None, rows: Sequence[_Row], origin: Origin, earlier: Sequence[Retrieval]
+        self,
+        query: str | None,
+        asked: str | None,
+        rows: Sequence[_Row],
+        origin_of: Callable[[StoredText, float | None], Origin],
+        earlier: Sequence[Retrieval],
     ) -> Retrieval:
         """File rows; texts that repeat a hit of an earlier retrieval, or have no score, keep that hit."""
         hits: dict[StoredText, Hit] = {}
@@ -221,14 +238,15 @@ class PassageRegistry:
             text = self._remembered(content)
             hit = hits.get(text)
             if hit is None:
-                hit = hits[text] = Hit(origin)
+                hit = hits[text] = Hit(origin_of(text, score))
             hit.scores.append(score)
             hit.ids.append(id_)
-        if query is None:  # they still serve the question that they were retrieved for
+        if query is None:  # they still serve the question that they were retrieved for, whole or in part
             query = next((r.query for r in earlier if not hits.keys().isdisjoint(r.hits)), None)
+            query = query or next((r.query for r in earlier[:_NEAREST] if r.query and _share_parts(r.hits, hits)), None)
         for text, hit in hits.items() if earlier else ():
             hits[text] = next((old for r in earlier if (old := r.hits.get(text)) and old.agrees(hit)), hit)
-        retrieval = Retrieval(query, hits)
+        retrieval = Retrieval(query, hits, asked)
         for text in hits:
             text.found_by(retrieval)
         self._retrievals.append(retrieval)
@@ -250,12 +268,12 @@ class PassageRegistry:
                 for retrieval in reversed(run.retrievals):
                     ranked.setdefault(retrieval, level)
             candidates = _copies(ranked)
-        if places := _placed(prompt, candidates):
-            queries = {r: query_rank(r.query, prompt) for r in ranked}
-            order = sorted(
-                ranked, key=lambda r: (-ranked[r], queries[r]), reverse=True
-            )  # stable: newer first among equals
-            return captured(places, order, "lineage", len(candidates))
+            likely = candidates if len(candidates) <= _MANY_TEXTS else self._likely(candidates, prompt)
+        if places := _placed(prompt, likely):
+            queries = {r: query_rank(r.asked_in(prompt), prompt) for r in ranked}
+            # Stable: newer first among equals.
+            order = sorted(ranked, key=lambda r: (-ranked[r], queries[r]), reverse=True)
+            return captured(prompt, places, order, "lineage", len(candidates))
 
         with self._lock:
             texts = self._mentioned(prompt)
@@ -320,6 +338,12 @@ class PassageRegistry:
             gone.text = ""
             gone.retrievals.clear()
 
+    def _likely(self, texts: Mapping[StoredText, int], prompt: str) -> dict[StoredText, int]:
+        """Those of which some words stand in the prompt in a row, and those that are too short to tell."""
+        self._index()
+        triples = word_triples(prompt)
+        return {text: n for text, n in texts.items() if not (text.anchors and triples.isdisjoint(text.anchors))}
+
     def _mentioned(self, prompt: str) -> dict[StoredText, None]:
         """Texts of which some words stand in the prompt in a row: candidates, to be located."""
         self._index()
@@ -334,6 +358,30 @@ class PassageRegistry:
 def _newest_first(lineage: Iterable[_Run]) -> Iterator[Retrieval]:
     for run in lineage:
         yield from reversed(run.retrievals)
+
+
+def _origins(
+    lineage: Iterable[_Run], query: str | None, *, by_score_alone: bool
+) -> Callable[[StoredText, float | None], Origin | None]:
+    """Who gave a text its score, among the nearest retrievals for a query, or for any if there is none.
+
+    Args:
+        lineage: The run that brings texts and scores, and its ancestors.
+        query: What for.
+        by_score_alone: Whether a passage that was cut, or exchanged for another, is told by the score that it carries.
+    """
+    given: dict[tuple[StoredText | None, float | None], Origin] = {}
+    for retrieval in itertools.islice(_newest_first(lineage), _NEAREST):
+        for text, hit in retrieval.hits.items() if query in (None, retrieval.query) else ():
+            for score in hit.scores:
+                given.setdefault((None if by_score_alone else text, score), hit.origin)
+    return lambda text, score: None if score is None else given.get((None if by_score_alone else text, score))
+
+
+def _share_parts(some: Iterable[StoredText], others: Iterable[StoredText]) -> bool:
+    """Whether a text of one stands in a text of the other."""
+    long = [[text.text for text in texts if len(text.text) >= SHORTEST_ANYWHERE] for texts in (some, others)]
+    return any(one in other or other in one for one, other in itertools.product(*long))
 
 
 def _copies(retrievals: Iterable[Retrieval]) -> dict[StoredText, int]:

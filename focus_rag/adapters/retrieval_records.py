@@ -101,12 +101,17 @@ class Hit:
 class Retrieval:
     """The result of one retrieval. Eviction empties `hits`, so that runs and texts may go on pointing here."""
 
-    __slots__ = ("hits", "query", "serial")
+    __slots__ = ("asked", "hits", "query", "serial")
 
-    def __init__(self, query: str | None, hits: dict[StoredText, Hit]) -> None:
+    def __init__(self, query: str | None, hits: dict[StoredText, Hit], asked: str | None = None) -> None:
         self.query = query
+        self.asked = asked
         self.hits = hits
         self.serial = next(_SERIALS)
+
+    def asked_in(self, prompt: str) -> str | None:
+        """What it was for; where nobody knows, what the run that brought it was given, if that stands in the prompt."""
+        return self.query or (self.asked if self.asked and self.asked in prompt else None)
 
 
 def from_registry(
@@ -123,7 +128,7 @@ def from_registry(
 
     def fit(retrieval: Retrieval) -> tuple[tuple[int, int], int, bool]:
         starts = [places[text][0] for text in hits[retrieval] if text in places]
-        return query_rank(retrieval.query, prompt), len(starts), starts == sorted(starts)
+        return query_rank(retrieval.asked_in(prompt), prompt), len(starts), starts == sorted(starts)
 
     fits = {retrieval: fit(retrieval) for retrieval in hits}
     order = sorted(fits, key=lambda retrieval: (fits[retrieval], retrieval.serial), reverse=True)
@@ -134,16 +139,21 @@ def from_registry(
         best = rivals[0]
         (place, _), covered, _ = fits[best]
         if place < 0 and covered < len(places):
-            return captured(places, order, "registry", retrieved, "these passages were not retrieved together")
+            return captured(prompt, places, order, "registry", retrieved, "these passages were not retrieved together")
         # The same query twice is a retriever and the reranker around it: the later one counts.
-        others = [retrieval for retrieval in rivals if fits[retrieval] == fits[best] and retrieval.query != best.query]
+        others = [
+            retrieval
+            for retrieval in rivals
+            if fits[retrieval] == fits[best] and retrieval.asked_in(prompt) != best.asked_in(prompt)
+        ]
         if any(hits[retrieval][text].scores != hits[best][text].scores for retrieval in others):
             doubt = "several queries retrieved these passages with different scores"
-            return captured(places, order, "registry", retrieved, doubt)
-    return captured(places, order, "registry", retrieved)
+            return captured(prompt, places, order, "registry", retrieved, doubt)
+    return captured(prompt, places, order, "registry", retrieved)
 
 
 def captured(
+    prompt: str,
     places: Mapping[StoredText, Sequence[int]],
     order: Sequence[Retrieval],
     how: Literal["lineage", "registry"],
@@ -153,6 +163,7 @@ def captured(
     """The passages in a prompt, each with the score of the first retrieval in `order` that holds it.
 
     Args:
+        prompt: What the model is shown.
         places: First characters of each text in the prompt.
         order: Retrievals, the likeliest first.
         how: How they were found.
@@ -162,6 +173,7 @@ def captured(
     found: list[tuple[int, str, float | None, str | None]] = []
     origins: set[Origin] = set()
     queries: dict[str, None] = {}
+    searches: set[str | None] = set()
     for text, starts in places.items():
         for retrieval in order:
             if hit := retrieval.hits.get(text):
@@ -170,21 +182,24 @@ def captured(
             continue
         if hit.is_scored:
             origins.add(hit.origin)
-        if retrieval.query:
-            queries[retrieval.query] = None
+            searches.add(retrieval.query)
+        if asked := retrieval.asked_in(prompt):
+            queries[asked] = None
         for i, start in enumerate(starts):
             known = min(i, len(hit.scores) - 1)
             found.append((start, text.text, hit.scores[known], hit.ids[known]))
     found.sort(key=lambda row: row[0])
+    # In doubt about the retrieval, whose question it is must not be guessed; one about scores alone says nothing of it.
+    query = None if doubt else " ".join(queries) or None
     if len({origin.source for origin in origins} - {None}) > 1:
         doubt = doubt or "the scores come from different retrievers and cannot be compared"
+    if len(searches - {None}) > 1:
+        doubt = doubt or "the scores come from several searches and cannot be compared"
     ways = {origin.higher_is_better for origin in origins} - {None}
     if len(ways) > 1:
         doubt = doubt or "some scores are distances and some are similarities"
     passages = tuple(Passage(text, None if doubt else score, id=id_) for _, text, score, id_ in found if text)
     way = None if doubt or not ways else ways.pop()
-    # Whose question it is must not be guessed either: in doubt there is none.
-    query = None if doubt else " ".join(queries) or None
     return CapturedPassages(passages, how if passages else "none", way, query, None, retrieved, doubt)
 
 

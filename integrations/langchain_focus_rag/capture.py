@@ -12,7 +12,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.tracers.context import register_configure_hook
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ SCORE_KEYS: Final = (
 )
 """Metadata under which retrievers and rerankers keep scores, the later stage of a pipeline first."""
 
+_ASKED_KEYS: Final = ("question", "query", "input")
 _DEEPEST: Final = 4
 _LONGEST: Final = 2000
 
@@ -71,7 +72,8 @@ class PassageCapture(BaseCallbackHandler):
     """Callback handler that files retrieved documents under the runs that hold them.
 
     Documents are picked up from retrievers, from the inputs and outputs of chains, graph nodes and tools, and from the
-    artifacts of tool messages; each list of documents by itself, in its order. Scores come from `(Document, score)`
+    artifacts of tool messages; each list of documents by itself, in its order. Where no retriever was asked, what a
+    tool or node was given counts as the question, in prompts where it stands. Scores come from `(Document, score)`
     pairs and from the metadata in `SCORE_KEYS`; a list that mixes several kinds of score has none. They are compared
     with scores of the same retriever, tool or chain only.
 
@@ -102,7 +104,7 @@ class PassageCapture(BaseCallbackHandler):
         name: str | None = None,
         **_: Any,
     ) -> None:
-        self.registry.record(run_id, parent_run_id, source=name)
+        self.registry.record(run_id, parent_run_id, source=name, asked=_asked_in(inputs))
         self._put(run_id, inputs)
 
     @_event
@@ -111,9 +113,17 @@ class PassageCapture(BaseCallbackHandler):
 
     @_event
     def on_tool_start(
-        self, serialized: Any, input_str: str, *, run_id: UUID, parent_run_id: UUID | None = None, **_: Any
+        self,
+        serialized: Any,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        inputs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
-        self.registry.record(run_id, parent_run_id, source=(serialized or {}).get("name"))
+        asked = _asked_in(inputs or input_str)
+        self.registry.record(run_id, parent_run_id, source=(serialized or {}).get("name"), asked=asked)
 
     @_event
     def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
@@ -213,6 +223,20 @@ def _note_start(run_id: UUID, prompts: Sequence[str]) -> None:
     started = _STARTED.get()
     if started is not None:
         started.extend((prompt, run_id) for prompt in prompts)
+
+
+def _asked_in(inputs: Any) -> str | None:
+    """What may be the question among the inputs of a run."""
+    if isinstance(inputs, BaseModel) or dataclasses.is_dataclass(inputs):
+        inputs = getattr(inputs, "__dict__", {})
+    if isinstance(inputs, Mapping):
+        texts = [value for value in inputs.values() if isinstance(value, str)]
+        named = next((inputs[key] for key in _ASKED_KEYS if isinstance(inputs.get(key), str)), None)
+        inputs = named or (texts[0] if len(texts) == 1 else inputs.get("messages"))
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
+        said = [one for one in inputs[-_LONGEST:] if isinstance(one, HumanMessage)]
+        inputs = text_of(said[-1:])
+    return inputs if isinstance(inputs, str) and 0 < len(inputs.strip()) <= _LONGEST else None
 
 
 @dataclasses.dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import threading
@@ -24,6 +25,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.tools import StructuredTool
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 from langchain_focus_rag import CAPTURE, ChatFocus, FocusLLM, keep_best, keep_scores
 from langchain_focus_rag.batching import GatheredBatch, Row
@@ -672,6 +674,49 @@ def test_a_prompt_without_its_passages_is_not_focused_and_said_once(caplog: pyte
     assert "6 retrieved texts, none of them in this prompt" in report_of(first)["note"]
     assert len(caplog.records) == 1
     assert "6 passages were retrieved" in caplog.records[0].message
+
+
+def test_models_made_anew_for_each_call_warn_once_too_and_copies_share_the_generator(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, generator = model_of("chat")
+    varied = model.configurable_fields(alpha=ConfigurableField(id="alpha"))
+    lost = chain(varied.with_config(configurable={"alpha": 0.0}), documents(), lambda found: "nothing")
+    with caplog.at_level(logging.WARNING, logger="focus_rag"):
+        for _ in range(3):
+            lost.invoke(QUESTION)
+    assert len(caplog.records) == 1
+    copied = copy.deepcopy(model)
+    assert copied is not model and copied.generator is generator
+
+
+@pytest.mark.parametrize("given", ["text", "mapping", "tool", "messages"])
+def test_a_search_without_a_retriever_is_for_what_its_step_was_given(given: str) -> None:
+    model, generator = model_of("chat")
+    if given == "tool":
+        search = StructuredTool.from_function(
+            lambda query: (query, documents()), name="search", description="d", response_format="content_and_artifact",
+            args_schema={"type": "object", "properties": {"query": {"type": "string"}}},
+        )  # fmt: skip
+
+        def answer(question: str) -> Any:
+            called = {"name": "search", "args": {"query": question}, "id": "1", "type": "tool_call"}
+            found = search.invoke(called).artifact
+            return (PROMPT | model).invoke({"context": join(found), "question": question})
+
+        RunnableLambda(answer).invoke(QUESTION)
+    else:
+        inputs = {
+            "text": QUESTION,
+            "mapping": {"question": QUESTION, "other": "x"},
+            "messages": {"messages": [HumanMessage("Earlier?"), AIMessage("So."), HumanMessage(QUESTION)]},
+        }[given]
+        searched = RunnableLambda(lambda _: documents())
+        RunnableLambda(lambda value: (PROMPT | model).invoke(
+            {"context": join(searched.invoke(value)), "question": QUESTION}
+        )).invoke(inputs)  # fmt: skip
+    assert generator.requests[-1].query == QUESTION
+    assert len(generator.requests[-1].passages) == len(TEXTS)
 
 
 def test_calls_that_have_nothing_to_find_are_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
