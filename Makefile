@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(VENV)/bin/focus-rag demo

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.intervention import written
 from focus_rag.answers import GenerationSettings
 from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.shares import attention_shares
 from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.evaluation.metrics import normalised_answer, substring_match
 from focus_rag.evaluation.statistics import bootstrap_mean
@@ -27,7 +28,6 @@ from focus_rag.evidence import best_supported
 from focus_rag.examples import Example, examples_from_rows, load_examples
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
-from focus_rag.prepared_request import attention_shares
 from focus_rag.shared_words import shared_word_scores
 
 PASSAGES, NEW_TOKENS = 20, 48

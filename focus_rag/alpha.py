@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.passages import RetrievalSignal
 
 
@@ -133,24 +132,6 @@ class FittedAlpha(_Policy):
 
 
 AlphaPolicy = Annotated[FixedAlpha | RetrievalAlpha | FittedAlpha, Field(discriminator="kind")]
-
-_POLICIES: TypeAdapter[FixedAlpha | RetrievalAlpha | FittedAlpha] = TypeAdapter(AlphaPolicy)
-
-
-def load_policy(mapping: Mapping[str, Any]) -> FixedAlpha | RetrievalAlpha | FittedAlpha:
-    """The policy that `policy.model_dump()` (or its JSON) described.
-
-    Raises:
-        InvalidInputError: The mapping describes no policy; the message names the first field that is wrong.
-    """
-    try:
-        return _POLICIES.validate_python(dict(mapping))
-    except (ValidationError, TypeError, ValueError) as error:
-        what = first_problem(error.errors()) if isinstance(error, ValidationError) else str(error)
-        raise InvalidInputError(
-            f"Not an alpha policy ({what}). "
-            "Expected a mapping with kind 'fixed', 'retrieval' or 'fitted' and its fields."
-        ) from error
 
 
 def _because(signal: RetrievalSignal) -> str:

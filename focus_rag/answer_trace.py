@@ -11,8 +11,8 @@ import torch
 
 from focus_rag.answer_report import AnswerTrace
 from focus_rag.answers import Answer
-from focus_rag.attention.formulas import split_weights
 from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.shares import split_mass
 from focus_rag.attention.splitting import split_softmax
 from focus_rag.attention.steering import focus
 from focus_rag.generator import FocusGenerator
@@ -58,9 +58,7 @@ def trace_answer(
         meter = stack.enter_context(SpanMeter(generator.model, heads, [spans], length + len(tokens), rows=rows))
         ids = torch.tensor([[*prompt.input_ids, *tokens]], device=input_device(generator.model))
         generator.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    by_head = meter.steps[0][0]
-    if favoured:  # the meter reads queries and keys, which split softmax leaves as they are
-        by_head = split_weights(by_head, torch.tensor([is_favoured for _, is_favoured in shown]), answer.tau)
+    by_head = split_mass(meter.steps[0][0], [is_favoured for _, is_favoured in shown], answer.tau)
     mass = by_head.mean(dim=0)
     whole = mass.sum(dim=-1, keepdim=True)
     shares = torch.where(whole > _NO_ATTENTION, mass / whole.clamp_min(_NO_ATTENTION), 0.0).tolist()

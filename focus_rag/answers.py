@@ -14,7 +14,7 @@ from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.evidence import Evidence
 from focus_rag.noise import ScoreKind
 from focus_rag.passage_ranking import require_count
-from focus_rag.passages import Passage
+from focus_rag.passages import Passage, as_passages
 from focus_rag.score_split import SplitSetting
 
 AlphaSetting = float | Literal["auto"] | AlphaPolicy
@@ -75,6 +75,12 @@ class GenerationSettings(BaseModel):
         given = {name: value for name, value in changes.items() if value is not None}
         if not given:
             return self
+        unknown = sorted(set(given) - set(GenerationSettings.model_fields))
+        if unknown:
+            raise InvalidInputError(
+                f"Unknown option {', '.join(map(repr, unknown))}: generation settings are "
+                f"{', '.join(GenerationSettings.model_fields)}."
+            )
         try:
             return GenerationSettings(**{**self.model_dump(), **given})
         except ValidationError as error:
@@ -148,13 +154,7 @@ class Request:
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
             raise InvalidInputError(f"passages must be a list of Passage objects; got {type(self.passages).__name__}.")
-        object.__setattr__(self, "passages", tuple(self.passages))
-        wrong = [passage for passage in self.passages if not isinstance(passage, Passage)]
-        if wrong:
-            raise InvalidInputError(
-                f"passages must be Passage objects; got {type(wrong[0]).__name__}. Wrap texts: Passage(text, "
-                "score=...)."
-            )
+        object.__setattr__(self, "passages", tuple(as_passages(self.passages)))
 
 
 @dataclass(frozen=True, slots=True)

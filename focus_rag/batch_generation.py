@@ -158,8 +158,8 @@ class Batch:
             pad_token_id=self._pad,
             eos_token_id=sorted(self._ends) or None,
             return_dict_in_generate=False, output_scores=False, output_attentions=False, output_hidden_states=False,
-            # Rows are read token by token and end by the request's own stop strings.
             # In one pass, because what the first pass attends to is what the first token was chosen by.
             prefill_chunk_size=None,
+            # Rows are read token by token and end by the request's own stop strings.
             stop_strings=None, guidance_scale=None, prompt_lookup_num_tokens=None, assistant_early_exit=None,
         )  # fmt: skip

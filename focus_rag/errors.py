@@ -15,7 +15,7 @@ class InvalidInputError(FocusRagError, ValueError):
 
 
 class PromptTooLongError(InvalidInputError):
-    """The prompt does not fit the model's window even with every passage dropped."""
+    """The prompt does not fit the model's window; one laid out here, not even with every passage dropped."""
 
 
 class ProfileError(FocusRagError, ValueError):
@@ -39,7 +39,7 @@ class DocumentError(FocusRagError, ValueError):
 
 
 class MissingDependencyError(FocusRagError, ImportError):
-    """An optional package is needed and not installed; the message names the extra that brings it."""
+    """An optional package is needed and not installed; the message names it, or the extra that brings it."""
 
 
 def first_problem(found: Sequence[Mapping[str, Any]]) -> str:

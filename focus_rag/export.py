@@ -6,7 +6,7 @@ a bias, exactly. After RoPE it would turn with the position, and behind a norm i
 cannot be baked.
 
 What a baked model has lost: one alpha serves everything, passages or none; nothing follows the retrieval any more,
-neither alpha nor a split. Attaching the profile to it shifts its queries a second time.
+neither alpha nor a split. A profile is not attached to it: that would shift its queries a second time.
 """
 
 from __future__ import annotations

@@ -205,9 +205,8 @@ class FocusGenerator:
     @property
     def identity(self) -> str:
         """Sixteen hexadecimal digits that tell this model and profile from others, whatever they are called."""
-        profile = self.profile
-        directions = b"" if profile is None else profile.directions.float().cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(self._weights.encode() + directions).hexdigest()[:16]
+        profile = "" if self.profile is None else self.profile.digest
+        return hashlib.sha256(f"{self._weights} {profile}".encode()).hexdigest()[:16]
 
     @cached_property
     def _weights(self) -> str:

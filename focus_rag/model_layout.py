@@ -81,7 +81,7 @@ class ModelLayout:
         config = _text_config(model)
         family = str(getattr(config, "model_type", type(model).__name__))
         _refuse_by_name(family, config)
-        attentions = _attention_modules(model, config)
+        attentions = _attention_modules(model)
         _refuse_by_structure(family, attentions, config)
         query_heads = int(config.num_attention_heads)
         key_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
@@ -278,7 +278,7 @@ def _refuse_by_name(family: str, config: Any) -> None:
         )
 
 
-def _attention_modules(model: nn.Module, config: Any) -> list[nn.Module]:
+def _attention_modules(model: nn.Module) -> list[nn.Module]:
     """Attention modules of the text model, found by class name and layer index and never by path."""
     found = [
         (name, module)

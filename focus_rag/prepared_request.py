@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
-from focus_rag.attention.formulas import split_weights
+from focus_rag.attention.shares import attention_shares
 from focus_rag.confidence import Confidence, Support
 from focus_rag.decoding import RowText
 from focus_rag.evidence import Evidence, best_supported, values_of
@@ -158,33 +157,3 @@ class PreparedRequest:
         places = {index: place for place, index in enumerate(shown)}
         of_passage = [places[sentence.passage] for sentence in self.measured_sentences]
         return attention_shares(steps, of_passage, [index in self.choice.favoured for index in shown], self.choice.tau)
-
-
-def attention_shares(
-    steps: Sequence[Tensor], of_passage: Sequence[int], favoured: Sequence[bool], tau: float
-) -> tuple[list[float], list[float]]:
-    """Shares of the attention on passages, over heads and response rows: that of each passage, and that of each of
-    their sentences.
-
-    Args:
-        steps: For every forward pass the mass `(heads, rows, spans)` on the passages, and behind them on the sentences,
-            of its first row; behind those may be others.
-        of_passage: Which passage each sentence belongs to.
-        favoured: Whether split softmax leaned on each passage: what was measured reads queries and keys, which that
-            leaves as they are.
-        tau: Its exponent.
-
-    Returns:
-        The shares; those of the passages add up to 1. Nothing where there are no passages, no steps, or no mass.
-    """
-    if not favoured or not steps:
-        return [], []
-    measured = torch.stack([step[:, 0, : len(favoured) + len(of_passage)] for step in steps])
-    passages, sentences = measured.split([len(favoured), len(of_passage)], dim=-1)
-    if any(favoured):
-        split = split_weights(passages, torch.tensor(favoured), tau)
-        sentences = sentences * torch.where(passages > 0, split / passages, 1.0)[..., list(of_passage)]
-        passages = split
-    mass, parts = passages.mean(dim=(0, 1)), sentences.mean(dim=(0, 1))
-    total = mass.sum()
-    return ((mass / total).tolist(), (parts / total).tolist()) if total > 0 else ([], [])

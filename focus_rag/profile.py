@@ -31,7 +31,6 @@ from focus_rag.score_split import ScoreSplit
 if TYPE_CHECKING:
     from torch import nn
 
-SCHEMA_VERSION = 1
 MANIFEST = "focus_profile.json"
 TENSORS = "directions.safetensors"
 
@@ -101,7 +100,7 @@ class FocusProfile:
         heads: Sequence[HeadEntry],
         directions: Tensor,
         *,
-        site: Site = "normed",
+        site: Site,
         passages_at: int | None = None,
         policy: AlphaPolicy | None = None,
         split: ScoreSplit | None = None,

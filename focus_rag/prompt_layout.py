@@ -19,6 +19,10 @@ _OURS = frozenset(
 """What a tokenizer's `apply_chat_template` takes for itself, or says to the template by itself."""
 
 
+NOT_STATED = "not stated"
+"""What the default instruction asks a model to say where the passages do not hold the answer."""
+
+
 class PromptLayout(BaseModel):
     """How a question and its passages become one user message.
 
@@ -26,7 +30,8 @@ class PromptLayout(BaseModel):
     it reads what follows, so only then can a passage's keys know whether it is relevant.
 
     Attributes:
-        instruction: First line of the message.
+        instruction: First line of the message. A fit takes "not stated", as the default one asks for, to say that
+            nothing is.
         question_first: Whether the question also stands before the passages.
         plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns
             there.
@@ -39,7 +44,7 @@ class PromptLayout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instruction: str = "Answer the question from the passages. If they do not hold the answer, say: not stated."
+    instruction: str = f"Answer the question from the passages. If they do not hold the answer, say: {NOT_STATED}."
     question_first: bool = True
     plain_ending: str = "\nAnswer:"
     template_options: Mapping[str, Any] = {}

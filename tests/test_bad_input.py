@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from focus_rag.alpha import FittedAlpha, RetrievalAlpha, load_policy
+from focus_rag.alpha import FittedAlpha, RetrievalAlpha
 from focus_rag.cli import main
 from focus_rag.errors import DocumentError, FocusRagError, InvalidInputError
 from focus_rag.noise import estimate_noise, signal_of
@@ -63,17 +62,6 @@ def test_scores_of_any_type_are_estimated_or_the_kind_is_refused(values, kind):
 def test_given_noise_of_any_type_is_taken_or_refused(noise):
     signal, error = outcome(InvalidInputError, signal_of, [Passage("a"), Passage("b")], noise=noise)
     assert "[0, 1]" in str(error) if error else 0.0 <= signal.noise <= 1.0
-
-
-@given(
-    st.dictionaries(st.sampled_from(["kind", "alpha", "ceiling", "half_count", "counts", "noises", "alphas"]), anything)
-)
-def test_a_policy_of_any_shape_loads_or_is_refused_by_name(mapping):
-    policy, error = outcome(InvalidInputError, load_policy, mapping)
-    if error:
-        assert str(error).startswith("Not an alpha policy")
-    else:
-        assert load_policy(json.loads(policy.model_dump_json())) == policy
 
 
 @given(

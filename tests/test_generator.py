@@ -300,11 +300,18 @@ def test_passages_that_do_not_fit_are_dropped_from_the_lowest_score_up(generator
         generator.generate("x" * 100_000)
 
 
+def test_texts_and_pairs_of_text_and_score_are_passages(generator):
+    plain = [(passage.text, passage.score) for passage in PASSAGES]
+    same = [Passage(*pair) for pair in plain]
+    assert generator.answer(QUESTION, plain).text == generator.answer(QUESTION, same).text
+    assert generator.answer(QUESTION, ["The mill is old."]).passages[0].passage == Passage("The mill is old.")
+
+
 def test_bad_input_is_one_clear_error(parts, generator):
     with pytest.raises(InvalidInputError, match="empty"):
         generator.answer("   ", PASSAGES)
     with pytest.raises(InvalidInputError, match="Passage"):
-        generator.answer(QUESTION, ["a plain string"])
+        generator.answer(QUESTION, [object()])
     with pytest.raises(InvalidInputError, match="temperature"):
         generator.answer(QUESTION, PASSAGES, temperature=-1)
     with pytest.raises(InvalidInputError, match="tempratur"):

@@ -263,3 +263,9 @@ def test_counting_positions_through_every_kind_of_cache():
     assert run([(6, 6), (1, 4), (1, 4)], window=4) == [6, 7, 8], "rolling"
     assert run([(2, 2), (1, 3), (1, 4), (1, 4)], window=4) == [2, 3, 4, 5], "begins to roll"
     assert run([(6, 20), (1, 20), (1, 20)]) == [6, 7, 8], "static"
+
+
+@pytest.mark.parametrize("heads", [[], [(0, 99)], [(77, 0)], [(-1, 0)]])
+def test_heads_that_the_model_has_not_are_refused(heads):
+    with pytest.raises(InvalidInputError, match="heads of the model"):
+        SpanMeter(tiny_model(), heads, [[(1, 3)]], 8)

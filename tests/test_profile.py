@@ -70,7 +70,7 @@ def test_both_halves_can_be_read_by_whoever_may_read_new_files(profile, tmp_path
 
 def test_tensors_are_its_own(profile, tmp_path):
     given = torch.ones_like(profile.directions)
-    made = FocusProfile(profile.fingerprint, profile.heads, given, key_directions=given)
+    made = FocusProfile(profile.fingerprint, profile.heads, given, site=profile.site, key_directions=given)
     digest = made.digest
     given += 1
     assert made.directions.max() == made.key_directions.max() == 1
@@ -145,7 +145,7 @@ def test_top_and_replace(profile):
 def test_what_is_no_profile(model, heads, directions, message):
     entries = [HeadEntry(layer=layer, head=head) for layer, head in heads]
     with pytest.raises(ProfileError, match=message):
-        FocusProfile(Fingerprint.of(model), entries, directions)
+        FocusProfile(Fingerprint.of(model), entries, directions, site="normed")
 
 
 def broken(folder: Path, manifest=None, tensors=None):

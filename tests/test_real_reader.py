@@ -24,9 +24,10 @@ from focus_rag.embedded.real_reader.sources import Sources
 from focus_rag.embedded.real_reader.stream import Stream, StreamSettings, batch_of, draw_pool
 from focus_rag.embedded.real_reader.words import replaced
 from focus_rag.embedded.real_text import fillings, is_held_out, sentence_ranges
-from focus_rag.embedded.rows import NOT_STATED, Row
+from focus_rag.embedded.rows import Row
 from focus_rag.errors import FocusRagError, InvalidInputError
 from focus_rag.examples import examples_from_rows
+from focus_rag.prompt_layout import NOT_STATED
 from focus_rag.prompting import PromptBuilder
 
 MIX = Mix(

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Final
 
-from focus_rag.locating import locate_passages
+from focus_rag.locating import SHORTEST, locate_passages
 from focus_rag.passages import Passage
 
-SHORTEST_ANYWHERE: Final = 16
-"""Characters; shorter texts stand in a prompt by chance, so nobody is asked for them but who retrieved them."""
+SHORTEST_ANYWHERE: Final = SHORTEST
+"""Shorter texts stand in a prompt by chance, so nobody is asked for them but who retrieved them."""
 
 WordTriple = tuple[str, ...]
 

@@ -40,6 +40,22 @@ def tapped_layers(model: nn.Module, layers: Iterable[int]) -> dict[nn.Module, in
     return {layer.attention: layer.index for layer in ModelLayout.of(model).layers if layer.index in wanted}
 
 
+def require_heads(model: nn.Module, heads: Sequence[tuple[int, int]]) -> None:
+    """Refuse `(layer, head)` pairs that the model has not.
+
+    Raises:
+        InvalidInputError: There are none, or the model lacks one.
+        UnsupportedModelError: The model's layout cannot be read.
+    """
+    layout = ModelLayout.of(model)
+    layers = {layer.index for layer in layout.layers}
+    if not heads or any(layer not in layers or not 0 <= head < layout.query_heads for layer, head in heads):
+        raise InvalidInputError(
+            f"Give heads of the model as (layer, head): it has {len(layout.layers)} layers of {layout.query_heads} "
+            f"heads, counted from 0; got {list(heads)!r}."
+        )
+
+
 class KeyCounter:
     """How many positions each layer has seen, whatever cache it reads from.
 
@@ -85,6 +101,11 @@ class SpanMeter(AttentionTap):
         prompt_length: Length of the padded prompt in tokens.
         rows: Query positions to measure, in every forward pass; None measures the last one, which during generation are
             exactly the rows that predict response tokens.
+        across_threads: Whether to measure when the model runs in another thread than the one that opened it.
+
+    Raises:
+        InvalidInputError: No heads or such as the model has not, or spans outside the prompt.
+        UnsupportedModelError: The model's layout cannot be read.
 
     Attributes:
         steps: For every forward pass the mass `(requests, heads, rows, spans)` in float32, heads in the order given.
@@ -100,6 +121,7 @@ class SpanMeter(AttentionTap):
         rows: Sequence[int] | None = None,
         across_threads: bool = False,
     ) -> None:
+        require_heads(model, heads)
         grouped = heads_by_layer(heads)
         super().__init__(tapped_layers(model, grouped), across_threads=across_threads)
         if any(not 0 <= start <= end <= prompt_length for of_request in spans for start, end in of_request):

@@ -17,10 +17,10 @@ from focus_rag.attention.formulas import (
     span_membership,
     split_output,
 )
-from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
+from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, require_heads, tapped_layers
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError
-from focus_rag.model_layout import ModelLayout, rolling_sizes
+from focus_rag.model_layout import rolling_sizes
 from focus_rag.score_split import SMALLEST_TAU
 
 
@@ -99,7 +99,7 @@ def split_softmax(
     tau: float = 0.1,
     first_row: int | Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Split the softmax of chosen heads while the context is open.
+    """Split the softmax of chosen heads while the context is open, where the model runs in the thread that opened it.
 
     Args:
         model: The model.
@@ -113,6 +113,8 @@ def split_softmax(
     Raises:
         InvalidInputError: tau outside [1e-6, 1], no heads or such as the model has not, no spans, spans outside the
             prompt, or first rows for another number of requests.
+        UnsupportedModelError: The model's layout cannot be read.
+        AttachError: A forward pass has another number of rows than there are requests.
     """
     if not SMALLEST_TAU <= tau <= 1.0:
         raise InvalidInputError(f"tau must lie in [{SMALLEST_TAU:g}, 1]; got {tau!r}.")
@@ -125,13 +127,7 @@ def split_softmax(
         raise InvalidInputError(
             f"Split softmax needs one first row, or one for each of {len(spans)} requests; got {list(first_row)!r}."
         )
-    layout = ModelLayout.of(model)
-    known = {(layer.index, head) for layer in layout.layers for head in range(layout.query_heads)}
-    if not heads or not known.issuperset(map(tuple, heads)):
-        raise InvalidInputError(
-            f"Split softmax needs heads of the model as (layer, head): {len(layout.layers)} layers of "
-            f"{layout.query_heads} heads from 0; got {list(heads)!r}."
-        )
+    require_heads(model, heads)
     if tau == 1.0:
         yield
         return

@@ -10,6 +10,7 @@ import typer
 
 from focus_rag.cli.loading import (
     AlphaOption,
+    DeviceOption,
     JsonOption,
     KeepBestOption,
     ModelOption,
@@ -20,6 +21,7 @@ from focus_rag.cli.loading import (
     parse_alpha,
     parse_split,
     parse_template,
+    split_at,
 )
 from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shorten, write_json, write_table
 
@@ -59,6 +61,7 @@ def command(
         Path | None,
         typer.Option("--report", help="Also write the answer as an HTML page, its passages shaded by attention."),
     ] = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from documents and name the sources.
@@ -85,12 +88,12 @@ def command(
     for line in index.left_out:
         note(f"left out: {line}")
     passages = index.search(question, top_k)
-    generator = load_generator(model, profile, template=template)
+    generator = load_generator(model, profile, device, template=template)
     with progress() as bar:
         bar.add_task("answering", total=None)
         options: dict[str, Any] = {
             "alpha": factor,
-            "split": leaning,
+            "split": split_at(leaning, generator.profile),
             "keep_best": keep_best,
             "score_kind": "cosine",
             "max_new_tokens": max_new_tokens,
@@ -173,11 +176,16 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
 
 
 def _show(answer: Answer) -> None:
+    from focus_rag.prompt_layout import NOT_STATED
+
     typer.echo(one_line(answer.text) or "(the model answered with nothing)")
     typer.echo()
+    is_stated = NOT_STATED not in answer.text.lower()
+    if answer.evidence:
+        typer.echo("evidence:" if is_stated else "closest sentences:")
     for sentence in answer.evidence:
         typer.echo(f'[{sentence.passage + 1}] "{one_line(sentence.text)}"')
-    sure = "" if answer.confidence is None else f"confidence {answer.confidence:.0%}, "
+    sure = "" if answer.confidence is None or not is_stated else f"confidence {answer.confidence:.0%}, "
     typer.echo(f"{sure}alpha {answer.alpha:.3g}, noise {answer.noise:.2f}: {one_line(answer.reason)}")
     write_table(
         ["", "score", "attention", "source", "text"],
@@ -185,7 +193,7 @@ def _show(answer: Answer) -> None:
             [
                 str(number),
                 "" if use.passage.score is None else f"{round(use.passage.score, 3) + 0.0:.3f}",  # no "-0.000"
-                _share(use.attention) if use.used else "dropped",
+                _share(use.attention) if use.used else "left out",
                 use.passage.id or "",
                 shorten(use.passage.content, _TEXT_WIDTH) if use.used else f"not read: {use.dropped_reason}",
             ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from focus_rag.cli.loading import JsonOption, ModelOption, ProfileOption, load_generator
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, load_generator
 from focus_rag.cli.output import progress, write_json, write_table
 
 _COLUMNS = {
@@ -23,6 +23,7 @@ def command(
     passages: Annotated[int, typer.Option("--passages", help="Passages per question.")] = 20,
     questions: Annotated[int, typer.Option("--questions", help="Questions to take the median over.")] = 5,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")] = 32,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure speed and memory of every method, and of rival packages where they are installed and run.
@@ -33,7 +34,7 @@ def command(
 
     if min(passages, questions, max_new_tokens) < 1:
         raise InvalidInputError("--passages, --questions and --max-new-tokens must be at least 1.")
-    generator = load_generator(model, profile)
+    generator = load_generator(model, profile, device)
     with progress() as bar:
         task = bar.add_task("", total=None)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from focus_rag.cli.loading import JsonOption, ModelOption, ProfileOption, load_generator
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, ProfileOption, load_generator
 from focus_rag.cli.output import progress, shorten, write_json, write_table
 from focus_rag.errors import DocumentError, InvalidInputError
 from focus_rag.examples import holds_answer
@@ -67,6 +67,7 @@ def command(
     top_k: Annotated[int, typer.Option("--top-k", help="Passages to retrieve for each.")] = 20,
     model: ModelOption = None,
     profile: ProfileOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask bundled questions over bundled documents: bare, with focus directions alone, and focused as the profile sets
@@ -82,7 +83,7 @@ def command(
     folder = demo_folder()
     asked = read_questions(folder / "questions.jsonl")[:questions]
     found = _retrieve(folder, asked, top_k)
-    generator = load_generator(model, profile)
+    generator = load_generator(model, profile, device)
     outcomes = _answer(generator, asked, found)
     report = _report(outcomes, generator.model_name, top_k, time.perf_counter() - started)
     if as_json:

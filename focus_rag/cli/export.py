@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from focus_rag.cli.loading import JsonOption, ModelOption, load_generator, parse_alpha
+from focus_rag.cli.loading import DeviceOption, JsonOption, ModelOption, load_generator, parse_alpha
 from focus_rag.cli.output import note, progress, write_json
 
 
@@ -26,6 +26,7 @@ def command(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint; it must not exist, or be empty.")],
     model: ModelOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fold a profile at one alpha into the query biases of a checkpoint, for engines such as vLLM, SGLang or llama.cpp.
@@ -41,7 +42,7 @@ def command(
     factor = parse_alpha(alpha)
     loaded = FocusProfile.load(profile)
     check_export(loaded, out, factor)
-    generator = load_generator(model, loaded)
+    generator = load_generator(model, loaded, device)
     with progress() as bar:
         bar.add_task("exporting and checking", total=None)
         report = export_model(generator.model, generator.tokenizer, loaded, out, alpha=float(factor))

@@ -85,7 +85,7 @@ def parse_alpha(text: str) -> float | Literal["auto"]:
     return alpha
 
 
-def parse_split(text: str) -> SplitSetting:
+def parse_split(text: str) -> float | Literal["auto", "off"]:
     """The value of `--split`.
 
     Raises:
@@ -99,9 +99,19 @@ def parse_split(text: str) -> SplitSetting:
     if name == "off":
         return "off"
     try:
-        return ScoreSplit(tau=float(text))
+        return ScoreSplit(tau=float(text)).tau
     except ValueError as error:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
+
+
+def split_at(leaning: float | Literal["auto", "off"], profile: FocusProfile | None) -> SplitSetting:
+    """What `--split` means for a profile: an exponent stands in the place of its own, all else is as it was fitted."""
+    from focus_rag.score_split import ScoreSplit
+
+    if isinstance(leaning, str):
+        return leaning
+    fitted = (profile and profile.split) or ScoreSplit()
+    return fitted.model_copy(update={"tau": leaning})
 
 
 _PYTHONS = {"True": "true", "False": "false", "None": "null"}

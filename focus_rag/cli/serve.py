@@ -18,6 +18,7 @@ from focus_rag.cli.loading import (
     load_generator,
     parse_alpha,
     parse_split,
+    split_at,
 )
 
 
@@ -67,9 +68,8 @@ def command(
         settings = ServerSettings.model_validate({field: value for field, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInputError(f"The server cannot be set up: {first_problem(error.errors())}.") from error
-    generator = load_generator(
-        model, profile, device, template=template, alpha=factor, split=leaning, keep_best=keep_best
-    )
+    generator = load_generator(model, profile, device, template=template, alpha=factor, keep_best=keep_best)
+    generator.split = split_at(leaning, generator.profile)
     uvicorn.run(
         create_app(generator, settings),
         host=settings.host,

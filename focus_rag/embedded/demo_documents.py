@@ -21,7 +21,7 @@ _ASKED = 5
 _KINDS = ("organisation", "product", "person", "incident", "policy", "release", "place")
 
 
-def write_demo(folder: Path) -> int:
+def write_demo(folder: str | Path) -> int:
     """Write a small corpus of confusable documents and five questions for each family of them.
 
     Args:
@@ -31,6 +31,7 @@ def write_demo(folder: Path) -> int:
     Returns:
         The number of documents.
     """
+    folder = Path(folder)
     rng = random.Random(_SEED)
     folder.mkdir(parents=True, exist_ok=True)
     questions: list[dict[str, Any]] = []

@@ -19,7 +19,6 @@ class Attribute:
     """One thing that can be said of an entity, with the sentence forms of one split.
 
     Attributes:
-        entity_kind: Kind of entity it belongs to, e.g. "person".
         key: Its name among the attributes of that kind.
         value_kind: Kind of value, e.g. "date".
         questions: Ways to ask for it.
@@ -27,7 +26,6 @@ class Attribute:
         past: Ways to state that it once had another value; empty if it never changes.
     """
 
-    entity_kind: str
     key: str
     value_kind: str
     questions: tuple[str, ...]
@@ -60,7 +58,6 @@ def phrasings(split: Split) -> Phrasings:
     for row in table["attribute"]:
         attributes.setdefault(row["type"], []).append(
             Attribute(
-                entity_kind=row["type"],
                 key=row["key"],
                 value_kind=row["kind"],
                 questions=_part(row["questions"], split),

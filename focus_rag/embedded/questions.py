@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
-from focus_rag.embedded.rows import LAYOUT, NOT_STATED, Conversation, Row, marks_of
+from focus_rag.embedded.rows import LAYOUT, Conversation, Row, marks_of
+from focus_rag.prompt_layout import NOT_STATED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,6 @@ from focus_rag.prompting import in_order, token_span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-NOT_STATED = "not stated"
 # Weights of tokens of an answer: finding where the value begins is the task, the rest of the value is copying, and what
 # leads up to it follows from the question.
 FOUND = 4.0

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
-from focus_rag.attention.formulas import split_weights
 from focus_rag.attention.measuring import SpanMeter
+from focus_rag.attention.shares import split_mass
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import Case
 from focus_rag.focus_choice import FocusChoice, choose_focus
@@ -310,9 +310,8 @@ def _answered(batch: Batch, row: int, answer: Answer, steps: Sequence[Tensor], *
     by_head = torch.stack(
         [step[row, :, 0, : n + 1] for step in steps[:answer_tokens]]
     )  # other rows may have more passages
-    if is_split_here and answer.tau != 1.0:  # the meter reads queries and keys, which split softmax leaves as they are
-        is_favoured = torch.tensor([False, *(use.favoured for use in answer.passages)], device=by_head.device)
-        by_head = split_weights(by_head, is_favoured, answer.tau)
+    if is_split_here:
+        by_head = split_mass(by_head, [False, *(use.favoured for use in answer.passages)], answer.tau)
     mass = by_head.mean(dim=(0, 1))
     on_passages = [float(value) for value in mass[1:]]
     total = sum(on_passages)

@@ -11,12 +11,13 @@ from typing import Any
 
 from focus_rag.errors import MissingDependencyError
 from focus_rag.fitting.grading import Grading
+from focus_rag.prompt_layout import NOT_STATED
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # The embedded prompt's own words first; the others are what instructed models say in their place.
 _ABSTENTIONS = (
-    "not stated", "not mentioned", "not provided", "not given", "not specified", "not contain", "no answer",
+    NOT_STATED, "not mentioned", "not provided", "not given", "not specified", "not contain", "no answer",
     "no information", "unanswerable", "cannot be answered", "can not be answered", "cannot answer", "unknown",
     "don't know", "do not know",
 )  # fmt: skip

@@ -18,6 +18,7 @@ from focus_rag.evaluation.cases import Case, CaseSource
 from focus_rag.evaluation.questions import Plan
 from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.generator import FocusGenerator
+from focus_rag.weights_digest import weights_digest
 from focus_rag.whole_files import write_whole
 
 RUN, ANSWERS, SPEED = "run.json", "answers.jsonl", "speed.json"
@@ -40,6 +41,7 @@ def described(
         "profile": None
         if profile is None
         else {
+            "digest": profile.digest,
             "heads": [[entry.layer, entry.head, entry.score] for entry in profile.heads],
             "site": profile.site,
             "passages_at": profile.passages_at,
@@ -53,7 +55,7 @@ def described(
         "settings": settings.model_dump(mode="json"),
         "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
-        "weights": generator.identity,
+        "weights": weights_digest(generator.model),
         "tokenizer": _tokenizer_hash(generator.tokenizer),
         "layout": generator.prompts.layout.model_dump(mode="json"),
         "window": generator.context_window,

@@ -12,10 +12,8 @@ from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.prompt_layout import NOT_STATED
 from focus_rag.score_split import SplitSetting
-
-NOT_STATED = "not stated"
-"""What the prompt asks a model to say where the passages do not hold the answer."""
 
 Z_95 = 1.96
 

@@ -16,9 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from focus_rag.answers import Answer
 from focus_rag.confidence import Confidence, Support
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import NOT_STATED, answers_to, is_answered_elsewhere
+from focus_rag.fitting.alpha_sweep import answers_to, is_answered_elsewhere
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
+from focus_rag.prompt_layout import NOT_STATED
 
 _FEWEST = 20
 """Right answers, and wrong ones, that a fit takes."""

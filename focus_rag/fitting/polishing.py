@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from focus_rag.attention.steering import FocusHandle
 from focus_rag.errors import InvalidInputError
 from focus_rag.fitting.teacher_forcing import TeacherForced
+from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 
 
@@ -92,7 +93,7 @@ def polish_directions(
 
 def response_loss(model: nn.Module, example: TeacherForced) -> Tensor:
     """Mean cross-entropy of the response tokens, in nats."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     ids = torch.tensor([example.input_ids], device=device)
     kept = ids.shape[1] - example.rows[0]
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0]

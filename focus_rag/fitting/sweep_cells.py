@@ -86,7 +86,7 @@ def climb(
         cells: The cells.
         alphas: Rising, without 0.
         grades: Grades of a cell's questions at an alpha.
-        progress: Called with cells done and cells in all.
+        progress: Called with how many cells at one alpha are done, and how many there are at most.
 
     Returns:
         One sweep per cell, all over the same alphas.

@@ -69,13 +69,12 @@ class LangChainSettings(FocusSettings):
     def identity(self) -> dict[str, Any]:
         """Everything that decides what a prompt is answered with; a cache keys on it."""
         alpha = self.generator.alpha if self.alpha is None else self.alpha
-        profile, split = self.generator.profile, self.generator.split if self.split is None else self.split
+        split = self.generator.split if self.split is None else self.split
         return {
             "model_name": self.model_name,
-            "weights": self.generator.identity,
+            "identity": self.generator.identity,
             "alpha": alpha.model_dump_json() if isinstance(alpha, BaseModel) else repr(alpha),
             "layout": repr(self.generator.prompts.layout),
-            "profile": None if profile is None else profile.digest,
             "split": split if isinstance(split, str) else split.model_dump_json(),
             "noise": self.noise,
             "score_kind": self.score_kind,

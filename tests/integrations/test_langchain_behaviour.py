@@ -324,7 +324,7 @@ def test_caches_tell_models_and_profiles_of_the_same_name_apart(kind: str, tiny:
     ]
     for generator in generators:
         model_of(kind, generator, cache=cache)[0].invoke("Hello")
-    assert len({generator.identity for generator in generators}) == 4  # that of weights and directions
+    assert len({generator.identity for generator in generators}) == 5
     assert len(cache._cache) == 5
     laid_out = FocusGenerator(
         tiny.model, tiny.tokenizer, settings=tiny.settings, name="the same", layout=PromptLayout(plain_ending=" So:")
