@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import random
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from focus_rag.embedded.batches import BatchStream, Stage, one_row
 from focus_rag.embedded.questions import question_row
 from focus_rag.embedded.reader_model import ModelShape, new_model
 from focus_rag.embedded.real_text import cloze, load_real_text
-from focus_rag.embedded.relevance import Relevance
-from focus_rag.embedded.rows import FOUND, LAYOUT, Conversation, Marks, Row
+from focus_rag.embedded.rows import LAYOUT, Conversation
 from focus_rag.embedded.short_attention import attend
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.errors import InvalidInputError
@@ -112,55 +110,6 @@ def test_what_no_passage_states_is_asked_for_and_answered_so(tokenizer) -> None:
         turns = tokenizer.decode(row.tokens).split("<|assistant|>")[2:]
         shares.append(sum("is not stated." in turn.split("<|end|>")[0] for turn in turns) / len(turns))
     assert shares[0] == 0 < shares[1] < shares[2] == 1
-
-
-def test_marks_are_the_tokens_of_the_passages_and_of_the_told_value(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    rng = random.Random(4)
-    marked = 0
-    for _ in range(40):
-        row = question_row(
-            rng, tokenizer, "train", world.Telling(), n_passages=4, n_hard=2, n_follow_ups=1, missing=False, marked=True
-        )
-        if row.marks is None:
-            continue
-        marked += 1
-        passages, gold, told = (
-            tokenizer.decode(row.tokens[slice(*span)]) for span in (row.marks.passages, row.marks.gold, row.marks.told)
-        )
-        assert row.first_answer is not None
-        value = tokenizer.decode(row.tokens[slice(*row.first_answer)][:-1]).split(" is ", 1)[1].removesuffix(".")
-        assert told.lower().lstrip().startswith(value.lower())
-        assert told in gold and gold in passages
-        assert [label in passages for label in ("[2] ", "[3] ", "[4] ")] == [True] * 3 and "Question:" not in passages
-    assert marked >= 38
-
-
-def test_a_row_without_answers_has_none_to_learn(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    row = question_row(
-        random.Random(5),
-        tokenizer,
-        "train",
-        world.Telling(),
-        n_passages=3,
-        n_hard=1,
-        n_follow_ups=4,
-        missing=False,
-        marked=True,
-        answered=False,
-    )
-    assert row.marks is not None and row.first_answer is None and not any(row.weights)
-    missing = question_row(
-        random.Random(5),
-        tokenizer,
-        "train",
-        world.Telling(),
-        n_passages=3,
-        n_hard=1,
-        n_follow_ups=4,
-        missing=True,
-        marked=True,
-    )
-    assert missing.marks is None
 
 
 def test_prompt_without_passages_is_the_bare_question(tokenizer) -> None:  # type: ignore[no-untyped-def]
@@ -276,71 +225,6 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_model_loads(tmp_path: Path) -
     assert model.config.num_hidden_layers == SHAPE.layers
     assert tokenizer("A text, 123.")["input_ids"] == load_tokenizer(tmp_path)("A text, 123.")["input_ids"]
     assert tokenizer.chat_template == again.tokenizer.chat_template
-
-
-TELLING = (
-    Stage(
-        "passages tell",
-        idle=0.0,
-        copying=0.0,
-        tokens=800,
-        marked=0.7,
-        marked_passages=(2, 6),
-        marked_rich=(0.0, 0.0),
-        relevance=0.5,
-        silence=0.5,
-    ),
-)
-
-
-def test_what_passages_tell_is_learnt_repeats_itself_and_goes_on(tmp_path: Path) -> None:
-    runs = []
-    for name in ("a", "b"):
-        trainer = train.Trainer(tmp_path / name, SETTINGS, TELLING)
-        trainer.run(steps=5)
-        assert trainer.relevance.reading.any()
-        runs.append({**trainer.model.state_dict(), "reading": trainer.relevance.reading})
-    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
-    again = train.Trainer(tmp_path / "a", SETTINGS, TELLING, resume=True)
-    assert torch.equal(again.relevance.reading, runs[0]["reading"])
-    logged = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(0 <= line["picked"] <= 1 < line["told"] for line in logged if "picked" in line)
-    assert any("picked" in line for line in logged)
-
-
-def test_the_reading_picks_the_token_it_is_taught(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    model = new_model(SHAPE, tokenizer, seed=0)
-    reading = Relevance(model, layer=1, lr=0.3)
-    row = Row(list(range(50, 80)), [0.0] * 30, marks=Marks((2, 28), (10, 16), (12, 13)))
-    ids, weights = train.batch_tensors([row], 0)
-    losses = []
-    for _ in range(30):
-        with reading.watching(weights, silence=False), torch.no_grad():
-            model.model(ids)
-        loss, picked = reading.loss([row])
-        loss.backward()
-        reading.step(1.0)
-        losses.append(float(loss.detach()))
-    assert losses[0] == pytest.approx(
-        1.0 * math.log(26) + 0.5 * math.log(26 / 6), rel=1e-4
-    )  # it begins with no preference
-    assert losses[-1] < 0.1 and picked == [True]
-
-
-def test_silence_reaches_only_the_layer_below_where_a_value_is_to_be_found(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    model = new_model(SHAPE, tokenizer, seed=0)
-    reading = Relevance(model, layer=1, lr=0.1)
-    ids = torch.arange(50, 70)[None]
-    weights = torch.zeros(1, 20)
-    weights[0, 11], weights[0, 12] = FOUND, 1.0
-    with torch.no_grad():
-        plain = model.model(ids).last_hidden_state
-        with reading.watching(weights, silence=True):
-            silenced = model.model(ids).last_hidden_state
-        after = model.model(ids).last_hidden_state
-    assert torch.equal(plain, after)
-    assert torch.equal(plain[0, :10], silenced[0, :10])
-    assert not torch.allclose(plain[0, 10], silenced[0, 10])
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:

@@ -42,13 +42,6 @@ class Stage:
         long_passages: Fewest and most passages of those.
         long_hard: Fewest and most hard distractors among them.
         long_follow_ups: Fewest and most further questions on them.
-        relevance: Weight of the loss on what passages tell before they are read (`relevance.py`); 0 leaves it out.
-        silence: Share of the batches in which the layer below goes without attention where a value has to be found.
-        marked: Share of the question rows made for that loss: one question, and no answer where passages are more than
-            `passages` allows.
-        marked_passages: Fewest and most passages of those.
-        marked_hard: Fewest and most hard distractors among them.
-        marked_rich: `rich` of those.
         tokens: Tokens of a batch, padding included.
         until: Go on to the next stage once the running share of exact first answers (in a stage
             without questions: of predicted tokens) is this high.
@@ -73,12 +66,6 @@ class Stage:
     long_passages: tuple[int, int] = (15, 40)
     long_hard: tuple[int, int] = (0, 3)
     long_follow_ups: tuple[int, int] = (3, 6)
-    relevance: float = 0.0
-    silence: float = 0.0
-    marked: float = 0.0
-    marked_passages: tuple[int, int] = (2, 20)
-    marked_hard: tuple[int, int] = (1, 18)
-    marked_rich: tuple[float, float] = (0.0, 0.4)
     tokens: int = 3072
     until: float = 2.0
     steps: int = 0
@@ -181,23 +168,6 @@ def _cloze_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerF
     return conversation.row(tokenizer, "cloze")
 
 
-def _marked_row(rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFast, split: Split) -> Row:
-    """One question whose passages are there to be told apart."""
-    n_passages = rng.randint(*stage.marked_passages)
-    return question_row(
-        rng,
-        tokenizer,
-        split,
-        world.Telling(sentences=stage.sentences, rich=rng.uniform(*stage.marked_rich)),
-        n_passages=n_passages,
-        n_hard=rng.randint(*stage.marked_hard),
-        n_follow_ups=0,
-        missing=False,
-        marked=True,
-        answered=n_passages <= stage.passages[1],
-    )
-
-
 def one_row(
     rng: random.Random, stage: Stage, tokenizer: PreTrainedTokenizerFast, real: RealText | None, split: Split = "train"
 ) -> Row:
@@ -214,8 +184,6 @@ def one_row(
     draw -= stage.idle
     if draw < stage.cloze and real is not None:
         return _cloze_row(rng, stage, tokenizer, real)
-    if stage.marked and rng.random() < stage.marked:
-        return _marked_row(rng, stage, tokenizer, split)
     is_long = rng.random() < stage.long
     return question_row(
         rng,
@@ -227,7 +195,6 @@ def one_row(
         n_follow_ups=rng.randint(*(stage.long_follow_ups if is_long else stage.follow_ups)),
         missing=rng.random() < stage.missing,
         unstated=stage.unstated,
-        marked=stage.relevance > 0.0,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
-from focus_rag.embedded.rows import LAYOUT, Conversation, Row, marks_of
+from focus_rag.embedded.rows import LAYOUT, Conversation, Row
 from focus_rag.prompt_layout import NOT_STATED
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ def question_row(
     n_follow_ups: int,
     missing: bool,
     unstated: float = 0.0,
-    marked: bool = False,
-    answered: bool = True,
 ) -> Row:
     """One conversation.
 
@@ -55,8 +53,6 @@ def question_row(
         n_follow_ups: Further questions, on any passage shown.
         missing: Whether the passage that answers the first question is left out.
         unstated: Share of the further questions that ask for what no passage states.
-        marked: Whether the row tells which passage answers the first question.
-        answered: False leaves the row without any answer to learn.
     """
     head = world.new_entity(rng, split)
     key = rng.choice(list(head.facts))
@@ -71,12 +67,10 @@ def question_row(
         told.append(world.passage(rng, split, other, world.some_keys(rng, other, telling), telling))
     rng.shuffle(told)
     conversation = Conversation()
-    content, spans = LAYOUT.user_content(
+    content, _ = LAYOUT.user_content(
         world.question(rng, split, head, key, telling), [passage.content for passage in told]
     )
-    conversation.user(content, marks_of(content, spans, told.index(gold), head.facts[key]) if marked and gold else None)
-    if not answered:
-        return conversation.row(tokenizer)
+    conversation.user(content)
     add_answer(conversation, head, key, stated=not missing)
     stated = {(passage.about.name, one) for passage in told for one in passage.keys}
     untold = [

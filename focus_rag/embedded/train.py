@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,6 @@ from focus_rag.embedded import names, world
 from focus_rag.embedded.batches import BatchStream, Stage
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_text import RealText, load_real_text
-from focus_rag.embedded.relevance import Relevance
 from focus_rag.embedded.rows import Row
 from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
 from focus_rag.errors import InvalidInputError
@@ -42,8 +40,6 @@ class TrainSettings(BaseModel):
         seed: Of the weights and the data.
         matrix_lr: Learning rate of Muon, for the matrices inside the layers.
         lr: Learning rate of AdamW, for embeddings and norms.
-        relevance_layer: The layer at whose input passages learn to tell whether they are relevant.
-        relevance_lr: Learning rate of the reading that asks them.
         weight_decay: Of the matrices.
         warmup: Steps until the full learning rate.
         peak: Share of the learning rates that the run begins with; below 1 for one that goes on where another's decay
@@ -60,8 +56,6 @@ class TrainSettings(BaseModel):
     seed: int = 0
     matrix_lr: float = 0.01
     lr: float = 0.002
-    relevance_layer: int = Field(default=3, ge=1)
-    relevance_lr: float = 0.01
     weight_decay: float = 0.01
     warmup: int = 50
     peak: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -86,16 +80,6 @@ def curriculum() -> tuple[Stage, ...]:
         Stage("all sentences", rich=(0.4, 1.0), missing=0.06, unstated=0.08, passages=(1, 8), hard=(0, 6),
             sentences=(1, 4), follow_ups=(4, 8), long=0.1, long_passages=(10, 32), long_hard=(0, 8),
             long_follow_ups=(8, 16), copying=0.01, cloze=0.01, tokens=4096, lr=0.6),
-        # On trial, and reached by --stage alone: the stage before has no end.
-        Stage("passages tell, few", rich=(0.0, 0.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
-            follow_ups=(2, 6), marked=0.9, marked_passages=(2, 6), marked_hard=(0, 3), marked_rich=(0.0, 0.0),
-            relevance=0.5, copying=0.01, tokens=4096, lr=0.6, steps=300),
-        Stage("passages tell, more", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
-            follow_ups=(2, 6), marked=0.65, marked_passages=(2, 14), marked_hard=(0, 10), relevance=0.5, copying=0.01,
-            tokens=4096, lr=0.6, steps=400),
-        Stage("passages tell, many", rich=(0.2, 1.0), passages=(1, 8), hard=(0, 6), sentences=(1, 4),
-            follow_ups=(2, 6), marked=0.5, long=0.35, long_passages=(9, 24), long_hard=(0, 8),
-            long_follow_ups=(5, 10), relevance=0.7, silence=0.5, copying=0.01, tokens=4096, lr=0.6),
     )  # fmt: skip
 
 
@@ -230,23 +214,17 @@ class Trainer:
         if start is not None and state is None:
             load_weights(self.model, start)
         self.optimizers = Optimizers(self.model, settings)
-        self.relevance = Relevance(
-            self.model, min(settings.relevance_layer, settings.shape.layers - 1), settings.relevance_lr
-        )
         self.step = self.stage = self.stage_step = 0
         if state is not None:
             self.model.load_state_dict(state["model"])
             for part, saved in zip(self.optimizers.parts, state["optimizers"], strict=True):
                 part.load_state_dict(saved)
-            if "relevance" in state:
-                self.relevance.load(state["relevance"])
             self.step, self.stage, self.stage_step = (
                 state["step"],
                 min(state["stage"], len(stages) - 1),
                 state["stage_step"],
             )
         self._first_step = self.step
-        self._rng = random.Random(f"silence {settings.seed} {self.step}")
         self.stream = BatchStream(
             self.tokenizer, real, seed=settings.seed + 7919 * self.step, longest=settings.shape.max_position_embeddings
         )
@@ -259,7 +237,6 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [part.state_dict() for part in self.optimizers.parts],
-            "relevance": self.relevance.state(),
             "step": self.step,
             "stage": self.stage,
             "stage_step": self.stage_step,
@@ -276,18 +253,10 @@ class Trainer:
         rows = self.stream.next(stage)
         ids, weights = batch_tensors(rows, self.tokenizer.pad_token_id)
         ids, weights = ids.to(self.device), weights.to(self.device)
-        watching = (
-            self.relevance.watching(weights, silence=self._rng.random() < stage.silence)
-            if stage.relevance
-            else nullcontext()
-        )
-        with watching:
-            loss, right = forward(self.model, ids, weights, self.settings.bf16)
-        told, picked = self.relevance.loss(rows) if stage.relevance else (torch.zeros_like(loss), [])
-        (loss + stage.relevance * told).backward()
-        torch.nn.utils.clip_grad_norm_([*self.model.parameters(), self.relevance.reading], 1.0)
+        loss, right = forward(self.model, ids, weights, self.settings.bf16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizers.step(factor)
-        self.relevance.step(min(1.0, factor))
         exact = first_answers_exact([row if row.source == "question" else Row([], []) for row in rows], right)
         if stage.copying + stage.pairs < 1.0:
             measured = sum(exact) / len(exact) if exact else None
@@ -302,8 +271,6 @@ class Trainer:
             "running": round(self._running, 4),
             "exact": measured, "tokens": int(ids.numel()), "length": int(ids.shape[1]),
         }  # fmt: skip
-        if picked:
-            metrics |= {"told": round(float(told.detach()), 4), "picked": round(sum(picked) / len(picked), 4)}
         mastered = self._running >= stage.until or (stage.steps and self.stage_step >= stage.steps)
         if mastered and self.stage + 1 < len(self.stages):
             self.stage, self.stage_step, self._running = self.stage + 1, 0, 0.0
