@@ -21,7 +21,7 @@ from torch import Tensor
 
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
 from focus_rag.confidence import Confidence
-from focus_rag.errors import InvalidInputError, MissingDependencyError, ProfileError, ProfileMismatchError
+from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.model_layout import Site
 from focus_rag.prompt_layout import PromptLayout
@@ -378,13 +378,9 @@ def _check_heads(heads: Sequence[HeadEntry], fingerprint: Fingerprint) -> None:
 def _from_hub(repo_id: str, revision: str | None) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id):
         raise ProfileError(f"No profile at {repo_id!r}: neither a folder nor a Hub id (owner/name).")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:  # pragma: no cover - huggingface_hub comes with transformers
-        raise MissingDependencyError(
-            "Loading a profile from the Hub needs huggingface_hub: pip install huggingface_hub"
-        ) from error
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[MANIFEST, TENSORS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -194,5 +194,5 @@ def test_a_model_trained_again_in_its_folder_is_another_one(tmp_path, monkeypatc
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingDependencyError, match="pip install sentence-transformers"):
+    with pytest.raises(MissingDependencyError, match=r"focus-rag\[embeddings\]"):
         SentenceTransformerEmbedder("any")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
 from focus_rag.examples import Example, examples_from_rows, holds_answer
+from focus_rag.fitting.calm_examples import easy_passages
 from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
 
@@ -39,10 +40,7 @@ class Case:
 
     def with_passages(self, indices: Sequence[int]) -> Case:
         """The same question with these passages, in this order."""
-        example = self.example
-        gold = frozenset(place for place, index in enumerate(indices) if index in example.gold)
-        shown = tuple(example.passages[index] for index in indices)
-        return replace(self, example=replace(example, passages=shown, gold=gold))
+        return replace(self, example=self.example.with_passages(indices))
 
 
 class Cell(BaseModel):
@@ -253,26 +251,12 @@ def _counted(case: Case, cell: Cell, pool: Sequence[Passage], rng: random.Random
     n_short = max(n_hard - len(others), 0)
     n_hard, wanted = n_hard - n_short, wanted - n_short
     hard = others[:n_hard]
-    easy: list[Passage] = []
+    easy: list[Passage] | None = []
     if wanted > n_hard:
         if not pool:
             raise InvalidInputError("Noise below 1 needs passages of other questions, and this source has none.")
-        own = {passage.text for passage in example.passages}
-        # They were not retrieved for this question: the worst score that was, whatever the scale, is the nearest true
-        # word.
-        worst = example.passages[example.best_first()[-1]].score if example.passages else None
-        for candidate in rng.sample(pool, min(len(pool), 10 * wanted + 20)):
-            if len(easy) == wanted - n_hard:
-                break
-            if candidate.text not in own and not holds_answer(candidate.content, example.answers):
-                easy.append(replace(candidate, score=worst))
-                own.add(candidate.text)
-        if len(easy) < wanted - n_hard:
-            return None
-    case = case.with_passages(sorted([*gold, *hard]))
-    passages = list(case.example.passages) + easy
-    gold_now = case.example.gold
-    return replace(case, example=replace(case.example, passages=tuple(passages), gold=gold_now))
+        easy = easy_passages(example, rng.sample(pool, min(len(pool), 10 * wanted + 20)), wanted - n_hard)
+    return None if easy is None else replace(case, example=example.with_passages(sorted([*gold, *hard]), easy))
 
 
 def _positioned(case: Case, position: str) -> Case:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,6 +93,9 @@ class Answered:
     confidence: float | None = None
 
 
+Made = TypeVar("Made")
+
+
 class Engine:
     """Answers batches of cases; methods differ only in what they ask of it.
 
@@ -113,6 +116,13 @@ class Engine:
             )
         self._prompts = _Prompts(self.tokenizer, generator.prompts.layout)
         self._generators: dict[int, FocusGenerator] = {}
+        self._made: dict[object, Any] = {}
+
+    def once(self, what: object, make: Callable[[], Made]) -> Made:
+        """What is made once for this engine, by methods that hold nothing themselves."""
+        if what not in self._made:
+            self._made[what] = make()
+        return self._made[what]  # type: ignore[no-any-return]
 
     @property
     def heads(self) -> list[tuple[int, int]]:

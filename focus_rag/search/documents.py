@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.errors import DocumentError, MissingDependencyError
+from focus_rag.errors import DocumentError
 from focus_rag.passages import Passage
 from focus_rag.sentences import SENTENCE_END
 
@@ -286,10 +286,8 @@ def _html_text(path: Path) -> tuple[str, str]:
 
 
 def _pdf_text(path: Path) -> str:
-    try:
-        from pypdf import PdfReader
-    except ImportError as error:
-        raise MissingDependencyError(f"Reading {path} needs pypdf: pip install pypdf.") from error
+    from pypdf import PdfReader
+
     # pypdf raises many kinds of errors on damaged files, plain ValueError and KeyError among them.
     try:
         reader = PdfReader(path)

@@ -105,17 +105,18 @@ class TfidfEmbedder:
             return np.ones((1, 1))
         if passages == 1:
             return counts.toarray()
-        svd = require("sklearn.decomposition", "scikit-learn").TruncatedSVD(
-            min(self.dimensions, passages, words), random_state=0
-        )
+        from sklearn.decomposition import TruncatedSVD
+
+        svd = TruncatedSVD(min(self.dimensions, passages, words), random_state=0)
         # The explained variance, which nobody reads, is 0 / 0 where all passages are equal.
         with np.errstate(divide="ignore", invalid="ignore"):
             return svd.fit(counts).components_
 
     @staticmethod
     def _new_vectorizer(vocabulary: dict[str, int] | None) -> Any:
-        text = require("sklearn.feature_extraction.text", "scikit-learn")
-        return text.TfidfVectorizer(
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer(
             vocabulary=vocabulary,
             stop_words=_STOP_WORDS.split(),
             strip_accents="unicode",
@@ -136,7 +137,7 @@ class SentenceTransformerEmbedder:
         """
         self._name, self._version = model, _version_of(model)
         try:
-            self._model = require("sentence_transformers", "sentence-transformers").SentenceTransformer(model)
+            self._model = _sentence_transformers().SentenceTransformer(model)
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"The embedding model {model!r} cannot be loaded: {error}") from error
 
@@ -178,17 +179,12 @@ def best_embedder() -> Embedder:
     return TfidfEmbedder()
 
 
-def require(module: str, distribution: str) -> Any:
-    """A module that searching documents needs.
-
-    Raises:
-        MissingDependencyError: It is not installed; the message names the distribution.
-    """
+def _sentence_transformers() -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("sentence_transformers")
     except ImportError as error:
         raise MissingDependencyError(
-            f"Searching documents needs {distribution}: pip install {distribution}."
+            "This embedder needs sentence-transformers: pip install 'focus-rag[embeddings]'."
         ) from error
 
 

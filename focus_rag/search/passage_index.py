@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage
 from focus_rag.search.documents import DocumentSettings, list_files, read_folder, split_document, user_path
-from focus_rag.search.embedders import Embedder, TfidfEmbedder, require
+from focus_rag.search.embedders import Embedder, TfidfEmbedder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,11 +78,13 @@ class PassageIndex:
     def _set(
         self, passages: list[Passage], embedder: Embedder, vectors: NDArray[np.float32], left_out: list[str]
     ) -> None:
+        import faiss
+
         self.passages = passages
         self.left_out = left_out
         self._embedder = embedder
         self._vectors = vectors
-        self._faiss = require("faiss", "faiss-cpu").IndexFlatIP(vectors.shape[1])
+        self._faiss = faiss.IndexFlatIP(vectors.shape[1])
         self._faiss.add(np.ascontiguousarray(vectors))
 
     @classmethod
@@ -221,4 +223,6 @@ def _prune(newest: Path, limit: int) -> None:
 def _cache_folder(settings: RetrievalSettings) -> Path:
     if settings.cache_folder is not None:
         return settings.cache_folder
-    return Path(require("platformdirs", "platformdirs").user_cache_dir("focus_rag")) / "indexes"
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("focus_rag")) / "indexes"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods.method import Ask, asked
@@ -118,20 +119,15 @@ class RandomHeads:
         return asked(case, engine.choice(case), on=self.name)
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
-        return engine.answer(cases, alpha="auto", split="auto", profile=_random_profile(engine, self.seed))
-
-
-_PROFILES: dict[tuple[int, int], tuple[FocusProfile, FocusProfile]] = {}
+        # The engine keeps one generator for each profile object, so the control is made once.
+        control = engine.once((type(self), self.seed), lambda: _random_profile(engine, self.seed))
+        return engine.answer(cases, alpha="auto", split="auto", profile=control)
 
 
 def _random_profile(engine: Engine, seed: int) -> FocusProfile:
     profile = engine.profile
     if profile is None:
-        raise ValueError("random heads need a profile to be compared with")
-    # The engine keeps one generator for each profile object, so the control is made once.
-    known = _PROFILES.get((id(profile), seed))
-    if known is not None and known[0] is profile:
-        return known[1]
+        raise InvalidInputError("Random heads need a profile to be compared with.")
     generator = torch.Generator().manual_seed(seed)
     own, every = set(engine.heads), engine.every_head
     outside = [pair for pair in every if pair not in own]
@@ -139,8 +135,5 @@ def _random_profile(engine: Engine, seed: int) -> FocusProfile:
     picked = [candidates[i] for i in torch.randperm(len(candidates), generator=generator)[: len(own)].tolist()]
     drawn = torch.randn(profile.directions.shape, generator=generator)
     drawn *= profile.directions.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
-    control = profile.replace(
-        heads=[HeadEntry(layer=layer, head=head) for layer, head in picked], directions=drawn, key_directions=None
-    )
-    _PROFILES[id(profile), seed] = (profile, control)
-    return control
+    heads = [HeadEntry(layer=layer, head=head) for layer, head in picked]
+    return profile.replace(heads=heads, directions=drawn, key_directions=None)
