@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeGuard, get_args
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.passages import Passage, RetrievalSignal
+from focus_rag.passages import Passage, RetrievalSignal, usable_score
 
 ScoreKind = Literal[
     "cosine",
@@ -101,7 +101,7 @@ def estimate_noise(
     Raises:
         InvalidInputError: `score_kind` is not one of `ScoreKind`.
     """
-    values = [Passage("", score=score).score for score in scores]  # type: ignore[arg-type]
+    values = [usable_score(score) for score in scores]
     return _estimate(values, higher_is_better, score_kind).noise
 
 
@@ -130,7 +130,7 @@ def signal_of(
     scores = [passage.score for passage in passages]
     in_order = _best_first(scores, range(n) if shown is None else shown, higher_is_better, score_kind)
     if noise is not None:
-        given = Passage("", score=noise).score
+        given = usable_score(noise)
         if given is None:
             raise InvalidInputError(
                 f"noise is the expected share of irrelevant passages, a number in [0, 1]; got {noise!r}."

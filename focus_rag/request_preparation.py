@@ -86,11 +86,11 @@ def _prompt(request: Request, prompts: PromptBuilder, room: int) -> BuiltPrompt:
     if request.prompt is not None:
         return prompts.from_text(request.prompt, request.passages, max_tokens=room)
     return prompts.from_question(
-        str(request.question), request.passages, max_tokens=room, drop_order=_worst_first(request)
+        str(request.question), request.passages, max_tokens=room, drop_order=_first_to_drop(request)
     )
 
 
-def _worst_first(request: Request) -> Iterator[int]:
+def _first_to_drop(request: Request) -> Iterator[int]:
     """Passages in the order in which to give them up; worked out where one has to be."""
     yield from reversed(
         by_relevance(

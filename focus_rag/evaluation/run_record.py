@@ -56,7 +56,7 @@ def described(
         "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
         "weights": weights_digest(generator.model),
-        "tokenizer": _tokenizer_hash(generator.tokenizer),
+        "tokenizer": _prompt_hash(generator.tokenizer),
         "layout": generator.prompts.layout.model_dump(mode="json"),
         "window": generator.context_window,
         "questions": _questions_hash([*plan.cases.values(), dev_cases]),
@@ -70,7 +70,7 @@ def described(
     }
 
 
-def _tokenizer_hash(tokenizer: Any) -> str:
+def _prompt_hash(tokenizer: Any) -> str:
     """Of the vocabulary and of the chat template: both decide what the model is shown."""
     whole = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]

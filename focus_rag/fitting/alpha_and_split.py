@@ -33,10 +33,10 @@ def fit_alpha_and_split(fit: FitContext, profile: FocusProfile) -> tuple[FocusPr
         fit: The fit.
         profile: Heads and directions; its own policy and split are not looked at.
     """
-    return _StrengthFit(fit).run(profile)
+    return _AlphaAndSplitFit(fit).run(profile)
 
 
-class _StrengthFit:
+class _AlphaAndSplitFit:
     """The phases in order, each built from steps that are stored."""
 
     def __init__(self, fit: FitContext) -> None:
