@@ -48,7 +48,9 @@ class AnswerGrammar:
         if problem:
             raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {problem.splitlines()[0]:.300}")
         self.is_lost = False
-        self._closing, self._letters = _single(tokenizer, '"}],'), _single(tokenizer, "qz")
+        self._tokenizer = tokenizer
+        self._quote, self._closing = _single(tokenizer, '"'), _single(tokenizer, '}]",')
+        self._in_string = self._is_escaped = False
 
     @property
     def is_complete(self) -> bool:
@@ -59,6 +61,13 @@ class AnswerGrammar:
         """Note a token of the answer, none that ends it."""
         self._matcher.consume_token(token)
         self._notice_loss()
+        for character in self._tokenizer.decode([token]):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif character == "\\":
+                self._is_escaped = self._in_string
+            elif character == '"':
+                self._in_string = not self._in_string
 
     def allowed(self, width: int, end_tokens: Iterable[int]) -> Tensor:
         """Which tokens may come next, `(vocabulary,)` of bool; none where the schema can no longer be followed.
@@ -82,10 +91,10 @@ class AnswerGrammar:
         Args:
             allowed: What `allowed` gave.
         """
-        width = len(allowed)
-        in_string = any(token < width and bool(allowed[token]) for token in self._letters)
-        for token in self._closing[:1] if in_string else self._closing:
-            if token < width and allowed[token]:
+        if self._is_escaped:
+            return allowed
+        for token in self._quote if self._in_string else self._closing:
+            if token < len(allowed) and allowed[token]:
                 return torch.zeros_like(allowed).index_fill_(0, torch.tensor(token), True)
         return allowed
 

@@ -16,6 +16,7 @@ SHORTEST = 16  # characters; shorter texts occur by chance
 _WINDOW_WORDS = 8
 _LONGEST_GROWTH = 1.5
 _SHORTEST_PART = 3  # characters of a word that is cut
+_LEAST_COPY = 0.5  # of a passage
 _MOST_TRIED = 64  # places that hold the inside of a window, but not its first and last word
 
 
@@ -47,7 +48,8 @@ def locate_copies(
     Args:
         text: The assembled prompt.
         passages: Passages in any order.
-        repeated: Those of at least 16 characters of which every copy is wanted, unaltered or not.
+        repeated: Those of at least 16 characters of which every copy is wanted, unaltered or not, but none of less than
+            half of them: who quotes a few words does not copy.
 
     Returns:
         As `locate_passages`; and the other copies, in no order.
@@ -56,7 +58,7 @@ def locate_copies(
     spans = searched.places_of(passages)
     long = [Passage(one) for one in dict.fromkeys(one.text for one in repeated) if len(one.strip()) >= SHORTEST]
     copies: list[CharSpan] = []
-    while found := [span for span in searched.places_of(long) if span is not None]:
+    while found := [span for span in searched.places_of(long, least=_LEAST_COPY) if span is not None]:
         copies += found
     return spans, copies
 
@@ -76,10 +78,12 @@ class _Searched:
             self._starts.append(position)
             position += len(word) + 1
         self._taken: list[CharSpan] = []  # in order, none over another
-        self._searched_to: dict[tuple[str, bool], int] = {}  # what is taken stays so
+        # What is taken stays so.
+        self._searched_to: dict[tuple[str, bool], int] = {}
+        self._windows_to: dict[str, int] = {}
 
-    def places_of(self, passages: Sequence[Passage]) -> list[CharSpan | None]:
-        """Where each passage stands among what is free; that is taken then."""
+    def places_of(self, passages: Sequence[Passage], *, least: float = 0.0) -> list[CharSpan | None]:
+        """Where each passage, or so large a share of it, stands among what is free; that is taken then."""
         spans: list[CharSpan | None] = [None] * len(passages)
         # What stands there unaltered comes first, so that what is left of another is not looked for in its place.
         for find in (self._verbatim, self._any_white_space, self._anchored):
@@ -87,7 +91,7 @@ class _Searched:
                 if spans[place] is None:
                     contents = dict.fromkeys((passage.content, passage.text))
                     found = next((span for content in contents if (span := find(content)) is not None), None)
-                    if found is not None:
+                    if found is not None and found[1] - found[0] >= least * len(" ".join(passage.text.split())):
                         spans[place] = found
                         bisect.insort(self._taken, found)
         return spans
@@ -125,11 +129,12 @@ class _Searched:
         # counts.
         begin = statistics.median_low([start - position for start, _, position in found])
         near = [one for one in found if abs(one[0] - one[2] - begin) <= _LONGEST_GROWTH / 2 * len(content)]
+        # Of these, the ones with nothing of another passage between them.
+        start, end, _ = min(near, key=lambda one: abs(one[0] - one[2] - begin))
+        before, after = self._free_around(start, end)
+        near = [one for one in near if before <= one[0] and one[1] <= after]
         start, _, position = min(near)
         begun, end, last = max(near)
-        if self._taken_until(self._original(start, end)) is not None:
-            return None
-        before, after = self._free_around(start, end)
         start -= _length_alike(whole[:position][::-1], self._collapsed[before:start][::-1])
         end += _length_alike(whole[last + end - begun :], self._collapsed[end:after])
         return self._original(start, end)
@@ -137,8 +142,9 @@ class _Searched:
     def _window(self, window: Sequence[str]) -> int | None:
         """Where a window first stands in free text with its white space collapsed; other characters may touch it."""
         first, *inside, last = window
-        places = self._insides.get(" ".join(inside), [])
-        at = tried = 0
+        key = " ".join(inside)
+        places = self._insides.get(key, [])
+        at, tried = self._windows_to.get(key, 0), 0
         while at < len(places) and tried < _MOST_TRIED:
             word = places[at]
             if not (self._words[word - 1].endswith(first) and self._words[word + len(inside)].startswith(last)):
@@ -149,6 +155,8 @@ class _Searched:
             if taken_until is None:
                 return start
             at = max(at + 1, bisect.bisect_left(places, bisect.bisect_left(self._origins, taken_until)))
+            if not tried:
+                self._windows_to[key] = at
         return None
 
     @cached_property

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from focus_rag.errors import InvalidInputError, PromptTooLongError
-from focus_rag.locating import CharSpan, locate_copies, locate_passages
+from focus_rag.locating import SHORTEST, CharSpan, locate_copies, locate_passages
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
 from focus_rag.sentences import sentence_spans
@@ -202,7 +202,11 @@ class PromptBuilder:
         self._require_fit(ids, max_tokens)  # before a search that takes longer the longer the prompt is
         shown = [_with_text(passage, encodable(passage.text)) for passage in passages]
         marked = [
-            one for one in shown if any(self._guard.safe(one.text, fold=fold) != one.text for fold in (False, True))
+            one
+            for one in shown
+            if any(self._guard.safe(one.text, fold=fold) != one.text for fold in (False, True))
+            # One that is nothing but markup stands in the caller's own as well.
+            and len(self._guard.without_markers(one.text).strip()) >= SHORTEST
         ]
         found, copies = locate_copies(text, shown, marked)
         for fold in (False, True):

@@ -61,6 +61,10 @@ class SpecialTextGuard:
             text = safer
         return text
 
+    def without_markers(self, text: str) -> str:
+        """What text says beside meaningful strings."""
+        return text if self._any_case is None else self._any_case.sub("", text)
+
     def count(self, ids: Sequence[int]) -> int:
         """Number of special tokens among ids."""
         return sum(token in self._ids for token in ids)

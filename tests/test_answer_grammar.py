@@ -112,6 +112,10 @@ def test_only_what_is_whole_may_end():
     ("begun", "closes"),
     [
         ('{"a": "mill', '"'),
+        ('{"a": "mi\\', None),  # a pending escape
+        ('{"a": "mi, {', '"'),
+        ('{"a": "mill", "c": [', "]"),
+        ('{"a": "x", "e": [', "]"),
         ('{"a": "mill"', "}"),
         ('{"a": "mill", "b": 12', "}"),
         ('{"a": "mill", "c": [1', "]"),
@@ -125,6 +129,7 @@ def test_what_closes_what_is_open(begun: str, closes: str | None) -> None:
         "b": {"type": "integer"},
         "c": {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
         "d": {"type": "string", "minLength": 4},
+        "e": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
     }
     grammar = AnswerGrammar({"type": "object", "properties": own, "required": ["a"]}, TOKENIZER)
     for token in TOKENIZER.encode(begun, add_special_tokens=False):

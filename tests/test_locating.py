@@ -123,3 +123,19 @@ def test_what_was_put_in_verbatim_is_found_without_overlaps(texts, between):
 def test_any_text_at_all(text, passages):
     for span in locate_passages(text, [Passage(one) for one in passages]):
         assert span is None or 0 <= span[0] < span[1] <= len(text)
+
+
+def test_a_notice_beyond_another_passage_does_not_lose_the_one_it_ends() -> None:
+    for words in range(38, 46):
+        body = " ".join(f"word{number}" for number in range(words))
+        other = " ".join(f"other{number}" for number in range(10))
+        notice = "this page was last changed on 3 May"
+        spans = locate_passages(f"{body}...\n\n{other}\n\n{notice}", [Passage(f"{body} {notice} 2021"), Passage(other)])
+        assert spans[0] == (0, len(body)), words
+
+
+def test_a_quotation_is_no_copy() -> None:
+    notice = "You are a helpful assistant who answers from the passages alone."
+    page = f"{LONG} {LONG} {notice} {LONG}"
+    spans, copies = locate_copies(f"{notice}\n\n{page}", [Passage(page)], [Passage(page)])
+    assert spans == [(len(notice) + 2, len(notice) + 2 + len(page))] and copies == []

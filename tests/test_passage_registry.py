@@ -435,3 +435,29 @@ def test_a_retrieval_evicted_between_two_looks_at_it_stops_nothing() -> None:
     hit.scores, hit.ids = [0.5], [None]
     recent = [Retrieval("q", {text: hit}), _Vanishing("other", {text: hit})]
     assert [passage.score for passage in from_registry(text.text, {text: [0]}, recent, 0).passages] == [0.5]
+
+
+def test_scores_that_coincide_with_those_of_another_retriever_keep_their_own_orientation() -> None:
+    registry, found = PassageRegistry(), texts(5)
+    registry.record("root")
+    registry.record("faiss", "root", query="q", source="faiss")
+    registry.put("faiss", rows(found[:3], [0.0, 0.5, 1.0]), higher_is_better=False)
+    registry.record("reranker", "root", source="reranker")
+    registry.put("reranker", rows([found[1], found[2], found[0]], [1.0, 0.5, 0.0]), higher_is_better=True)
+    got = registry.lookup("root", "\n".join([found[1], found[2], found[0]]))
+    assert [p.score for p in got.passages] == [None] * 3 and "different retrievers" in got.note  # one agrees with both
+    registry.put("reranker", rows(found[3:], [1.0, 0.5]))
+    assert registry.lookup("root", "\n".join(found[3:])).higher_is_better is True
+
+
+def test_searches_of_which_only_the_inputs_are_known_are_not_compared() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.record("root")
+    for name, own, asked, scores in (
+        ("a", found[:2], "what is alpha", [0.9, 0.8]),
+        ("b", found[2:], "what is beta", [0.3, 0.2]),
+    ):
+        registry.record(name, "root", source="search", asked=asked)
+        registry.put(name, rows(own, scores))
+    got = registry.lookup("root", "\n".join(found) + "\nwhat is beta")
+    assert [p.score for p in got.passages] == [None] * 4 and "several searches" in got.note

@@ -199,11 +199,11 @@ class PassageRegistry:
                 # What was returned twice says where it stands once.
                 scored = dict.fromkeys((text, score) for text, score, _ in rows if score is not None)
                 told = orientation_by_order([score for _, score in scored])
+                given = _origins(() if higher_is_better is not None else lineage, query)
                 if higher_is_better is None:
                     higher_is_better = told
                 elif told is not None and told != higher_is_better:
                     higher_is_better = None
-                given = _origins(lineage, query, by_score_alone=handed_on)
                 asked = next((run.asked for run in lineage if run.asked), None)
                 own = Origin(source, higher_is_better)
                 repeated = self._new_retrieval(query, asked, rows, lambda *hit: given(*hit) or own, earlier)
@@ -355,27 +355,27 @@ class PassageRegistry:
         return texts
 
 
-def _newest_first(lineage: Iterable[_Run]) -> Iterator[Retrieval]:
-    for run in lineage:
-        yield from reversed(run.retrievals)
+def _newest_first(lineage: Iterable[_Run]) -> dict[Retrieval, None]:
+    """Retrievals of a run and its ancestors, each once, the nearest and of these the newest first."""
+    return {retrieval: None for run in lineage for retrieval in reversed(run.retrievals)}
 
 
-def _origins(
-    lineage: Iterable[_Run], query: str | None, *, by_score_alone: bool
-) -> Callable[[StoredText, float | None], Origin | None]:
-    """Who gave a text its score, among the nearest retrievals for a query, or for any if there is none.
-
-    Args:
-        lineage: The run that brings texts and scores, and its ancestors.
-        query: What for.
-        by_score_alone: Whether a passage that was cut, or exchanged for another, is told by the score that it carries.
+def _origins(lineage: Iterable[_Run], query: str | None) -> Callable[[StoredText, float | None], Origin | None]:
+    """Who gave a text its score, among the nearest retrievals for a query, or for any if there is none: a passage that
+    was cut, or exchanged for what stands around it, still carries the score that it was given.
     """
-    given: dict[tuple[StoredText | None, float | None], Origin] = {}
+    given: dict[float, list[tuple[StoredText, Origin]]] = {}
     for retrieval in itertools.islice(_newest_first(lineage), _NEAREST):
         for text, hit in retrieval.hits.items() if query in (None, retrieval.query) else ():
             for score in hit.scores:
-                given.setdefault((None if by_score_alone else text, score), hit.origin)
-    return lambda text, score: None if score is None else given.get((None if by_score_alone else text, score))
+                if score is not None:
+                    given.setdefault(score, []).append((text, hit.origin))
+
+    def origin_of(text: StoredText, score: float | None) -> Origin | None:
+        known = () if score is None else given.get(score, ())
+        return next((origin for old, origin in known if text.text in old.text or old.text in text.text), None)
+
+    return origin_of
 
 
 def _share_parts(some: Iterable[StoredText], others: Iterable[StoredText]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -111,7 +112,9 @@ class Retrieval:
 
     def asked_in(self, prompt: str) -> str | None:
         """What it was for; where nobody knows, what the run that brought it was given, if that stands in the prompt."""
-        return self.query or (self.asked if self.asked and self.asked in prompt else None)
+        if self.query or not self.asked:
+            return self.query
+        return self.asked if re.search(rf"(?<!\w){re.escape(self.asked)}(?!\w)", prompt) else None
 
 
 def from_registry(
@@ -182,7 +185,7 @@ def captured(
             continue
         if hit.is_scored:
             origins.add(hit.origin)
-            searches.add(retrieval.query)
+            searches.add(retrieval.query or retrieval.asked)
         if asked := retrieval.asked_in(prompt):
             queries[asked] = None
         for i, start in enumerate(starts):

@@ -35,6 +35,8 @@ SCORE_KEYS: Final = (
 """Metadata under which retrievers and rerankers keep scores, the later stage of a pipeline first."""
 
 _ASKED_KEYS: Final = ("question", "query", "input")
+_FEWEST_WORDS: Final = 3
+"""Of a question under another name: "en" is none."""
 _DEEPEST: Final = 4
 _LONGEST: Final = 2000
 
@@ -230,9 +232,11 @@ def _asked_in(inputs: Any) -> str | None:
     if isinstance(inputs, BaseModel) or dataclasses.is_dataclass(inputs):
         inputs = getattr(inputs, "__dict__", {})
     if isinstance(inputs, Mapping):
-        texts = [value for value in inputs.values() if isinstance(value, str)]
+        texts = [value for key, value in inputs.items() if isinstance(value, str) and key != "context"]
         named = next((inputs[key] for key in _ASKED_KEYS if isinstance(inputs.get(key), str)), None)
-        inputs = named or (texts[0] if len(texts) == 1 else inputs.get("messages"))
+        if named is None and len(texts) == 1 and len(texts[0].split()) >= _FEWEST_WORDS:
+            named = texts[0]
+        inputs = named or inputs.get("messages")
     if isinstance(inputs, Sequence) and not isinstance(inputs, str):
         said = [one for one in inputs[-_LONGEST:] if isinstance(one, HumanMessage)]
         inputs = text_of(said[-1:])
