@@ -461,3 +461,17 @@ def test_searches_of_which_only_the_inputs_are_known_are_not_compared() -> None:
         registry.put(name, rows(own, scores))
     got = registry.lookup("root", "\n".join(found) + "\nwhat is beta")
     assert [p.score for p in got.passages] == [None] * 4 and "several searches" in got.note
+
+
+def test_what_an_ensemble_hands_on_keeps_the_origins_of_its_retrievers() -> None:
+    """Also where these are no children of its run, as LangChain has it for retrievers that were given a name."""
+    registry, found = PassageRegistry(), texts(4)
+    registry.record("root")
+    registry.record("ensemble", "root", query="q", source="ensemble")
+    for name, own, scores in (("a", found[:2], [0.9, 0.8]), ("b", found[2:], [7.0, 5.0])):
+        registry.record(name, "root", query="q", source=name)
+        registry.put(name, rows(own, scores), higher_is_better=True)
+    mixed = [found[0], found[2], found[1], found[3]]
+    registry.put("ensemble", rows(mixed, [0.9, 7.0, 0.8, 5.0]), higher_is_better=True)
+    got = registry.lookup("root", "\n".join(mixed))
+    assert [p.score for p in got.passages] == [None] * 4 and "different retrievers" in got.note

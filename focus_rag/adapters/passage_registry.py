@@ -199,7 +199,7 @@ class PassageRegistry:
                 # What was returned twice says where it stands once.
                 scored = dict.fromkeys((text, score) for text, score, _ in rows if score is not None)
                 told = orientation_by_order([score for _, score in scored])
-                given = _origins(() if higher_is_better is not None else lineage, query)
+                given = _origins(lineage, query, higher_is_better)
                 if higher_is_better is None:
                     higher_is_better = told
                 elif told is not None and told != higher_is_better:
@@ -360,15 +360,18 @@ def _newest_first(lineage: Iterable[_Run]) -> dict[Retrieval, None]:
     return {retrieval: None for run in lineage for retrieval in reversed(run.retrievals)}
 
 
-def _origins(lineage: Iterable[_Run], query: str | None) -> Callable[[StoredText, float | None], Origin | None]:
+def _origins(
+    lineage: Iterable[_Run], query: str | None, higher_is_better: bool | None
+) -> Callable[[StoredText, float | None], Origin | None]:
     """Who gave a text its score, among the nearest retrievals for a query, or for any if there is none: a passage that
-    was cut, or exchanged for what stands around it, still carries the score that it was given.
+    was cut, or exchanged for what stands around it, still carries the score that it was given. Not those whose scores
+    are known to be the other way up.
     """
     given: dict[float, list[tuple[StoredText, Origin]]] = {}
     for retrieval in itertools.islice(_newest_first(lineage), _NEAREST):
         for text, hit in retrieval.hits.items() if query in (None, retrieval.query) else ():
             for score in hit.scores:
-                if score is not None:
+                if score is not None and {higher_is_better, hit.origin.higher_is_better} != {True, False}:
                     given.setdefault(score, []).append((text, hit.origin))
 
     def origin_of(text: StoredText, score: float | None) -> Origin | None:
