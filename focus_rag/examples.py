@@ -136,8 +136,8 @@ class ExampleSet:
             reasons = "; ".join(f"{reason}: {count}" for reason, count in self.skipped.items()) or "none was left out"
             raise InvalidInputError(
                 f"{self.source} has {len(self.examples)} usable examples and at least {minimum} are needed (left "
-                f"out: {reasons}). "
-                f"Each example is one JSON object per line: {_SCHEMA}, with the answer in a gold passage."
+                f"out: {reasons}). Each example is one JSON object per line: {_SCHEMA}, with the answer in a gold "
+                "passage."
             )
         return self.examples
 

@@ -40,8 +40,7 @@ EXPORT_FILE = "focus_export.json"
 
 _PROBE = (
     "The mill by the river was built in 1882 and burnt down nine years later. The bridge beside it was opened in "
-    "1910, and the "
-    "school in the year after. Question: When was the mill built? Answer:"
+    "1910, and the school in the year after. Question: When was the mill built? Answer:"
 )
 _PROBE_TOKENS = 64
 _TOP = 20
@@ -220,8 +219,7 @@ def _require_bakeable(layout: ModelLayout, profile: FocusProfile) -> None:
     if profile.site == "normed" and any(layer.normed is not layer.projection for layer in steered):
         raise ProfileError(
             f"{layout.family!r} norms its queries, and the directions of this profile enter behind that norm (site "
-            "'normed'), where no bias can put "
-            f"them: they cannot be baked. {_FIT_AGAIN}"
+            f"'normed'), where no bias can put them: they cannot be baked. {_FIT_AGAIN}"
         )
     if any(layer.projection is None for layer in steered):
         raise UnsupportedModelError(
@@ -361,8 +359,8 @@ def _check_baked(logits: Tensor, focused: Tensor, bare: Tensor, dtype: torch.dty
     if not (logits - focused).norm() < _MOST_ROUNDING * (bare - focused).norm():
         raise UnsupportedModelError(
             f"At alpha {alpha:g} the directions move the logits hardly more than rounding to {dtype} does, so a "
-            "checkpoint would be told from the bare model by chance. "
-            "Load the model in float32, or give an alpha further from 0."
+            "checkpoint would be told from the bare model by chance. Load the model in float32, or give an alpha "
+            "further from 0."
         )
 
 
@@ -372,9 +370,8 @@ def _check_close(logits: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     if not share <= tolerance:  # NaN too
         raise UnsupportedModelError(
             f"{what} does not compute what the steered model does: logits differ by {share:.2g} of their size, "
-            f"{tolerance:g} is rounding. Nothing was "
-            "exported. Hooks of others and weights tied otherwise than the configuration says are not written; else "
-            "steer the model with `focus()`."
+            f"{tolerance:g} is rounding. Nothing was exported. Hooks of others and weights tied otherwise than the "
+            "configuration says are not written; else steer the model with `focus()`."
         )
 
 

@@ -28,8 +28,7 @@ def refuse_baked(model: nn.Module) -> None:
     if baked is not None:
         raise ProfileMismatchError(
             f"This checkpoint has focus directions baked in ({baked}), and more would act on top of them. Use it "
-            "without a profile; steer, and fit, "
-            "the model that it was exported from."
+            "without a profile; steer, and fit, the model that it was exported from."
         )
 
 

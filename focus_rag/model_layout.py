@@ -103,8 +103,7 @@ class ModelLayout:
         if site != "post_rope" and any(layer.query_module(site) is None for layer in self.layers):
             raise UnsupportedModelError(
                 f"Queries of {self.family!r} cannot be reached at site {site!r}. Use site 'post_rope', which works "
-                "over "
-                f"every attention implementation. {_SUPPORTED}"
+                f"over every attention implementation. {_SUPPORTED}"
             )
 
 
@@ -248,9 +247,8 @@ def _as_llama(mistral: Any) -> Any:
     if mistral.sliding_window is not None:
         raise UnsupportedModelError(
             f"This model of 'mistral' has a sliding window of {mistral.sliding_window} tokens. Mistral has no bias "
-            "on its query projections, and "
-            "Llama, as which it is exported without a window, has none, so no direction can be baked into it. "
-            f"{_WITH_QUERY_BIAS}"
+            "on its query projections, and Llama, as which it is exported without a window, has none, so no "
+            f"direction can be baked into it. {_WITH_QUERY_BIAS}"
         )
     own = {"model_type", "architectures", "sliding_window", "layer_types", "attention_bias"}
     shared = {name: value for name, value in mistral.to_dict().items() if name not in own}
@@ -304,8 +302,7 @@ def _refuse_by_structure(family: str, attentions: list[nn.Module], config: Any) 
     if any(hasattr(module, name) for module in attentions for name in _LATENT_ATTENTION):
         raise UnsupportedModelError(
             f"{family!r} uses multi-head latent attention, whose queries are split into a rotated and an unrotated "
-            "part; "
-            f"focus directions are not defined for it. {_SUPPORTED}"
+            f"part; focus directions are not defined for it. {_SUPPORTED}"
         )
     expected = int(config.num_hidden_layers)
     if len(attentions) != expected:

@@ -85,9 +85,8 @@ def as_passages(
             passage = given if score is None else replace(given, score=score)
         if passage is None:
             raise InvalidInputError(
-                "passages must hold Passage, str, documents or nodes of the framework, or pairs of one of them and a "
-                "score; "
-                f"got {type(given).__name__}."
+                "passages must hold Passage, str, documents or nodes of the framework, or pairs of one of them and "
+                f"a score; got {type(given).__name__}."
             )
         passages.append(passage)
     return tuple(passages)

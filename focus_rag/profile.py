@@ -226,8 +226,7 @@ class FocusProfile:
         if found:
             raise ProfileMismatchError(
                 f"This profile was made for {self.fingerprint.model_id!r} and does not match the model: "
-                f"{'; '.join(found)}. "
-                "Load the model it was made for, or fit a profile for this one."
+                f"{'; '.join(found)}. Load the model it was made for, or fit a profile for this one."
             )
 
     def save(self, folder: str | Path) -> Path:

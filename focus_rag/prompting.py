@@ -143,8 +143,7 @@ class PromptBuilder:
                 raise PromptTooLongError(
                     f"The question {f'and {len(kept)} passages that must stay' if kept else 'alone'} takes "
                     f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}: shorten it, lower "
-                    "max_new_tokens, "
-                    "or use a model with a larger window."
+                    "max_new_tokens, or use a model with a larger window."
                 )
 
     def has_room_for(self, question: str, *, max_tokens: int) -> bool:
@@ -339,8 +338,8 @@ class PromptBuilder:
         if len(ids) > max_tokens:
             raise PromptTooLongError(
                 f"The prompt takes {len(ids)} tokens and may have {max_tokens}. It was assembled by the caller, so "
-                "nothing was cut: "
-                "retrieve fewer passages, lower max_new_tokens, or use a model with a larger window."
+                "nothing was cut: retrieve fewer passages, lower max_new_tokens, or use a model with a larger "
+                "window."
             )
 
 

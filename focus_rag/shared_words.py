@@ -35,8 +35,8 @@ _WORDS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|([^\W{_UNSPACED}]+)")
 # languages it has to.
 _ENGLISH = (
     "a about an and any are as at be been by can could did do does for from had has have how if in is it its many "
-    "much of on or that the "
-    "their there this those these to was were what when where which who whom whose why will with would you"
+    "much of on or that the their there this those these to was were what when where which who whom whose why will "
+    "with would you"
 )
 _SAY_NOTHING = frozenset(_ENGLISH.split())
 

@@ -223,9 +223,9 @@ class FocusSettings(BaseModel):
             _WARNED_OF.add(self.generator)
             logger.warning(
                 "%d passages were retrieved, but none of them stands in the prompt: alpha is 0 for such calls "
-                "(rewriting a question and "
-                "merging summaries are some). If the prompt does hold passages, say so: passages=[...] as an option "
-                "of the call or a field of the model. This is said once for each generator.",
+                "(rewriting a question and merging summaries are some). If the prompt does hold passages, say so: "
+                "passages=[...] as an option of the call or a field of the model. This is said once for each "
+                "generator.",
                 found.retrieved,
             )
 

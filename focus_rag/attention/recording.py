@@ -228,8 +228,7 @@ class Rotation:
                 return kind
         raise UnsupportedModelError(
             f"RoPE of layer {layer} could not be reproduced from the model's own function, so directions before RoPE "
-            "cannot be "
-            "trained for this model. Fit with site 'post_rope'."
+            "cannot be trained for this model. Fit with site 'post_rope'."
         )
 
 

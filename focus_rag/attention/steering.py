@@ -228,8 +228,7 @@ class FocusHandle:
         if spread is None:
             raise AttachError(
                 f"A forward pass of {rows} rows met {name} for {len(per_request)} requests. Give one {name} for all "
-                "rows, or "
-                "one per row; packed batches (continuous batching) take a single one."
+                "rows, or one per row; packed batches (continuous batching) take a single one."
             )
         return spread
 
@@ -347,8 +346,7 @@ def _refuse_blind_graphs(model: nn.Module, site: Site) -> None:
         raise UnsupportedModelError(
             f"The model is compiled, and compiled graphs skip the hooks that site {site!r} needs. Set "
             "torch._dynamo.config.skip_nnmodule_hook_guards = False before it first runs, use a profile at site "
-            "'post_rope', "
-            "or focus the model that is not compiled."
+            "'post_rope', or focus the model that is not compiled."
         )
 
 
@@ -397,8 +395,7 @@ def _compare_queries(layout: ModelLayout, site: Site, reads: dict[tuple[int, str
         if ours is None or theirs is None or not _same_up_to_factor(ours, theirs):
             raise UnsupportedModelError(
                 f"The queries of layer {layer.index} of {layout.family!r} are not where its layout says (site "
-                f"{site!r}). "
-                "Use site 'post_rope', which works over every attention implementation."
+                f"{site!r}). Use site 'post_rope', which works over every attention implementation."
             )
 
 

@@ -71,8 +71,7 @@ def command(
         typer.Option(
             "--main-limit",
             help="Questions of bare, gold only, auto, directions alone, best fixed alpha, random heads and split "
-            "softmax in the headline cell "
-            "(20 passages, most noise); default: as --limit.",
+            "softmax in the headline cell (20 passages, most noise); default: as --limit.",
         ),
     ] = None,
     rival_limit: Annotated[

@@ -53,7 +53,6 @@ def command(
         return
     typer.echo(
         f"{report.folder}: {report.architecture} ({report.dtype}) with {report.heads} heads shifted at alpha "
-        f"{report.alpha:g}, read back and checked: logits "
-        f"within {report.error:.1e} of the focused model's, which differ from the bare model's by up to "
-        f"{report.moved:.2f}; {EXPORT_FILE} holds a probe for engines"
+        f"{report.alpha:g}, read back and checked: logits within {report.error:.1e} of the focused model's, which "
+        f"differ from the bare model's by up to {report.moved:.2f}; {EXPORT_FILE} holds a probe for engines"
     )

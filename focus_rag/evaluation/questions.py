@@ -127,8 +127,7 @@ def planned(source: CaseSource, settings: EvalSettings, screen: Screen) -> Plan:
     if not usable:
         raise InvalidInputError(
             f"{source.name} has no question for any of the cells {', '.join(cell.key for cell in grid)}: lower "
-            "--counts, or "
-            f"take the passages as they come (--counts all).{screen.told}"
+            f"--counts, or take the passages as they come (--counts all).{screen.told}"
         )
     main = max(usable, key=lambda cell: (cell.count == settings.main_count, cell.count or 0, cell.noise or 0.0))
     fill(

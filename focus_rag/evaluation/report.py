@@ -66,10 +66,8 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
         (
             f"Main cell: {main}",
             f"Quality is the {_QUALITY[evaluation.run['grading']]}, and where no passage holds the answer, saying "
-            "so. Brackets are "
-            "95% bootstrap intervals; differences are paired on the same questions. A question that the data holds "
-            "several times counts "
-            "once, with its mean. Methods marked * are told which passages "
+            "so. Brackets are 95% bootstrap intervals; differences are paired on the same questions. A question "
+            "that the data holds several times counts once, with its mean. Methods marked * are told which passages "
             "are gold. Recovered is the share of the gap from bare to gold-only.",
             _main_table(evaluation, main),
         ),
@@ -91,8 +89,8 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
             (
                 "How likely an answer is right",
                 "Answers of all cells but those that say nothing is stated. The area is how often a right answer "
-                "gets a higher confidence than a wrong one; "
-                "below: right and wrong answers whose confidence is lower, in percent.",
+                "gets a higher confidence than a wrong one; below: right and wrong answers whose confidence is "
+                "lower, in percent.",
                 _confidence_table(told),
             )
         )
@@ -112,8 +110,7 @@ def _sections(evaluation: Evaluation) -> list[tuple[str, str, Table]]:
             (
                 "Speed, one question at a time",
                 "Medians. The span rivals recompute attention weights outside the fused kernel, which a tuned "
-                "version need not. Memory "
-                "is the peak above what the process held before the method ran.",
+                "version need not. Memory is the peak above what the process held before the method ran.",
                 _speed_table(evaluation),
             )
         )
@@ -175,8 +172,7 @@ def verdict(evaluation: Evaluation) -> list[str]:
     gain, recovered = evaluation.difference(cell, AUTO, BARE), evaluation.recovered(cell, AUTO)
     lines = [
         f"{cell}: auto is right in {_share(auto.mean)}%, the bare model in {_share(bare.mean)}%: {_difference(gain)} "
-        "points, paired "
-        f"on {gain.n} "
+        f"points, paired on {gain.n} "
         f"questions{'' if recovered is None else f'; {recovered:.0%} of the way to the gold passages alone'}."
     ]
     others = [name for name in evaluation.compared_with_auto if name not in (BARE, RANDOM_HEADS)]

@@ -120,8 +120,7 @@ def claim(file: Path, run: dict[str, Any]) -> None:
     if results:
         raise InvalidInputError(
             f"{file.parent} holds {' and '.join(results)} without the {file.name} that says of which model and "
-            "questions; delete "
-            f"{'it' if len(results) == 1 else 'them'}, or give another folder."
+            f"questions; delete {'it' if len(results) == 1 else 'them'}, or give another folder."
         )
     write_whole(file, text)
 

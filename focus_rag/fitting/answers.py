@@ -67,11 +67,9 @@ class FitAnswers:
         if share < self._settings.min_answered:
             raise InvalidInputError(
                 f"Given the gold passages alone, the model answers {share:.0%} of {len(held)} dev questions, and at "
-                "least "
-                f"{self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that follows the "
-                "prompt, or check the answers. One "
-                "that thinks first needs a chat template that leaves it out (--template-option "
-                "enable_thinking=false, or `layout`)."
+                f"least {self._settings.min_answered:.0%} are needed for alpha to be fitted: use a model that "
+                "follows the prompt, or check the answers. One that thinks first needs a chat template that leaves "
+                "it out (--template-option enable_thinking=false, or `layout`)."
             )
 
     def answerable(self) -> list[Example]:
@@ -85,8 +83,7 @@ class FitAnswers:
         if len(found) < needed:
             raise InvalidInputError(
                 f"Given the gold passages alone, the model answers {len(found)} of {len(self._dev)} dev questions, "
-                f"and at least {needed} are "
-                "needed to choose by: give more examples and a larger `answerable_among`."
+                f"and at least {needed} are needed to choose by: give more examples and a larger `answerable_among`."
             )
         return found
 

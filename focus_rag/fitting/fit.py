@@ -107,8 +107,7 @@ def fit_profile(
     ):
         how_much["warnings"].append(
             "The profile does not say which questions its directions were trained on. If these are among them, "
-            "everything here flatters it: fit "
-            "it anew, or take other questions."
+            "everything here flatters it: fit it anew, or take other questions."
         )
     figures = {
         **found,

@@ -57,10 +57,8 @@ def order_warning(figures: dict[str, Any], margin: float) -> str | None:
     what = "are answered worse" if gain["high"] < 0 else f"may be answered more than {100 * margin:g} points worse"
     return (
         f"With their passages in random order, {gain['n']} dev questions {what} focused than bare "
-        f"({100 * gain['mean']:+.1f} points, 95% interval "
-        f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}): the directions have learned where the retriever "
-        "puts the gold passage. So "
-        "alpha is 0 where scores say that passages are in another order; without scores that cannot be told. "
-        "`training_order='shuffled'` (`--shuffle`) "
-        "fits directions that do not rely on the order."
+        f"({100 * gain['mean']:+.1f} points, 95% interval {100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}): "
+        "the directions have learned where the retriever puts the gold passage. So alpha is 0 where scores say that "
+        "passages are in another order; without scores that cannot be told. `training_order='shuffled'` "
+        "(`--shuffle`) fits directions that do not rely on the order."
     )

@@ -54,19 +54,17 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
     trained = f", loss `{figures['loss']}`" if "loss" in figures else ""
     parts = [
         f"# Focus profile of {profile.fingerprint.model_id}",
-        f"{len(profile.heads)} contextual heads, directions at site `{figures['site']}`{trained}{_standing(figures)}. "
-        f"Fitted on {examples['train']} training and {examples['dev']} dev questions of {examples['source']} (left "
-        f"out: {skipped}). "
+        f"{len(profile.heads)} contextual heads, directions at site "
+        f"`{figures['site']}`{trained}{_standing(figures)}. Fitted on {examples['train']} training and "
+        f"{examples['dev']} dev questions of {examples['source']} (left out: {skipped}). "
         f"{_answerable(examples)}Everything below is measured on dev questions, which it was all chosen on: it is "
-        "not a test. "
-        f"Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
+        f"not a test. Intervals are 95%; quality is the share of answers that {_QUALITY[figures['grading']]}.",
         *(f"**Warning.** {warning}" for warning in figures["warnings"]),
         "## Quality",
         "Noise is the share of the distractors that are as retrieved; the others were exchanged for passages of "
-        "other questions. "
-        "`auto` is the fitted policy, alpha for each question by its retrieval; `best single` is the one alpha that "
-        "serves all rows "
-        f"best on these questions ({figures['best_single']:g}). `alpha` is the mean alpha of auto.",
+        "other questions. `auto` is the fitted policy, alpha for each question by its retrieval; `best single` is "
+        f"the one alpha that serves all rows best on these questions ({figures['best_single']:g}). `alpha` is the "
+        "mean alpha of auto.",
         _table(
             [
                 "passages",
@@ -149,8 +147,8 @@ def _text(profile: FocusProfile, figures: dict[str, Any]) -> str:
         "![mass](mass.png)",
         "## Policy",
         "Alpha by passage count and by noise as the retrieval of a request tells it, the expected share of "
-        "irrelevant passages: "
-        "not the noise of the tables above, which says what kind of passages the irrelevant ones are.",
+        "irrelevant passages: not the noise of the tables above, which says what kind of passages the irrelevant "
+        "ones are.",
         f"`{profile.policy.model_dump_json()}`",
         "![alpha surface](surface.png)",
     ]
@@ -163,11 +161,10 @@ def _trained_sections(profile: FocusProfile, figures: dict[str, Any]) -> list[st
     oracle = figures["choice"]["oracle"]
     return [
         "## Choice of loss and heads",
-        f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. "
-        f"Chosen, by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and "
-        "never chosen. The oracle "
-        "knows the gold passage and splits the softmax of as many contextual heads in its favour: what these heads "
-        "could bring.",
+        f"Mean over {_cells_in_words(figures['choice']['cells'])}; bare {_share(figures['choice']['bare'])}. Chosen, "
+        f"by the lower limit of the gain: `{figures['choice']['chosen']}`. `random` heads are a control and never "
+        "chosen. The oracle knows the gold passage and splits the softmax of as many contextual heads in its "
+        "favour: what these heads could bring.",
         _table(
             ["variant", "heads", "alpha", "quality", "gain"],
             [
@@ -252,8 +249,7 @@ def _in_words(figures: dict[str, Any]) -> str:
     overall = figures["overall"]
     rest = (
         "Over all rows, regret against each question's own best alpha, which nobody knows beforehand: auto "
-        f"{100 * overall['regret']:.1f} "
-        f"points, bare {100 * overall['regret_bare']:.1f}; some of it is luck."
+        f"{100 * overall['regret']:.1f} points, bare {100 * overall['regret_bare']:.1f}; some of it is luck."
     )
     helped = [str(cell["count"]) for cell in figures["cells"] if cell["noise"] == 1 and cell["alpha"]]
     if helped:
@@ -309,9 +305,8 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     by = {signal: _share(share) for signal, share in figures["finds_gold"].items()}
     found.append(
         f"Chosen: {chosen.in_words}. At the largest count as retrieved a gold passage is among those it favours for "
-        f"{by[chosen.by]} of the questions (by "
-        f"scores {by['scores']}, by shared words {by['words']}, by both {by['both']}): on a retrieval where it is "
-        "much less often, fit anew."
+        f"{by[chosen.by]} of the questions (by scores {by['scores']}, by shared words {by['words']}, by both "
+        f"{by['both']}): on a retrieval where it is much less often, fit anew."
     )
     if "shuffled_scores" not in figures:
         return found
@@ -319,8 +314,7 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     return [
         *found,
         "Where scores say nothing (the largest count at noise 1, its scores dealt out anew) it answers "
-        f"{_share(control['split'])}, "
-        f"bare {_share(control['bare'])} ({_share(control['gain'])}).",
+        f"{_share(control['split'])}, bare {_share(control['bare'])} ({_share(control['gain'])}).",
         "Without any scores, on the passages that share most words with the question instead, it gains "
         f"{_share(words['gain'])} over the directions"
         + ("" if chosen.without_scores else ", which is not enough to do that")
@@ -349,10 +343,9 @@ def _confidence_in_words(figures: dict[str, Any]) -> str:
     )
     return (
         f"{told}. Of a right and a wrong answer to questions that it was not fitted on, the right one gets the "
-        "higher probability in "
-        f"{area['mean']:.0%} ({area['low']:.0%} to {area['high']:.0%}). A threshold that {found['lost']:.0%} of the "
-        "right answers do not reach "
-        f"is not reached by {found['wrong']:.0%} of the wrong ones, {missing}"
+        f"higher probability in {area['mean']:.0%} ({area['low']:.0%} to {area['high']:.0%}). A threshold that "
+        f"{found['lost']:.0%} of the right answers do not reach is not reached by {found['wrong']:.0%} of the wrong "
+        f"ones, {missing}"
     )
 
 

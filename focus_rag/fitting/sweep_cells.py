@@ -61,10 +61,8 @@ def cells_of(
         if short:
             warnings.append(
                 f"No retrievals of noise {noise:g} could be made at {', '.join(map(str, short))} passages, because "
-                "the examples share "
-                "most of their passages. Alpha is fitted there on retrievals as noisy as the examples alone and may "
-                "do harm in "
-                "calmer ones: add examples over other documents."
+                "the examples share most of their passages. Alpha is fitted there on retrievals as noisy as the "
+                "examples alone and may do harm in calmer ones: add examples over other documents."
             )
     # Whether a model still says that nothing is stated is a guard, not the aim: one count, half of the questions.
     if counts[-1] > 1:

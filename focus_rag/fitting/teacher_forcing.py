@@ -121,8 +121,7 @@ def teacher_forced_all(
     if examples and not found:
         raise InvalidInputError(
             f"None of {len(examples)} examples fits into {max_tokens} tokens with its gold passage; use shorter "
-            "passages or a "
-            "model with a larger window."
+            "passages or a model with a larger window."
         )
     return found
 

@@ -60,16 +60,14 @@ def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
     if not isinstance(retriever, VectorStoreRetriever):
         raise InvalidInputError(
             "keep_scores takes the retriever of a vector store (store.as_retriever(...)), got "
-            f"{type(retriever).__name__}. Have other "
-            "retrievers put their score into document.metadata['score']."
+            f"{type(retriever).__name__}. Have other retrievers put their score into document.metadata['score']."
         )
     kind = type(retriever)
     if kind not in (VectorStoreRetriever, ScoredVectorStoreRetriever):
         # Its own way to retrieve, which may filter what a user is to see, would be lost.
         raise InvalidInputError(
             f"keep_scores takes LangChain's own vector store retriever; {kind.__name__} retrieves in its own way. "
-            "Have it put the score into "
-            "document.metadata['score']."
+            "Have it put the score into document.metadata['score']."
         )
     if type(retriever.vectorstore).similarity_search_with_score is VectorStore.similarity_search_with_score:
         raise InvalidInputError(

@@ -98,8 +98,7 @@ def _judgements(folder: Path) -> dict[str, list[str]]:
     except (IndexError, ValueError, csv.Error) as error:
         raise InvalidInputError(
             f"{files[0]} is no list of judgements: lines of query-id, corpus-id and score with tabs between them and "
-            "these "
-            f"names in the first line were expected ({type(error).__name__}: {error})."
+            f"these names in the first line were expected ({type(error).__name__}: {error})."
         ) from error
     return found
 

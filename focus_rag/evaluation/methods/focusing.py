@@ -48,8 +48,7 @@ class Auto:
     name: str = "auto"
     note: str = (
         "What a profile does by itself: split softmax on the best scored passages where it was fitted and scores "
-        "tell them apart, else focus "
-        "directions with alpha set for each question from its retrieval."
+        "tell them apart, else focus directions with alpha set for each question from its retrieval."
     )
     needs_profile: bool = True
     oracle: bool = False
@@ -109,8 +108,7 @@ class RandomHeads:
     name: str = "random heads"
     note: str = (
         "Control: what the profile does by itself, done to as many heads drawn at random outside of it (where there "
-        "are enough), each with a random "
-        "direction as long as the trained one."
+        "are enough), each with a random direction as long as the trained one."
     )
     needs_profile: bool = True
     oracle: bool = False

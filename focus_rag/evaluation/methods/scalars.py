@@ -40,8 +40,7 @@ class SinkBias:
     def note(self) -> str:
         return (
             f"On the contextual heads the logit of the first token is lowered by {self.bias:g} (one scalar, the same "
-            "for "
-            "each head: what moving attention off the sink of Xiao et al., arXiv 2309.17453, does by itself)."
+            "for each head: what moving attention off the sink of Xiao et al., arXiv 2309.17453, does by itself)."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:

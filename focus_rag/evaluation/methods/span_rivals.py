@@ -70,8 +70,7 @@ class Pasta(_SpanRival):
     def note(self) -> str:
         return (
             f"On the contextual heads, prompt tokens outside the span ({self.which}) are scaled by {self.alpha:g} "
-            "before "
-            "renormalising (PASTA, Zhang et al., arXiv 2311.02262; its published scale, our heads)."
+            "before renormalising (PASTA, Zhang et al., arXiv 2311.02262; its published scale, our heads)."
         )
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:
@@ -115,10 +114,8 @@ class SpotLight(_SpanRival):
     def note(self) -> str:
         return (
             f"On every head, where the span ({self.which}) has less than {self.share:g} of the attention its logits "
-            "are "
-            "raised by log(share / mass) (SpotLight, Venkateswaran and Contractor, arXiv 2505.12025; default share "
-            "of the "
-            "published toolkit)."
+            "are raised by log(share / mass) (SpotLight, Venkateswaran and Contractor, arXiv 2505.12025; default "
+            "share of the published toolkit)."
         )
 
     def answer(self, engine: Engine, cases: Sequence[Case]) -> list[Answered]:

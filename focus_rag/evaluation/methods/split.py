@@ -34,8 +34,7 @@ class GoldSplit:
     def note(self) -> str:
         return (
             f"Contextual heads give the gold passages the mass p ** {self.tau:g} (split softmax, Zhu et al., arXiv "
-            "2503.23306; "
-            f"their tau is {_PUBLISHED_TAU:g})."
+            f"2503.23306; their tau is {_PUBLISHED_TAU:g})."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:
@@ -67,8 +66,8 @@ class FixedSplit:
     def note(self) -> str:
         return (
             f"Contextual heads give the passages within {self.split.reach:g} of the range of scores below the best "
-            f"one the mass p ** {self.split.tau:g}, from "
-            "where the passages end (split softmax with scores in the place of the gold flags)."
+            f"one the mass p ** {self.split.tau:g}, from where the passages end (split softmax with scores in the "
+            "place of the gold flags)."
         )
 
     def ask(self, engine: Engine, case: Case) -> Ask:
