@@ -154,7 +154,7 @@ class Request:
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
             raise InvalidInputError(f"passages must be a list of Passage objects; got {type(self.passages).__name__}.")
-        object.__setattr__(self, "passages", tuple(as_passages(self.passages)))
+        object.__setattr__(self, "passages", as_passages(self.passages))
 
 
 @dataclass(frozen=True, slots=True)

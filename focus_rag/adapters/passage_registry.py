@@ -376,15 +376,15 @@ def _origins(
 
     def origin_of(text: StoredText, score: float | None) -> Origin | None:
         known = () if score is None else given.get(score, ())
-        return next((origin for old, origin in known if text.text in old.text or old.text in text.text), None)
+        return next((origin for old, origin in known if text.overlaps(old)), None)
 
     return origin_of
 
 
 def _share_parts(some: Iterable[StoredText], others: Iterable[StoredText]) -> bool:
     """Whether a text of one stands in a text of the other."""
-    long = [[text.text for text in texts if len(text.text) >= SHORTEST_ANYWHERE] for texts in (some, others)]
-    return any(one in other or other in one for one, other in itertools.product(*long))
+    long = [[text for text in texts if len(text.text) >= SHORTEST_ANYWHERE] for texts in (some, others)]
+    return any(one.overlaps(other) for one, other in itertools.product(*long))
 
 
 def _copies(retrievals: Iterable[Retrieval]) -> dict[StoredText, int]:

@@ -62,6 +62,10 @@ class StoredText:
         self.anchors: tuple[WordTriple, ...] = ()
         self.retrievals: list[Retrieval] = []
 
+    def overlaps(self, other: StoredText) -> bool:
+        """Whether one of the two stands in the other."""
+        return self.text in other.text or other.text in self.text
+
     def found_by(self, retrieval: Retrieval) -> None:
         """Note a retrieval; the newest are kept."""
         self.retrievals.append(retrieval)
