@@ -21,6 +21,7 @@ from focus_rag.examples import Example
 from focus_rag.export import EXPORT_FILE, export_model
 from focus_rag.fitting.fit import fit_profile
 from focus_rag.score_split import ScoreSplit
+from tests.fit_command import fit_command
 from tests.tiny_models import COMMON, FAMILIES, REFUSE_SDPA, tiny_model, tiny_profile
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -509,17 +510,7 @@ def test_a_fit_for_export_says_at_once_where_nothing_can_be_baked(family, warned
         }
         for n in range(24)
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    command = [
-        "fit",
-        "--model",
-        str(tmp_path / "model"),
-        "--examples",
-        str(tmp_path / "rows.jsonl"),
-        "--out",
-        str(tmp_path / "out"),
-        "--site",
-    ]
+    command = fit_command(tmp_path, rows, "--site")
     assert main([*command, "projection"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert ("not be exported" in said) is warned and "fitted" in said

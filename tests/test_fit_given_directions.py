@@ -18,6 +18,7 @@ from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.fit import fit_profile
 from focus_rag.profile import FocusProfile, HeadEntry
 from focus_rag.score_split import ScoreSplit
+from tests.fit_command import fit_command
 
 
 def published() -> FocusProfile:
@@ -153,17 +154,7 @@ def test_from_the_command_line(
         }
         for one in small_examples()
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common = [
-        "fit",
-        "--quick",
-        "--model",
-        str(tmp_path / "model"),
-        "--examples",
-        str(tmp_path / "rows.jsonl"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    common = fit_command(tmp_path, rows, "--quick")
     assert main([*common, "--directions-of", str(tmp_path / "given"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["heads"] == 2
     assert FocusProfile.load(tmp_path / "out").provenance["directions"]["source"] == "published somewhere"

@@ -21,6 +21,7 @@ from focus_rag.cli import main
 from focus_rag.cli.loading import parse_template
 from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.fitting.fit import fit_profile
+from tests.fit_command import fit_command
 
 LAYOUT = PromptLayout(
     instruction="Say what is asked for, and as briefly as can be.",
@@ -137,17 +138,7 @@ def test_options_of_the_chat_template_on_the_command_line(
         }
         for one in small_examples()
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    common = [
-        "fit",
-        "--quick",
-        "--model",
-        str(tmp_path / "model"),
-        "--examples",
-        str(tmp_path / "rows.jsonl"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    common = fit_command(tmp_path, rows, "--quick")
     assert main([*common, "--template-option", "thinking=false"]) == 0
     assert FocusProfile.load(tmp_path / "out").layout == PromptLayout(template_options={"thinking": False})
     assert main(["inspect", str(tmp_path / "out")]) == 0
