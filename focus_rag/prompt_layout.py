@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from focus_rag.abstention import NOT_STATED
 from focus_rag.locating import CharSpan
 
 _OURS = frozenset(
@@ -19,10 +20,6 @@ _OURS = frozenset(
 """What a tokenizer's `apply_chat_template` takes for itself, or says to the template by itself."""
 
 
-NOT_STATED = "not stated"
-"""What the default instruction asks a model to say where the passages do not hold the answer."""
-
-
 class PromptLayout(BaseModel):
     """How a question and its passages become one user message.
 
@@ -30,8 +27,8 @@ class PromptLayout(BaseModel):
     it reads what follows, so only then can a passage's keys know whether it is relevant.
 
     Attributes:
-        instruction: First line of the message. A fit takes "not stated", as the default one asks for, to say that
-            nothing is.
+        instruction: First line of the message. What counts as saying that the passages do not hold the answer is
+            `focus_rag.abstention`: "not stated", as the default one asks for, and what models usually say instead.
         question_first: Whether the question also stands before the passages.
         plain_ending: What follows the message where a tokenizer has no chat template, and marks the assistant's turns
             there.

@@ -236,7 +236,7 @@ def test_an_answer_of_nothing_is_supported_by_nothing(parts):
 
 def test_answers_that_say_nothing_is_stated_are_no_answers(parts):
     answer = FocusGenerator(*parts).answer(QUESTION, PASSAGES, max_new_tokens=3)
-    answers = [replace(answer, text=text) for text in ("1841", "1902", "It is not stated.")]
+    answers = [replace(answer, text=text) for text in ("1841", "1902", "The passages do not contain it.")]
     answers.append(replace(answer, text="1841", support=None))
     questions = [Example(QUESTION, ("1841",), tuple(PASSAGES), frozenset({0}))] * 4
     found = judged(answers, questions, "exact", gold_missing=False)

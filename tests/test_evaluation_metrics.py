@@ -4,7 +4,6 @@ import pytest
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import (
-    abstains,
     exact_match,
     normalised_answer,
     rouge_l,
@@ -59,18 +58,6 @@ def test_normalisation_deletes_punctuation_and_takes_articles_out_as_words_only(
 def test_rouge_l(answer, reference, value):
     pytest.importorskip("rouge_score")
     assert rouge_l(answer, ["nothing in common", reference]) == pytest.approx(value)
-
-
-@pytest.mark.parametrize(
-    "answer", ["not stated", "Not stated.", "", "The passages do not contain this.", "I don't know"]
-)
-def test_abstentions(answer):
-    assert abstains(answer)
-
-
-@pytest.mark.parametrize("answer", ["Anna", "stated in 1841", "It is known as the Mill"])
-def test_answers_are_no_abstentions(answer):
-    assert not abstains(answer)
 
 
 def test_quality_is_abstaining_where_that_is_right_and_the_answer_elsewhere():

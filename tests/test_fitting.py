@@ -316,7 +316,7 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
             ).alpha
             value, alone = example.answers[0], len(example.passages) == len(example.gold)
             if not alone and factor < (0.5 if int(example.key, 16) % 2 else 1.0):
-                return "unknown"
+                return "another place"
             return f"{value}.. tonnes" if factor >= 1 else value
 
         return [text(one) for one in examples]

@@ -44,7 +44,7 @@ def test_a_model_that_writes_sentences_or_knows_nothing_is_graded_by_what_its_an
 def test_saying_so_counts_where_the_gold_passage_is_missing_in_whatever_words(monkeypatch):
     """Also of a model that else answers exactly."""
     one = Example("When?", ("1841",), (Passage("In 1841."),), frozenset({0}))
-    said = ["The year is not stated.", "not stated", "1841"]
+    said = ["The passages do not mention it: no information.", "not stated", "1841"]
     monkeypatch.setattr(alpha_sweep, "answer_texts", lambda generator, examples, alpha, **options: said)
     options = {"grading": "exact", "max_new_tokens": 9}
     assert alpha_sweep.measure_quality(None, [one] * 3, 0.0, gold_missing=True, **options) == [1.0, 1.0, 0.0]

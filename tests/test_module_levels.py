@@ -14,7 +14,16 @@ import focus_rag
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "fitting.head_inputs", "probing", "sentences", "special_text", "weights_digest", "whole_files"),
+    (
+        "abstention",
+        "errors",
+        "fitting.head_inputs",
+        "probing",
+        "sentences",
+        "special_text",
+        "weights_digest",
+        "whole_files",
+    ),
     ("passages", "confidence", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
     ("noise", "alpha", "answer_grammar", "attention.shares", "locating", "model_layout", "shared_words"),
     ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from focus_rag import FocusGenerator, Passage
+from focus_rag.abstention import NOT_STATED
 from focus_rag.embedded import compact
 from focus_rag.embedded.batches import Stage
 from focus_rag.embedded.reader_model import ModelShape
@@ -27,7 +28,6 @@ from focus_rag.embedded.real_text import fillings, is_held_out, sentence_ranges
 from focus_rag.embedded.rows import Row
 from focus_rag.errors import FocusRagError, InvalidInputError
 from focus_rag.examples import examples_from_rows
-from focus_rag.prompt_layout import NOT_STATED
 from focus_rag.prompting import PromptBuilder
 
 MIX = Mix(

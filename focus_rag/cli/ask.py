@@ -176,11 +176,11 @@ def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> d
 
 
 def _show(answer: Answer) -> None:
-    from focus_rag.prompt_layout import NOT_STATED
+    from focus_rag.abstention import abstains
 
     typer.echo(one_line(answer.text) or "(the model answered with nothing)")
     typer.echo()
-    is_stated = NOT_STATED not in answer.text.lower()
+    is_stated = not abstains(answer.text)
     if answer.evidence:
         typer.echo("evidence:" if is_stated else "closest sentences:")
     for sentence in answer.evidence:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from focus_rag.abstention import NOT_STATED
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
 from focus_rag.embedded.rows import LAYOUT, Conversation, Row
-from focus_rag.prompt_layout import NOT_STATED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

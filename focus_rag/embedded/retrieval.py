@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from focus_rag.abstention import NOT_STATED
 from focus_rag.embedded import world
 from focus_rag.embedded.names import Split
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import ExampleSet, examples_from_rows
-from focus_rag.prompt_layout import NOT_STATED
 from focus_rag.search.embedders import TfidfEmbedder
 
 if TYPE_CHECKING:

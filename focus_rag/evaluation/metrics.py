@@ -9,18 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from focus_rag.abstention import abstains
 from focus_rag.errors import MissingDependencyError
 from focus_rag.fitting.grading import Grading
-from focus_rag.prompt_layout import NOT_STATED
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# The embedded prompt's own words first; the others are what instructed models say in their place.
-_ABSTENTIONS = (
-    NOT_STATED, "not mentioned", "not provided", "not given", "not specified", "not contain", "no answer",
-    "no information", "unanswerable", "cannot be answered", "can not be answered", "cannot answer", "unknown",
-    "don't know", "do not know",
-)  # fmt: skip
 
 
 def normalised_answer(text: str) -> str:
@@ -79,12 +73,6 @@ def _rouge_scorer() -> Any:
     except ImportError as error:
         raise MissingDependencyError("ROUGE-L needs rouge-score: pip install 'focus-rag[eval]'.") from error
     return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def abstains(answer: str) -> bool:
-    """Whether an answer says that it has none."""
-    given = " ".join(answer.lower().split())
-    return not given or any(phrase in given for phrase in _ABSTENTIONS)
 
 
 def text_scores(

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from focus_rag.abstention import abstains
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.examples import Example, holds_answer
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
-from focus_rag.prompt_layout import NOT_STATED
 from focus_rag.score_split import SplitSetting
 
 Z_95 = 1.96
@@ -201,7 +201,7 @@ def measure_quality(
         generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split
     )
     if gold_missing:  # said in whatever words stand around it, also by a model that else answers exactly
-        return [grade(text, (NOT_STATED,), "contains") for text in texts]
+        return [float(abstains(text)) for text in texts]
     return [grade(text, one.answers, grading) for text, one in zip(texts, examples, strict=True)]
 
 

@@ -13,13 +13,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from focus_rag.abstention import abstains
 from focus_rag.answers import Answer
 from focus_rag.confidence import Confidence, Support
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_sweep import answers_to, is_answered_elsewhere
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
-from focus_rag.prompt_layout import NOT_STATED
 
 _FEWEST = 20
 """Right answers, and wrong ones, that a fit takes."""
@@ -47,7 +47,7 @@ class Judged:
 def judged(
     answers: Sequence[Answer], questions: Sequence[Example], grading: Grading, *, gold_missing: bool
 ) -> list[Judged]:
-    """Answers with whether they are right; those that say nothing is stated, or nothing at all, are left out."""
+    """Answers with whether they are right; those that say that there is none are left out."""
     return [
         Judged(
             question.key,
@@ -56,7 +56,7 @@ def judged(
             gold_missing,
         )
         for question, answer in zip(questions, answers, strict=True)
-        if answer.support is not None and not grade(answer.text, (NOT_STATED,), "contains")
+        if answer.support is not None and not abstains(answer.text)
     ]
 
 

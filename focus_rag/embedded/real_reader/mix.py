@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from focus_rag.abstention import NOT_STATED
 from focus_rag.embedded.batches import Stage, one_row
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.words import Words, replaced
 from focus_rag.embedded.rows import LAYOUT, Row
 from focus_rag.errors import InvalidInputError
-from focus_rag.prompt_layout import NOT_STATED
 
 if TYPE_CHECKING:
     from focus_rag.embedded.real_reader.pack import Array
