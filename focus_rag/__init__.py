@@ -44,7 +44,7 @@ _HOMES = {
     "RetrievalAlpha": "focus_rag.alpha",
     "RetrievalSignal": "focus_rag.passages",
     "RetrievedText": "focus_rag.adapters.passage_registry",
-    "ScoreKind": "focus_rag.noise",
+    "ScoreKind": "focus_rag.score_order",
     "ScoreSplit": "focus_rag.score_split",
     "SpanMeter": "focus_rag.attention.measuring",
     "UnsupportedModelError": "focus_rag.errors",
@@ -140,11 +140,12 @@ if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator
     from focus_rag.locating import locate_passages
     from focus_rag.model_layout import ModelLayout
-    from focus_rag.noise import ScoreKind, estimate_noise
+    from focus_rag.noise import estimate_noise
     from focus_rag.passage_ranking import best_passages
     from focus_rag.passages import Passage, RetrievalSignal, as_passages
     from focus_rag.profile import FocusProfile
     from focus_rag.prompt_layout import PromptLayout
+    from focus_rag.score_order import ScoreKind
     from focus_rag.score_split import ScoreSplit
     from focus_rag.streams import AnswerStream, AsyncAnswerStream
     from focus_rag.turns import chat_turns

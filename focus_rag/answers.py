@@ -12,9 +12,9 @@ from focus_rag.alpha import AlphaPolicy
 from focus_rag.confidence import Support
 from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.evidence import Evidence
-from focus_rag.noise import ScoreKind
 from focus_rag.passage_ranking import require_count
 from focus_rag.passages import Passage, as_passages
+from focus_rag.score_order import ScoreKind
 from focus_rag.score_split import SplitSetting
 
 AlphaSetting = float | Literal["auto"] | AlphaPolicy

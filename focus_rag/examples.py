@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import ScoreKind, is_score_kind, orientation, worst_first
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
+from focus_rag.score_order import ScoreKind, best_first, is_score_kind, orientation
 
 _SCHEMA = (
     '{"question": str, "answers": [str, ...], "score_kind"?: str, '
@@ -51,7 +51,7 @@ class Example:
 
     def best_first(self) -> list[int]:
         """Indices of the passages by their scores, the best first."""
-        return list(reversed(worst_first(self.passages, score_kind=self.score_kind)))
+        return best_first([passage.score for passage in self.passages], score_kind=self.score_kind)
 
     def by_relevance(self) -> list[int]:
         """Indices of the passages by scores and shared words together, the best first, as a generator drops them from
@@ -74,7 +74,7 @@ class Example:
         """A kind of score that says which end is the better one, where kind or order tell it."""
         if self.score_kind not in (None, "unknown"):
             return self.score_kind
-        rises = orientation(self.passages)
+        rises = orientation([passage.score for passage in self.passages])
         return None if rises is None else "inner_product" if rises else "distance"
 
     def at_count(self, count: int) -> Example:

@@ -35,26 +35,12 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeGuard, get_args
+from typing import Final, Literal
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage, RetrievalSignal, usable_score
+from focus_rag.score_order import EQUAL, ScoreKind, is_best_first, orientation, require_score_kind
 
-ScoreKind = Literal[
-    "cosine",
-    "inner_product",
-    "distance",
-    "l2",
-    "l2_squared",
-    "bm25",
-    "rrf",
-    "cross_encoder_logit",
-    "probability",
-    "unknown",
-]
-
-_KINDS: Final = frozenset(get_args(ScoreKind))
-_DISTANCES: Final = frozenset({"distance", "l2", "l2_squared"})
 _ZERO_IS_IRRELEVANT: Final = frozenset({"cosine", "bm25"})
 
 # P(found) = sigmoid(_FOUND_SLOPE * (rise - _FOUND_MIDPOINT)), rise = (best - mean) / (best - worst).
@@ -65,11 +51,6 @@ _SHARPNESS: Final = 40.0
 # Two scores always have the same shape, so they say nothing.
 _FEWEST_FOR_SHAPE: Final = 3
 _FEWEST_FOR_RANKS: Final = 4
-EQUAL: Final = 1e-9
-"""Ranges below this share of the magnitude are rounding, not evidence."""
-# A list that turns runs one way all the same when its steps that way are so many standard deviations more than those of
-# a shuffled one.
-_ONE_WAY: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +106,11 @@ def signal_of(
     Raises:
         InvalidInputError: `noise` is not a number in [0, 1], or `score_kind` is unknown.
     """
-    _check_kind(score_kind)
     n = len(passages)
     scores = [passage.score for passage in passages]
-    in_order = _best_first(scores, range(n) if shown is None else shown, higher_is_better, score_kind)
+    in_order = is_best_first(
+        scores, range(n) if shown is None else shown, higher_is_better=higher_is_better, score_kind=score_kind
+    )
     if noise is not None:
         given = usable_score(noise)
         if given is None:
@@ -142,33 +124,8 @@ def signal_of(
     return RetrievalSignal(n, estimate.noise, estimate.source, estimate.reason, in_order)
 
 
-def worst_first(
-    passages: Sequence[Passage],
-    *,
-    higher_is_better: bool | None = None,
-    score_kind: ScoreKind | None = None,
-) -> list[int]:
-    """Indices of the passages in the order in which to give them up: without a score first, then from the worst score
-    up. Where nothing tells which end of the scores is the better one, the higher counts as better, which most are.
-
-    Among equals the later one goes first.
-
-    Raises:
-        InvalidInputError: `score_kind` is unknown.
-    """
-    _check_kind(score_kind)
-    known = [passage.score for passage in passages if passage.score is not None]
-    sign = 1.0 if _rises_are_better(known, higher_is_better, score_kind) else -1.0
-
-    def worth(index: int) -> tuple[float, int]:
-        score = passages[index].score
-        return (-math.inf if score is None else sign * score, -index)
-
-    return sorted(range(len(passages)), key=worth)
-
-
 def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, score_kind: ScoreKind | None) -> _Estimate:
-    _check_kind(score_kind)
+    require_score_kind(score_kind)
     n = len(scores)
     known = [score for score in scores if score is not None]
     if n == 0:
@@ -181,7 +138,7 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     if score_kind == "rrf" or _repeats_ranks(known):
         return _from_count(n, "the scores only repeat the ranks")
 
-    rises = _rises_are_better(known, higher_is_better, score_kind)
+    rises = orientation(known, higher_is_better=higher_is_better, score_kind=score_kind) is not False
     # Where less is better these are distances of that kind, whose zero is the best there is.
     plausible = [not rises or score > 0 or score_kind not in _ZERO_IS_IRRELEVANT for score in known]
     if not rises:
@@ -213,18 +170,6 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     )
 
 
-def is_score_kind(value: object) -> TypeGuard[ScoreKind]:
-    """Whether a value is one of `ScoreKind`."""
-    return isinstance(value, str) and value in _KINDS
-
-
-def _check_kind(score_kind: object) -> None:
-    if score_kind is not None and not is_score_kind(score_kind):
-        raise InvalidInputError(
-            f"Unknown score_kind {score_kind!r}: use one of {', '.join(sorted(_KINDS))}, or leave it out."
-        )
-
-
 def _from_count(n: int, why: str) -> _Estimate:
     return _Estimate(1.0 - 1.0 / n, "count", f"{why}: one passage of {n} is taken to be relevant")
 
@@ -241,66 +186,6 @@ def _probability(score: float, score_kind: ScoreKind) -> float:
 
 def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
-
-
-def orientation(
-    passages: Sequence[Passage], *, higher_is_better: bool | None = None, score_kind: ScoreKind | None = None
-) -> bool | None:
-    """Whether higher scores are better, by the caller, the score kind or the order at retrieval; None where none of
-    them tells it.
-
-    Raises:
-        InvalidInputError: `score_kind` is unknown.
-    """
-    _check_kind(score_kind)
-    return _orientation(
-        [passage.score for passage in passages if passage.score is not None], higher_is_better, score_kind
-    )
-
-
-def _orientation(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool | None:
-    if higher_is_better is not None:
-        return bool(higher_is_better)  # numpy's too, of which none is the same as False
-    if score_kind is not None and score_kind != "unknown":
-        return score_kind not in _DISTANCES
-    return orientation_by_order(scores)
-
-
-def orientation_by_order(scores: Sequence[float]) -> bool | None:
-    """Whether higher scores are better, by the order in which a retriever returned them; None where a shuffled list
-    could look so.
-
-    Steps that are rounding, next to the scores themselves, are none.
-    """
-    least = EQUAL * max(map(abs, scores), default=0.0)
-    pairs = list(itertools.pairwise(scores))
-    rises = sum(after - before > least for before, after in pairs)
-    falls = sum(before - after > least for before, after in pairs)
-    steps = rises + falls
-    # Of a random order half of the steps rise, give or take sqrt((steps + 2) / 12) (Eulerian numbers).
-    by_chance = steps / 2 + _ONE_WAY * math.sqrt((steps + 2) / 12)
-    if steps == 0 or (min(rises, falls) > 0 and max(rises, falls) < by_chance):
-        return None
-    return falls > rises
-
-
-def _rises_are_better(scores: Sequence[float], higher_is_better: bool | None, score_kind: ScoreKind | None) -> bool:
-    """Orientation, where it cannot be told that of most scores."""
-    return _orientation(scores, higher_is_better, score_kind) is not False
-
-
-def _best_first(
-    scores: Sequence[float | None], shown: Sequence[int], higher_is_better: bool | None, score_kind: ScoreKind | None
-) -> bool | None:
-    """Whether scores in retrieval order never get better down the list as shown; None where fewer than two are known or
-    all are equal.
-    """
-    known = [score for index in shown if (score := scores[index]) is not None]
-    if len(set(known)) < 2:
-        return None
-    retrieved = [score for score in scores if score is not None]
-    sign = 1.0 if _rises_are_better(retrieved, higher_is_better, score_kind) else -1.0
-    return all(sign * after <= sign * before for before, after in itertools.pairwise(known))
 
 
 def _repeats_ranks(scores: Sequence[float]) -> bool:

@@ -12,8 +12,8 @@ from statistics import fmean
 from typing import Literal
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import EQUAL, ScoreKind, orientation, worst_first
 from focus_rag.passages import Passage
+from focus_rag.score_order import EQUAL, ScoreKind, best_first, orientation
 from focus_rag.shared_words import shared_word_scores
 
 Signal = Literal["scores", "words", "both"]
@@ -91,7 +91,7 @@ def by_relevance(
     score_kind: ScoreKind | None = None,
 ) -> list[int]:
     """Indices of the passages, the best first, by scores and shared words together; where neither tells them apart, as
-    `worst_first` has them. Repeats of a text come after all that are said once, and those without any text last.
+    `best_first` has them. Repeats of a text come after all that are said once, and those without any text last.
 
     Args:
         passages: What was retrieved, in retrieval order.
@@ -109,7 +109,9 @@ def by_relevance(
         )
     ranking = rank_passages(passages, question, by=by, higher_is_better=higher_is_better, score_kind=score_kind)
     if ranking is None:
-        order = worst_first(passages, higher_is_better=higher_is_better, score_kind=score_kind)[::-1]
+        order = best_first(
+            [passage.score for passage in passages], higher_is_better=higher_is_better, score_kind=score_kind
+        )
     else:
         order = sorted(range(len(passages)), key=ranking.behind.__getitem__)
     seen: set[str] = set()
@@ -171,12 +173,11 @@ def require_count(keep: object) -> None:
 def _behind_in_score(
     passages: Sequence[Passage], higher_is_better: bool | None, score_kind: ScoreKind | None
 ) -> list[float] | None:
-    rises = orientation(passages, higher_is_better=higher_is_better, score_kind=score_kind)
-    return (
-        None
-        if rises is None
-        else _behind([one.score if one.score is None or rises else -one.score for one in passages])
-    )
+    scores = [passage.score for passage in passages]
+    rises = orientation(scores, higher_is_better=higher_is_better, score_kind=score_kind)
+    if rises is None:
+        return None
+    return _behind([score if score is None or rises else -score for score in scores])
 
 
 def _behind(scores: Sequence[float | None]) -> list[float] | None:

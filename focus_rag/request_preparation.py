@@ -10,11 +10,11 @@ from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import AlphaSetting, GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
 from focus_rag.focus_choice import choose_focus
-from focus_rag.noise import orientation
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
 from focus_rag.prompting import BuiltPrompt, PromptBuilder
+from focus_rag.score_order import orientation
 from focus_rag.score_split import SplitSetting
 
 
@@ -74,7 +74,7 @@ def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:
     kept = tuple(request.passages[place] for place in best)
     # Which end of the scores is the better one is told by the order of all of them: fewer may no longer tell it, or
     # seem to.
-    rises = orientation(request.passages, **known)
+    rises = orientation([passage.score for passage in request.passages], **known)
     if rises is None:
         kept = tuple(replace(passage, score=None) for passage in kept)
     return replace(request, passages=kept, higher_is_better=rises), best

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focus_rag.noise import ScoreKind
 from focus_rag.passage_ranking import Signal, rank_passages
 from focus_rag.passages import Passage
+from focus_rag.score_order import ScoreKind
 
 SMALLEST_TAU = 1e-6  # far below what is of use; as a single-precision number, a much smaller one is 0
 

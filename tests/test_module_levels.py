@@ -24,7 +24,16 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "weights_digest",
         "whole_files",
     ),
-    ("passages", "confidence", "held_schema", "attention.formulas", "query_layouts", "published_files", "turns"),
+    (
+        "passages",
+        "score_order",
+        "confidence",
+        "held_schema",
+        "attention.formulas",
+        "query_layouts",
+        "published_files",
+        "turns",
+    ),
     ("noise", "alpha", "answer_grammar", "attention.shares", "locating", "model_layout", "shared_words"),
     ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
@@ -172,7 +181,15 @@ def test_the_library_knows_no_framework_and_none_of_its_users(file):
 
 @pytest.mark.parametrize(
     "module",
-    ["focus_rag", "focus_rag.errors", "focus_rag.passages", "focus_rag.noise", "focus_rag.alpha", "focus_rag.locating"],
+    [
+        "focus_rag",
+        "focus_rag.errors",
+        "focus_rag.passages",
+        "focus_rag.score_order",
+        "focus_rag.noise",
+        "focus_rag.alpha",
+        "focus_rag.locating",
+    ],
 )
 def test_importing_loads_no_torch(module):
     program = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'faiss', 'sklearn'}} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""Noise from scores: bounds, invariances, orientation, and what missing or meaningless scores do."""
+"""Noise from scores: bounds, invariances, and what missing or meaningless scores do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import estimate_noise, orientation, signal_of, worst_first
+from focus_rag.noise import estimate_noise, signal_of
 from focus_rag.passages import Passage
 
 garbage = st.one_of(
@@ -118,28 +118,6 @@ def test_a_shuffled_list_is_not_taken_for_distances():
     assert estimate_noise(scores) == pytest.approx(estimate_noise(scores, higher_is_better=True))
 
 
-@pytest.mark.parametrize(
-    ("scores", "options", "told"),
-    [
-        ((0.9, 0.5, 0.1), {}, True),
-        ((0.1, 0.5, 0.9), {}, False),
-        ((0.9, 0.95, 0.5, 0.1), {}, None),  # so few may fall by chance
-        ((*range(20, 10, -1), 30, *range(10, 0, -1)), {}, True),  # one passage moved
-        ((*range(10), -30, *range(10, 20)), {}, False),
-        ((0.2, 0.9, 0.1, 0.3, 0.15), {}, None),
-        ((0.2, 0.9, 0.1, 0.3, 0.15), {"score_kind": "l2"}, False),
-        ((0.2, 0.9, 0.1, 0.3, 0.15), {"score_kind": "unknown"}, None),
-        ((0.1, 0.5, 0.9), {"score_kind": "cosine"}, True),
-        ((0.1, 0.5, 0.9), {"score_kind": "cosine", "higher_is_better": False}, False),
-        ((0.5, None, 0.5), {}, None),
-        ((0.5,), {}, None),
-        ((), {}, None),
-    ],
-)
-def test_which_end_of_the_scores_is_the_better_one(scores, options, told):
-    assert orientation([Passage("text", score=score) for score in scores], **options) is told
-
-
 def test_absolute_kinds_tell_all_good_from_all_bad():
     assert estimate_noise([0.99, 0.98, 0.97], score_kind="probability") == pytest.approx(0.02)
     assert estimate_noise([0.03, 0.02, 0.01], score_kind="probability") == pytest.approx(0.98)
@@ -222,7 +200,7 @@ def test_zero_is_no_sign_of_irrelevance_for_distances():
 @pytest.mark.parametrize("kind", ["nonsense", ["cosine"], 3])
 def test_kinds_that_do_not_exist_are_refused_everywhere(kind):
     passages = [Passage("a", score=0.5), Passage("b", score=0.1)]
-    for call in (signal_of, worst_first, lambda some, **more: signal_of(some, noise=0.5, **more)):
+    for call in (signal_of, lambda some, **more: signal_of(some, noise=0.5, **more)):
         with pytest.raises(InvalidInputError, match="Unknown score_kind"):
             call(passages, score_kind=kind)
 
@@ -231,15 +209,3 @@ def test_kinds_that_do_not_exist_are_refused_everywhere(kind):
 def test_bad_given_noise_is_refused(noise):
     with pytest.raises(InvalidInputError, match=r"\[0, 1\]"):
         signal_of([Passage("a")], noise=noise)
-
-
-def test_where_nothing_tells_the_better_end_higher_is_better_in_giving_passages_up():
-    shuffled = [Passage(f"{i}", score) for i, score in enumerate([3.0, 0.0, 4.0, 1.0, None, 2.0])]
-    assert worst_first(shuffled) == [4, 1, 3, 5, 0, 2]
-    assert worst_first(shuffled, higher_is_better=False) == [4, 2, 0, 5, 3, 1]
-    assert worst_first(shuffled, score_kind="cosine") == [4, 1, 3, 5, 0, 2]
-
-
-def test_steps_that_are_rounding_tell_no_order():
-    assert orientation([Passage("", score) for score in (0.7, 0.7, 0.7 + 2e-16)]) is None
-    assert orientation([Passage("", score) for score in (0.7, 0.6, 0.6 + 1e-16, 0.5)]) is True

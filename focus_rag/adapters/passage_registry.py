@@ -38,8 +38,8 @@ from focus_rag.adapters.retrieval_records import (
     from_registry,
     query_rank,
 )
-from focus_rag.noise import orientation_by_order
 from focus_rag.passages import usable_score
+from focus_rag.score_order import orientation_by_order
 
 __all__ = ["CapturedPassages", "PassageRegistry", "RetrievedText"]
 

@@ -23,7 +23,7 @@ from focus_rag.fitting.grading import Grading
 if TYPE_CHECKING:
     from focus_rag.evaluation.cases import CaseSource
     from focus_rag.evaluation.results import Evaluation
-    from focus_rag.noise import ScoreKind
+    from focus_rag.score_order import ScoreKind
 
 
 def command(

@@ -22,8 +22,8 @@ from focus_rag.cli.output import note, progress, write_json, write_table
 if TYPE_CHECKING:
     from focus_rag.examples import ExampleSet
     from focus_rag.fitting.settings import FitSettings
-    from focus_rag.noise import ScoreKind
     from focus_rag.profile import FocusProfile
+    from focus_rag.score_order import ScoreKind
 
 
 def command(

@@ -11,7 +11,7 @@ import typer
 
 from focus_rag.cli.output import note, progress, quiet_libraries
 from focus_rag.errors import InvalidInputError, first_problem
-from focus_rag.noise import ScoreKind
+from focus_rag.score_order import ScoreKind
 
 if TYPE_CHECKING:
     from focus_rag.generator import FocusGenerator

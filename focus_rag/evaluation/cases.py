@@ -13,8 +13,8 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
 from focus_rag.examples import Example, examples_from_rows, holds_answer
 from focus_rag.fitting.calm_examples import easy_passages
-from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
+from focus_rag.score_order import ScoreKind
 
 UNMARKED_GOLD = "no passage is marked as gold, and one holds an accepted answer"
 

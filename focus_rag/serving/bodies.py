@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from focus_rag.answers import GenerationSettings, Request
 from focus_rag.errors import InvalidInputError
-from focus_rag.noise import ScoreKind
 from focus_rag.passages import Passage
+from focus_rag.score_order import ScoreKind
 from focus_rag.score_split import ScoreSplit
 from focus_rag.serving.settings import ServiceSettings
 

@@ -17,7 +17,7 @@ from focus_rag.evaluation.datasets.jsonl import json_rows
 from focus_rag.evaluation.datasets.lost_in_the_middle import key_value_row, lost_in_the_middle_row
 from focus_rag.evaluation.datasets.rows import RowLeftOut
 from focus_rag.evaluation.datasets.table import table_rows
-from focus_rag.noise import ScoreKind
+from focus_rag.score_order import ScoreKind
 
 __all__ = ["load_cases", "normal_row"]
 
