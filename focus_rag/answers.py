@@ -176,6 +176,17 @@ class PassageUse:
     dropped_reason: str | None = None
     favoured: bool = False
 
+    def report(self) -> dict[str, Any]:
+        """What became of it, in plain JSON types, without the passage's own words."""
+        return {
+            "id": self.passage.id,
+            "score": self.passage.score,
+            "attention": self.attention,
+            "used": self.used,
+            "dropped_reason": self.dropped_reason,
+            "favoured": self.favoured,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -228,33 +239,16 @@ class Answer:
         plain["passages"], plain["evidence"] = list(plain["passages"]), list(plain["evidence"])
         return plain
 
-    def report(self, found: str, note: str) -> dict[str, Any]:
-        """What a framework's response carries of it, in plain JSON types: alpha and why, what became of every passage,
-        the sentences that it stands on, and how likely it is right.
-
-        Args:
-            found: How the passages of the call were found.
-            note: The same for people.
+    def report(self) -> dict[str, Any]:
+        """How it came about, in plain JSON types, for what carries the text already: alpha and why, what became of
+        every passage (of which there is the beginning), the sentences that it stands on, and how likely it is right.
         """
         return {
             "alpha": self.alpha,
             "tau": self.tau,
             "noise": self.noise,
             "reason": self.reason,
-            "found": found,
-            "note": note,
-            "passages": [
-                {
-                    "id": use.passage.id,
-                    "excerpt": use.passage.text[:_EXCERPT],
-                    "score": use.passage.score,
-                    "attention": use.attention,
-                    "used": use.used,
-                    "dropped_reason": use.dropped_reason,
-                    "favoured": use.favoured,
-                }
-                for use in self.passages
-            ],
+            "passages": [{**use.report(), "excerpt": use.passage.text[:_EXCERPT]} for use in self.passages],
             "evidence": [asdict(sentence) for sentence in self.evidence],
             "support": None if self.support is None else asdict(self.support),
             "confidence": self.confidence,

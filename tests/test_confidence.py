@@ -129,7 +129,7 @@ def test_without_a_fit_there_is_support_and_no_confidence(parts):
     for known in (None, profile.replace(confidence=None)):
         answer = FocusGenerator(model, tokenizer, known).answer(QUESTION, PASSAGES, max_new_tokens=4)
         assert answer.support is not None and answer.confidence is None
-    report = FocusGenerator(*parts).answer(QUESTION, PASSAGES, max_new_tokens=4).report("given", "")
+    report = FocusGenerator(*parts).answer(QUESTION, PASSAGES, max_new_tokens=4).report()
     assert 0 < report["confidence"] < 1 and set(report["support"]) == {
         "logprob",
         "least_logprob",

@@ -276,7 +276,7 @@ def test_a_report_and_a_page_show_the_evidence(parts):
         {"passage": e.passage, "text": e.text, "start": e.start, "end": e.end, "attention": e.attention}
         for e in answer.evidence
     ]
-    assert plain and answer.report("given", "")["evidence"] == plain == answer.to_dict()["evidence"]
+    assert plain and answer.report()["evidence"] == plain == answer.to_dict()["evidence"]
     page = answer_to_html(answer)
     over = replace(
         answer, evidence=(Evidence(0, "", 4, 8, None), Evidence(0, "", 6, 11, None), Evidence(0, "", 4, 8, None))

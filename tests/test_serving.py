@@ -145,7 +145,8 @@ async def test_a_question_with_passages_is_answered_as_the_generator_does(genera
     assert choice["message"]["content"] == expected.text
     assert choice["finish_reason"] == expected.finish_reason
     assert reply["usage"]["total_tokens"] == expected.usage.total_tokens
-    assert reply["focus_rag"] == json.loads(json.dumps(expected.report("given", "passages given by the caller")))
+    how = {"found": "given", "note": "passages given by the caller"}
+    assert reply["focus_rag"] == json.loads(json.dumps({**expected.report(), **how}))
     assert reply["focus_rag"]["alpha"] == 0.7
     assert (reply["object"], reply["model"]) == ("chat.completion", "tiny")
 
@@ -153,9 +154,9 @@ async def test_a_question_with_passages_is_answered_as_the_generator_does(genera
 async def test_a_question_is_answered_from_the_best_passages_that_it_asks_for(generator: FocusGenerator) -> None:
     body = {"question": QUESTION, "passages": BODIES, "keep_best": 1}
     reply = (await post(generator, "/v1/answers", body)).json()
-    assert reply["focus_rag"] == json.loads(
-        json.dumps(generator.answer(QUESTION, PASSAGES, keep_best=1).report("given", "passages given by the caller"))
-    )
+    how = {"found": "given", "note": "passages given by the caller"}
+    expected = generator.answer(QUESTION, PASSAGES, keep_best=1).report()
+    assert reply["focus_rag"] == json.loads(json.dumps({**expected, **how}))
     assert sum(use["used"] for use in reply["focus_rag"]["passages"]) == 1 < len(PASSAGES)
     assert (await post(generator, "/v1/answers", {**body, "keep_best": 0})).status_code == 400
     assert (

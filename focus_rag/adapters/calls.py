@@ -57,7 +57,7 @@ class FocusCall:
 
     def report(self, answer: Answer) -> dict[str, Any]:
         """What a framework's response carries of the answer, in plain JSON types."""
-        return answer.report(self.found, self.note)
+        return {**answer.report(), "found": self.found, "note": self.note}
 
 
 class FocusSettings(BaseModel):

@@ -141,35 +141,16 @@ def _index(docs: Path, embedder: str | None, cache: bool) -> PassageIndex:
 
 
 def _record(question: str, answer: Answer, model: str, index: PassageIndex) -> dict[str, Any]:
+    report = answer.report()
+    del report["passages"]
     return {
         "question": question,
         "answer": answer.text,
         "model": model,
-        "alpha": answer.alpha,
-        "tau": answer.tau,
-        "noise": answer.noise,
-        "reason": answer.reason,
+        **report,
         "finish_reason": answer.finish_reason,
-        "usage": {
-            "prompt_tokens": answer.usage.prompt_tokens,
-            "completion_tokens": answer.usage.completion_tokens,
-        },
-        "confidence": answer.confidence,
-        "support": None if answer.support is None else asdict(answer.support),
-        "evidence": [asdict(sentence) for sentence in answer.evidence],
-        "sources": [
-            {
-                "id": use.passage.id,
-                "title": use.passage.title,
-                "text": use.passage.text,
-                "score": use.passage.score,
-                "attention": use.attention,
-                "used": use.used,
-                "dropped_reason": use.dropped_reason,
-                "favoured": use.favoured,
-            }
-            for use in answer.passages
-        ],
+        "usage": asdict(answer.usage),
+        "sources": [{"title": use.passage.title, "text": use.passage.text, **use.report()} for use in answer.passages],
         "searched_with": index.searched_with,
         "left_out": index.left_out,
     }

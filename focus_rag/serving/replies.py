@@ -88,5 +88,5 @@ def _usage(answer: Answer) -> dict[str, int]:
 
 def _report(answer: Answer) -> dict[str, Any]:
     if answer.passages:
-        return answer.report("given", "passages given by the caller")
-    return answer.report("none", "no passages were given")
+        return {**answer.report(), "found": "given", "note": "passages given by the caller"}
+    return {**answer.report(), "found": "none", "note": "no passages were given"}
