@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from focus_rag import model_layout
-from focus_rag.attention.steering import check_query_site, focus
+from focus_rag.attention.query_site_check import check_query_site
+from focus_rag.attention.steering import focus
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.model_layout import ModelLayout
 from focus_rag.query_layouts import as_heads
