@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from scoring import HEADS, LAYERS, WIDTH, build, build_example
 
-from focus_rag.attention.formulas import AttentionCall, span_mass
+from focus_rag.attention.attention_call import AttentionCall
+from focus_rag.attention.formulas import span_mass
 from focus_rag.attention.measuring import tapped_layers
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.fitting.direction_training import head_losses

@@ -7,13 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focus_rag.attention.attention_call import AttentionCall, head_weights, last_position, rows_alone
 from focus_rag.attention.formulas import (
-    AttentionCall,
     aligned_membership,
     head_exponents,
-    head_weights,
-    last_position,
-    rows_alone,
     rows_of,
     span_mass,
     span_membership,
@@ -243,14 +240,14 @@ class TestSplitSoftmax:
         assert torch.allclose(found, call.query.grad, atol=1e-5)
 
     def test_keys_that_are_copied_are_not_too_many_at_a_time(self, monkeypatch):
-        from focus_rag.attention import formulas
+        from focus_rag.attention import attention_call
 
         call = random_call(heads=8, key_heads=8, tokens=1)
         half = AttentionCall(call.query.bfloat16(), call.key.bfloat16(), call.value.bfloat16(), None, call.scaling)
         member = torch.ones(1, 3, 1)
         whole = span_mass(half, range(8), None, member)
         assert [len(group) for (groups,) in [half.shared.values()] for group, _ in groups] == [8]
-        monkeypatch.setattr(formulas, "_KEYS_AT_ONCE", 3 * half.key[:, 0].numel())
+        monkeypatch.setattr(attention_call, "_KEYS_AT_ONCE", 3 * half.key[:, 0].numel())
         bounded = AttentionCall(half.query, half.key, half.value, None, call.scaling)
         assert torch.allclose(span_mass(bounded, range(8), None, member), whole, atol=1e-6)
         assert [len(group) for (groups,) in [bounded.shared.values()] for group, _ in groups] == [3, 3, 2]

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "abstention",
+        "attention.attention_call",
         "errors",
         "fitting.head_inputs",
         "probing",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from focus_rag.attention.formulas import AttentionCall, head_exponents, split_output, split_weights
+from focus_rag.attention.attention_call import AttentionCall
+from focus_rag.attention.formulas import head_exponents, split_output, split_weights
 
 
 @pytest.mark.parametrize("distance", [60.0, 87.0, 95.0, 103.0, 200.0])

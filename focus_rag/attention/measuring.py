@@ -7,14 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import (
-    AttentionCall,
-    aligned_membership,
-    last_position,
-    rows_of,
-    span_mass,
-    span_membership,
-)
+from focus_rag.attention.attention_call import AttentionCall, last_position
+from focus_rag.attention.formulas import aligned_membership, rows_of, span_mass, span_membership
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import InvalidInputError
 from focus_rag.model_layout import ModelLayout, rolling_sizes

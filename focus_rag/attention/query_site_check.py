@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import AttentionCall
+from focus_rag.attention.attention_call import AttentionCall
 from focus_rag.attention.tap import HOOKS_LOCK, AttentionTap, undisturbed
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.model_layout import ModelLayout, QueryModule, Site

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import AttentionCall, visible_keys
+from focus_rag.attention.attention_call import AttentionCall, visible_keys
 from focus_rag.attention.measuring import heads_by_layer, tapped_layers
 from focus_rag.attention.tap import HOOKS_LOCK, AttentionTap
 from focus_rag.errors import UnsupportedModelError

@@ -8,15 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import (
-    AttentionCall,
-    aligned_membership,
-    head_exponents,
-    row_blocks,
-    rows_of,
-    span_membership,
-    split_output,
-)
+from focus_rag.attention.attention_call import AttentionCall, row_blocks
+from focus_rag.attention.formulas import aligned_membership, head_exponents, rows_of, span_membership, split_output
 from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, require_heads, tapped_layers
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError, InvalidInputError

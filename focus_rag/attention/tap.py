@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import AttentionCall
+from focus_rag.attention.attention_call import AttentionCall
 from focus_rag.errors import AttachError
 from focus_rag.model_layout import attention_home
 

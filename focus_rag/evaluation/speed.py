@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from focus_rag.attention.formulas import AttentionCall
+from focus_rag.attention.attention_call import AttentionCall
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Engine

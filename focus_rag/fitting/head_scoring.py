@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import AttentionCall, span_mass, span_membership
+from focus_rag.attention.attention_call import AttentionCall
+from focus_rag.attention.formulas import span_mass, span_membership
 from focus_rag.attention.measuring import heads_by_layer, tapped_layers
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import InvalidInputError

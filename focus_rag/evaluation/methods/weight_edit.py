@@ -8,16 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from focus_rag.attention.formulas import (
-    AttentionCall,
-    aligned_membership,
-    head_weights,
-    put_back,
-    row_blocks,
-    rows_of,
-    span_membership,
-    values_of,
-)
+from focus_rag.attention.attention_call import AttentionCall, head_weights, put_back, row_blocks, values_of
+from focus_rag.attention.formulas import aligned_membership, rows_of, span_membership
 from focus_rag.attention.measuring import KeyCounter, Spans, heads_by_layer, tapped_layers
 from focus_rag.attention.tap import AttentionTap
 from focus_rag.errors import AttachError
