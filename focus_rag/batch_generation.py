@@ -87,7 +87,17 @@ class Batch:
             on_text: Told every piece of text that is final.
             is_cancelled: Asked before the model runs and after every token.
         """
-        texts = [RowText(self._tokenizer, row.settings, self._ends, on_text, row.grammar) for row in self._rows]
+        texts = [
+            RowText(
+                self._tokenizer,
+                row.settings,
+                self._ends,
+                on_text,
+                row.grammar,
+                () if row.request.prompt is None else row.prompt.input_ids,
+            )
+            for row in self._rows
+        ]
         logprobs = RowLogprobs()
         choosing = [
             one for one in (RowLimits(texts), RowSampler([row.settings for row in self._rows])) if one.is_needed

@@ -22,6 +22,7 @@ from focus_rag.answers import FinishReason, GenerationSettings
 # Of a token that the model's configuration rules out, and a schema needs; and where the model computes no number.
 _LEAST_LOGPROB = -100.0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BEFORE = 4  # tokens of a prompt that show how what follows them reads
 
 
 class RowLogprobs(LogitsProcessor):
@@ -129,6 +130,8 @@ class RowText:
         end_tokens: Ids that end a sequence.
         on_text: Called with every piece of text that is final; a piece that may yet become a stop string waits.
         grammar: What follows its schema; None where there is none.
+        continues: Tokens that the text continues, of raw text to be completed: white space that a tokenizer takes away
+            at a beginning then stays. Empty where an answer begins.
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class RowText:
         end_tokens: frozenset[int],
         on_text: Callable[[str], None] | None = None,
         grammar: AnswerGrammar | None = None,
+        continues: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
+        self._before = list(continues[-_BEFORE:])
         self._most = settings.max_new_tokens
         self._stop = () if grammar is not None else settings.stop
         self._grammar = grammar
@@ -219,6 +224,11 @@ class RowText:
         """Decode what is new. It restarts a few tokens back, since how a token reads depends on its neighbours."""
         ids = [token for token in self.ids if token not in self._end_tokens]
         fresh = self._tokenizer.decode(ids[self._settled_tokens :], skip_special_tokens=True)
+        if self._before and not self._settled_tokens:
+            before = self._tokenizer.decode(self._before, skip_special_tokens=True)
+            both = self._tokenizer.decode([*self._before, *ids], skip_special_tokens=True)
+            if both.startswith(before) and not before.endswith(_REPLACEMENT):
+                fresh = both[len(before) :]
         self._text = self._settled_text + fresh
         if len(ids) - self._settled_tokens > 48 and not fresh.endswith(_REPLACEMENT):
             keep = len(ids) - 16

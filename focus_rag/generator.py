@@ -7,9 +7,8 @@ import contextvars
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -19,6 +18,7 @@ from focus_rag.batch_generation import Batch, batches_of
 from focus_rag.errors import InvalidInputError, MissingDependencyError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.model_layout import window_of
+from focus_rag.model_turns import ModelTurns
 from focus_rag.passage_ranking import require_count
 from focus_rag.passages import Passage
 from focus_rag.prepared_request import PreparedRequest
@@ -36,7 +36,6 @@ OnOutcome = Callable[[int, Outcome], None]
 """Told the place of a request among those of its batch, and what became of it."""
 _REQUEST_OPTIONS = frozenset({"alpha", "split", "query", "higher_is_better", "score_kind", "noise", "keep_best"})
 _MAX_BATCH = 16
-_PATIENCE = 0.1  # seconds of waiting for the model, after which is asked whether anybody still wants it
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -104,7 +103,7 @@ class FocusGenerator:
         path = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.model_name = name or path.rstrip("/").rsplit("/", maxsplit=1)[-1]
         self.prompts = PromptBuilder(tokenizer, layout or (None if profile is None else profile.layout))
-        self._lock = threading.Lock()
+        self._turns = ModelTurns()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="focus-rag")
         trial = Request(prompt="a trial", passages=(Passage("one"), Passage("two")), noise=0.5)
         choose_focus(trial, (0, 1), profile, alpha, split)
@@ -434,16 +433,5 @@ class FocusGenerator:
         """Generate one batch; `on_answer` is told the place of each request and its answer, as soon as it is there."""
         places = list(prepared)
         batch = Batch(self.model, self.tokenizer, self.profile, list(prepared.values()), measure=self.measure)
-        with self._turn(is_cancelled):
+        with self._turns.turn(is_cancelled):
             batch.run(lambda index, answer: on_answer(places[index], answer), on_text, is_cancelled)
-
-    @contextmanager
-    def _turn(self, is_cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Have the model to oneself; who is cancelled no longer waits for it, and must not run it."""
-        while not (is_ours := self._lock.acquire(timeout=_PATIENCE)) and not is_cancelled():
-            pass
-        try:
-            yield
-        finally:
-            if is_ours:
-                self._lock.release()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -21,8 +21,16 @@ from focus_rag.sentences import sentence_spans
 from focus_rag.special_text import Message, SpecialTextGuard, broken, encodable, through_template
 
 TokenSpan = tuple[int, int]
-_LABEL_TOKENS = (
-    12  # at most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped
+# At most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped.
+_LABEL_TOKENS = 12
+# Text of so many characters for each token of room is looked at in its beginning alone before it is tokenised whole,
+# which takes seconds and gigabytes for megabytes.
+_CHARACTERS_A_TOKEN = 8
+_CUT_TOKENS = 16  # by which a text may take fewer tokens among others, or whole, than by itself or cut
+_SHORTEN = ": shorten it, lower max_new_tokens, or use a model with a larger window."
+_NOTHING_CUT = (
+    ". It was assembled by the caller, so nothing was cut: retrieve fewer passages, lower max_new_tokens, or use a model "
+    "with a larger window."
 )
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
 
@@ -127,10 +135,13 @@ class PromptBuilder:
         Raises:
             PromptTooLongError: It does not fit even without passages.
         """
+        self._require_hope(question, max_tokens, _SHORTEN)
         kept = {index for index, passage in enumerate(passages) if passage.content.strip()}
-        droppable = (index for index in drop_order if index in kept)
+        droppable: Iterator[int] = (index for index in drop_order if index in kept)
+        if sum(len(passages[index].content) for index in kept) > _CHARACTERS_A_TOKEN * max_tokens:
+            kept, droppable = self._within_reach(passages, kept, list(droppable), max_tokens)
         while True:
-            built = self._question_prompt(question, passages, sorted(kept))
+            built = self._question_prompt(question, passages, sorted(kept), max_tokens)
             excess = len(built.input_ids) - max_tokens
             if excess <= 0:
                 return built
@@ -142,8 +153,7 @@ class PromptBuilder:
             if len(kept) == before:
                 raise PromptTooLongError(
                     f"The question {f'and {len(kept)} passages that must stay' if kept else 'alone'} takes "
-                    f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}: shorten it, lower "
-                    "max_new_tokens, or use a model with a larger window."
+                    f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}{_SHORTEN}"
                 )
 
     def has_room_for(self, question: str, *, max_tokens: int) -> bool:
@@ -166,6 +176,7 @@ class PromptBuilder:
             PromptTooLongError: It does not fit.
         """
         checked = _checked_messages(messages)
+        self._require_hope("\n".join(message["content"] for message in checked), max_tokens, _NOTHING_CUT)
         for fold in (False, True):
             safe = [{**message, "content": self._safe(message["content"], fold=fold)} for message in checked]
             text = self._rendered(safe)
@@ -193,6 +204,7 @@ class PromptBuilder:
         Raises:
             PromptTooLongError: It does not fit.
         """
+        self._require_hope(prompt, max_tokens, _NOTHING_CUT)
         text = encodable(prompt)
         # A prompt that was rendered elsewhere begins with the token already; two of them are not what the model was
         # trained on.
@@ -236,7 +248,52 @@ class PromptBuilder:
             length, position = length + len(inside), end
         return "".join([*parts, prompt[position:]]), spans
 
-    def _question_prompt(self, question: str, passages: Sequence[Passage], kept: list[int]) -> BuiltPrompt:
+    def _within_reach(
+        self, passages: Sequence[Passage], kept: set[int], drop_order: list[int], max_tokens: int
+    ) -> tuple[set[int], Iterator[int]]:
+        """Of passages that are far more than can fit, those that there may be room for: without the ones that would be
+        dropped first whatever the others take.
+
+        Returns:
+            Their indices, and the order in which they are dropped.
+        """
+        reach = kept - set(drop_order)
+        taken = sum(self._tokens_of_long(passages[index].content, max_tokens) for index in reach)
+        for index in reversed(drop_order):
+            if taken > max_tokens:
+                break
+            reach.add(index)
+            taken += max(self._tokens_of_long(passages[index].content, max_tokens) - _CUT_TOKENS, 0)
+        return reach, (index for index in drop_order if index in reach)
+
+    def _tokens_of_long(self, text: str, enough: int) -> int:
+        """Tokens of a text; of its beginning, where that alone has more than enough."""
+
+        def count(part: str) -> int:
+            return len(self.tokenizer(encodable(part), add_special_tokens=False, verbose=False)["input_ids"])
+
+        beginning = text[: _CHARACTERS_A_TOKEN * enough]
+        of_beginning = count(beginning)
+        return of_beginning if len(beginning) == len(text) or of_beginning > enough else count(text)
+
+    def _require_hope(self, text: str, max_tokens: int, advice: str) -> None:
+        """Refuse a long text that cannot fit before it is tokenised as a whole.
+
+        Raises:
+            PromptTooLongError: It cannot fit.
+        """
+        if len(text) > _CHARACTERS_A_TOKEN * max_tokens:
+            enough = max_tokens + _CUT_TOKENS
+            if self._tokens_of_long(text, enough) > enough:
+                raise PromptTooLongError(
+                    f"A text of {len(text)} characters takes more tokens than the {max_tokens} that the prompt may "
+                    f"have{advice}"
+                )
+
+    def _question_prompt(
+        self, question: str, passages: Sequence[Passage], kept: list[int], max_tokens: int
+    ) -> BuiltPrompt:
+        """The prompt with these passages; its sentences are told where it fits."""
         benign, _ = self.layout.user_content("x", ["x"] * len(kept))
         allowed = self._guard.count(self._tokens(self._rendered([{"role": "user", "content": benign}]))[0])
         for fold in (False, True):
@@ -262,9 +319,8 @@ class PromptBuilder:
         dropped = tuple(
             index for index, passage in enumerate(passages) if index not in kept and passage.content.strip()
         )
-        return BuiltPrompt(
-            text, tuple(ids), tuple(spans), dropped, self._sentences(text, offsets, passages, found, fold=fold)
-        )
+        sentences = self._sentences(text, offsets, passages, found, fold=fold) if len(ids) <= max_tokens else ()
+        return BuiltPrompt(text, tuple(ids), tuple(spans), dropped, sentences)
 
     def _sentences(
         self,
@@ -336,11 +392,7 @@ class PromptBuilder:
 
     def _require_fit(self, ids: Sequence[int], max_tokens: int) -> None:
         if len(ids) > max_tokens:
-            raise PromptTooLongError(
-                f"The prompt takes {len(ids)} tokens and may have {max_tokens}. It was assembled by the caller, so "
-                "nothing was cut: retrieve fewer passages, lower max_new_tokens, or use a model with a larger "
-                "window."
-            )
+            raise PromptTooLongError(f"The prompt takes {len(ids)} tokens and may have {max_tokens}{_NOTHING_CUT}")
 
 
 def _without_assistant(text: str, messages: Sequence[Message]) -> str:

@@ -45,8 +45,9 @@ class _Worker:
 class _Stream:
     """What both streams share: a worker, the answer once it is there, and what a piece from the worker means."""
 
-    def __init__(self, worker: _Worker) -> None:
+    def __init__(self, worker: _Worker, put_back: Callable[[Answer | BaseException], None]) -> None:
         self._worker = worker
+        self._put_back = put_back
         self._answer: Answer | None = None
         self._ended = False
         worker.start()
@@ -56,6 +57,7 @@ class _Stream:
         if isinstance(piece, str):
             return piece
         self._ended = True
+        self._put_back(piece)  # for whoever else reads the same stream and waits already
         if isinstance(piece, BaseException):
             raise piece
         self._answer = piece
@@ -87,7 +89,7 @@ class AnswerStream(_Stream, Iterator[str]):
 
     def __init__(self, produce: Produce) -> None:
         self._pieces: queue.SimpleQueue[str | Answer | BaseException] = queue.SimpleQueue()
-        super().__init__(_Worker(produce, self._pieces.put))
+        super().__init__(_Worker(produce, self._pieces.put), self._pieces.put)
 
     def __next__(self) -> str:
         if not self._ended and (text := self._text_of(self._pieces.get())) is not None:
@@ -96,12 +98,13 @@ class AnswerStream(_Stream, Iterator[str]):
 
     def close(self) -> None:
         """Stop generating and wait until the model is free; the answer holds what there was. Closing twice does no
-        harm.
+        harm, and what goes wrong on the way no longer matters.
         """
         self._worker.cancel()
         self._worker.join()
-        for _ in self:
-            pass
+        with suppress(Exception):
+            for _ in self:
+                pass
 
     def __enter__(self) -> AnswerStream:
         return self
@@ -124,7 +127,7 @@ class AsyncAnswerStream(_Stream, AsyncIterator[str]):
             with suppress(RuntimeError):  # the loop was closed: nobody reads any more
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        super().__init__(_Worker(produce, deliver))
+        super().__init__(_Worker(produce, deliver), pieces.put_nowait)
 
     async def __anext__(self) -> str:
         if not self._ended and (text := self._text_of(await self._pieces.get())) is not None:
@@ -132,11 +135,14 @@ class AsyncAnswerStream(_Stream, AsyncIterator[str]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Stop generating and wait, without blocking the loop, until the model is free."""
+        """Stop generating and wait, without blocking the loop, until the model is free; what goes wrong on the way no
+        longer matters.
+        """
         self._worker.cancel()
         await asyncio.to_thread(self._worker.join)
-        async for _ in self:
-            pass
+        with suppress(Exception):
+            async for _ in self:
+                pass
 
     async def __aenter__(self) -> AsyncAnswerStream:
         return self

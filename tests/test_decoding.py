@@ -7,9 +7,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from focus_rag.answers import GenerationSettings
 from focus_rag.decoding import RowText
+from focus_rag.embedded import embedded_model_folder
 from tests.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -63,3 +65,27 @@ def test_length_ends_a_row_and_flushes_what_was_held_back(limit):
     row, pieces = feed("ENDLESS", stop=("ENDLESSLY",), max_new_tokens=limit)
     assert (row.text, row.finish_reason) == ("ENDLESS"[:limit], "length")
     assert "".join(pieces) == row.text
+
+
+def test_raw_text_is_completed_with_the_space_that_stands_between():
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_folder())
+    prompt, said = (
+        tokenizer("The mayor")["input_ids"],
+        tokenizer("of the old mill" + " and of Veldham" * 20)["input_ids"],
+    )
+    for continues, expected in ((prompt, " of the old"), ((), "of the old")):
+        pieces = []
+        row = RowText(tokenizer, GenerationSettings(max_new_tokens=len(said)), END, pieces.append, continues=continues)
+        for token in said:
+            row.push(token, 0.0)
+        assert row.text == "".join(pieces) and row.text.startswith(expected)
+        assert row.text.strip() == tokenizer.decode(said).strip() and len(said) > 48
+
+
+def test_a_prompt_that_ends_within_a_character_leaves_the_text_as_it_is_by_itself():
+    ids = TOKENIZER("水x")["input_ids"]
+    row = RowText(TOKENIZER, GenerationSettings(), END, continues=ids[:1])
+    for token in ids[1:]:
+        row.push(token, 0.0)
+    row.finish("length")
+    assert row.text == TOKENIZER.decode(ids[1:])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from focus_rag import prompting
+from focus_rag.embedded import embedded_model_folder
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
@@ -123,8 +127,8 @@ class TestOverflow:
             assert len(from_question(builder, "When?", kept).input_ids) > limit
 
     def test_a_question_that_does_not_fit(self, builder):
-        with pytest.raises(PromptTooLongError, match="alone takes 100006 tokens"):
-            from_question(builder, "x" * 100_000, PASSAGES, 4096)
+        with pytest.raises(PromptTooLongError, match="alone takes 20006 tokens"):
+            from_question(builder, "x" * 20_000, PASSAGES, 4096)
 
     def test_passages_that_must_stay(self, builder):
         with pytest.raises(PromptTooLongError, match="1 passages that must stay"):
@@ -502,3 +506,60 @@ def test_a_prompt_that_cannot_fit_is_told_before_its_passages_are_looked_for(bui
         builder.from_text(
             "long " * 50 + "passage one of the prompt", [Passage("passage one of the prompt")], max_tokens=20
         )
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("tokenizer", ["bytes", "embedded"])
+def test_far_more_passages_than_fit_leave_the_prompt_that_they_would_leave_one_by_one(monkeypatch, seed, tokenizer):
+    rng = random.Random(seed)
+    builder = (
+        BUILDERS["bytes"]
+        if tokenizer == "bytes"
+        else PromptBuilder(AutoTokenizer.from_pretrained(embedded_model_folder()))
+    )
+    words = ["mill", "1841", "  ", "\n\n", "été", "<|end|>", "水車", "antidisestablishment", "x" * 30]
+    passages = [Passage(" ".join(rng.choices(words, k=rng.choice([1, 5, 40, 400])))) for _ in range(40)]
+    order = rng.sample(range(40), rng.choice([36, 40]))
+    options = {"max_tokens": rng.choice([60, 150, 400, 1500]), "order": order}
+
+    def built(characters):
+        monkeypatch.setattr(prompting, "_CHARACTERS_A_TOKEN", characters)
+        try:
+            return from_question(builder, "When was the mill built?", passages, **options)
+        except PromptTooLongError as error:
+            return type(error)
+
+    assert built(8) == built(1) == built(10**9)
+
+
+def test_text_that_cannot_fit_is_refused_by_its_beginning(builder, monkeypatch):
+    tokenised = []
+    monkeypatch.setattr(
+        builder, "_tokens", lambda text, **options: tokenised.append(text) or PromptBuilder._tokens(builder, text)
+    )
+    endless = "When? " * 100_000
+    for build in (
+        lambda: from_question(builder, endless, PASSAGES, max_tokens=500),
+        lambda: builder.from_messages([{"role": "user", "content": endless}], PASSAGES, max_tokens=500),
+        lambda: builder.from_text(endless, PASSAGES, max_tokens=500),
+    ):
+        with pytest.raises(PromptTooLongError, match="600000 characters"):
+            build()
+    assert not tokenised
+
+
+def test_long_text_that_does_fit_is_taken(builder):
+    """Nothing is known of how many characters a token may have."""
+    spaced = PromptBuilder(spaces_at_once())
+    question = f"When{' ' * 20_000}was the mill built?"
+    assert from_question(spaced, question, (), max_tokens=500).text.count(" ") >= 20_000
+
+
+def spaces_at_once() -> PreTrainedTokenizerFast:
+    """Any number of spaces is one token."""
+    alphabet = {chr(code): code - 32 for code in range(32, 127)} | {"\n": 95, "<unk>": 96}
+    inner = Tokenizer(models.WordLevel(alphabet, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(" +"), "isolated"), pre_tokenizers.Split(Regex("[^ ]"), "isolated")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")

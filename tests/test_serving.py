@@ -469,7 +469,7 @@ async def test_time_that_is_up() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_time_is_up_while_others_have_the_model(generator: FocusGenerator, stream: bool) -> None:
-    with generator._lock:
+    with generator._turns.turn(lambda: False):
         reply = await post(
             generator, "/v1/answers", {"question": QUESTION, "stream": stream}, ServerSettings(seconds=0.05)
         )
