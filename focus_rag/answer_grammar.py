@@ -46,7 +46,7 @@ class AnswerGrammar:
         can_begin = any(self._matcher.compute_bitmask())  # some errors show only when the schema is put to use
         problem = self._matcher.get_error() or ("" if can_begin else "nothing follows it")
         if problem:
-            raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {problem.splitlines()[0]:.300}")
+            raise InvalidInputError(f"Answers cannot be held to this JSON Schema: {_in_one_line(problem)}")
         self.is_lost = False
         self._tokenizer = tokenizer
         self._quote, self._closing = _single(tokenizer, '"'), _single(tokenizer, '}]",')
@@ -102,9 +102,16 @@ class AnswerGrammar:
         if not self.is_lost and self._matcher.is_error():
             self.is_lost = True
             logger.warning(
-                "An answer is cut off, for its JSON Schema can no longer be followed: %.300s",
-                self._matcher.get_error().partition("\n")[0],
+                "An answer is cut off, for its JSON Schema can no longer be followed: %s",
+                _in_one_line(self._matcher.get_error()),
             )
+
+
+def _in_one_line(problem: str) -> str:
+    """What llguidance says; of a pattern that cannot be used, the reason comes last."""
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    said = lines[0] if len(lines) < 2 or not lines[-1].startswith("error:") else f"{lines[0]} {lines[-1]}"
+    return "it says nothing but itself" if said == "NoExtensionBias" else said[:300]
 
 
 def _single(tokenizer: Any, characters: str) -> list[int]:

@@ -29,8 +29,8 @@ _CHARACTERS_A_TOKEN = 8
 _CUT_TOKENS = 16  # by which a text may take fewer tokens among others, or whole, than by itself or cut
 _SHORTEN = ": shorten it, lower max_new_tokens, or use a model with a larger window."
 _NOTHING_CUT = (
-    ". It was assembled by the caller, so nothing was cut: retrieve fewer passages, lower max_new_tokens, or use a model "
-    "with a larger window."
+    ". It was assembled by the caller, so nothing was cut: retrieve fewer passages, lower max_new_tokens, or use a "
+    "model with a larger window."
 )
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
 

@@ -19,6 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "attention.attention_call",
         "errors",
         "fitting.head_inputs",
+        "model_turns",
         "probing",
         "sentences",
         "special_text",

@@ -680,6 +680,67 @@ async def in_parts(parts: int, read: list[int]) -> AsyncIterator[bytes]:
         yield b"x" * 100
 
 
+@pytest.mark.parametrize("path", ["/v1/answers", "/openapi.json"])
+async def test_nothing_is_read_of_a_request_without_the_key(path: str) -> None:
+    read: list[int] = []
+    async with client(RecordingGenerator(), ServerSettings(api_key="k")) as http:
+        reply = await http.request("POST", path, content=in_parts(5, read))
+    assert (reply.status_code, reply.headers["connection"], read) == (401, "close", [])
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("127.0.0.1", 200), ("127.8.9.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("testclient", 200), ("", 200),
+        ("192.0.2.2", 403), ("2001:db8::1", 403), ("::ffff:192.0.2.2", 403),
+    ],
+)  # fmt: skip
+async def test_without_a_key_nobody_elsewhere_is_answered_wherever_the_server_listens(
+    address: str, status: int
+) -> None:
+    for key, expected in ((None, status), ("k", 200)):
+        app = create_app(RecordingGenerator(), ServerSettings(api_key=key))
+        transport = httpx.ASGITransport(app, client=(address, 5))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+            reply = await http.post("/v1/answers", json={"question": "q"}, headers={"Authorization": "Bearer k"})
+            assert reply.status_code == expected
+            assert expected == 200 or "give the server a key" in reply.json()["error"]["message"]
+            assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async def dripping() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    async with client(RecordingGenerator(), ServerSettings(seconds=0.1)) as http:
+        async with asyncio.timeout(5):
+            reply = await http.post("/v1/answers", content=dripping(), headers={"content-type": "application/json"})
+        assert (reply.status_code, reply.headers["connection"]) == (408, "close")
+        assert (await http.post("/v1/answers", json={"question": "q"})).status_code == 200
+
+
+async def test_no_more_bodies_are_read_at_once_than_requests_are_answered() -> None:
+    go = asyncio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield b'{"question": '
+        await go.wait()
+        yield b'"q"}'
+
+    async with client(RecordingGenerator(), ServerSettings(most_requests=2)) as http:
+        headers = {"content-type": "application/json"}
+        slow = [asyncio.create_task(http.post("/v1/answers", content=held(), headers=headers)) for _ in range(2)]
+        reply = None
+        while reply is None or reply.status_code == 200:  # until both have begun
+            reply = await http.post("/v1/answers", json={"question": "q"})
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        go.set()
+        assert [one.status_code for one in await asyncio.gather(*slow)] == [200, 200]
+        assert (await http.post("/v1/answers", json={"question": "q"})).status_code == 200
+
+
 @pytest.mark.parametrize("said", [True, False])
 async def test_a_body_that_is_too_large_is_not_read(said: bool) -> None:
     async with client(RecordingGenerator(), ServerSettings(most_bytes=1000)) as http:
@@ -705,15 +766,17 @@ async def test_a_body_that_is_too_large_is_not_read(said: bool) -> None:
         ({"question": "q", "max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
         ({"question": "q", "temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"question": "q", "seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"question": "q", "alpha": "hard"}, "alpha.float: Input should be a valid number"),
-        ({"question": "q", "alpha": True}, "alpha.float: Input should be a valid number"),
-        ({"question": "q", "split": {"tau": 5}}, "split.ScoreSplit.tau: Input should be less than or equal to 1"),
+        ({"question": "q", "alpha": "hard"}, "alpha: Input should be a valid number or 'auto'"),
+        ({"question": "q", "alpha": True}, "alpha: Input should be a valid number or 'auto'"),
+        ({"question": "q", "split": {"tau": 5}}, "split.tau: Input should be less than or equal to 1"),
         ({"question": "q", "score_kind": "odd"}, "score_kind: Input should be"),
         ({"question": "q", "n": 2, "tools": [{}], "logprobs": True}, "logprobs, n, tools: not to be had here"),
-        ({"question": "q", "stop": ["s"] * 17}, "stop"),
+        ({"question": "q", "stop": ["s"] * 17}, "stop: List should have at most 16 items"),
+        ({"question": "q", "stop": 5}, "stop: Input should be a valid string or a valid list"),
+        ({"question": "q", "split": "on"}, "split: Input should be an object or 'auto' or 'off'"),
         ({"question": "q", "bogus": 1, "more": 2}, "'bogus' is no field here"),
-        ({"question": "q", "passages": [0, 0, 0]}, "passages.0: Input should be a valid dictionary"),
-        ({"question": "q", "stop": "s" * 501}, "stop"),
+        ({"question": "q", "passages": [0, 0, 0]}, "passages.0: Input should be an object"),
+        ({"question": "q", "stop": "s" * 501}, "stop: String should have at most 500 characters"),
     ],
 )
 async def test_bad_bodies_get_one_clear_line(body: Any, said: str) -> None:
@@ -876,3 +939,33 @@ def test_without_its_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert "pip install 'focus-rag[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            "messages.0.content.0: only parts of text are taken, no 'image_url'",
+        ),
+        ({"role": "tool", "content": "x"}, "messages.0.role: Input should be 'system', 'developer'"),
+        ({"role": "user", "content": None}, "messages.0.content: Field required"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "'tool_calls' is no field here"),
+    ],
+)
+async def test_messages_that_are_refused(message: dict[str, Any], said: str) -> None:
+    reply = await post(RecordingGenerator(), "/v1/chat/completions", {"messages": [message]})
+    assert reply.status_code == 400
+    assert said in reply.json()["error"]["message"]
+
+
+async def test_a_reply_can_be_sent_back_as_it_came() -> None:
+    generator = RecordingGenerator()
+    for answer in (
+        {"role": "assistant", "content": None, "tool_calls": None},
+        {"role": "assistant", "content": "", "tool_calls": [], "refusal": None, "annotations": []},
+        {"role": "assistant"},
+    ):
+        messages = [*CONVERSATION, answer, {"role": "user", "content": "And?"}]
+        assert (await post(generator, "/v1/chat/completions", {"messages": messages})).status_code == 200
+        assert generator.requests[-1].messages[-2] == {"role": "assistant", "content": ""}

@@ -55,3 +55,18 @@ def test_arguments_that_are_refused(arguments):
 
     with pytest.raises(InvalidInputError, match="The server cannot be set up"):
         build(arguments)
+
+
+def test_what_a_replica_does_not_take_is_told_so_and_its_health_is_told_meanwhile(address):
+    async def ask():
+        async with httpx.AsyncClient(base_url=address, headers={"Authorization": "Bearer k"}, timeout=60) as http:
+            body = {"prompt": "The mayor", "max_tokens": 300}
+            asked = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(20)]
+            await asyncio.sleep(0.2)
+            health = await http.get("/health")
+            answered_before_health = sum(one.done() for one in asked)
+            return health, answered_before_health, [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    health, answered, statuses = asyncio.run(ask())
+    assert health.status_code == 200 and answered < 20
+    assert sorted(set(statuses)) == [200, 503] and statuses.count(200) >= 8

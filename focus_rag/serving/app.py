@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from typing import Any, TypeVar
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
@@ -24,6 +22,7 @@ from focus_rag.errors import InvalidInputError, MissingDependencyError, PromptTo
 from focus_rag.generator import FocusGenerator
 from focus_rag.serving.bodies import AnswerBody, ChatBody, CompletionBody, GenerationBody
 from focus_rag.serving.body_limit import BodyLimit
+from focus_rag.serving.doorkeeper import Doorkeeper
 from focus_rag.serving.replies import Reply, ReplyKind, error_body
 from focus_rag.serving.settings import ServerSettings, ServiceSettings
 from focus_rag.serving.waiting_line import LineFullError, WaitingLine
@@ -51,29 +50,29 @@ def create_app(generator: FocusGenerator, settings: ServiceSettings | None = Non
     service = _Service(generator, settings)
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(title="focus_rag", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, most=settings.most_bytes)
+    app.add_middleware(BodyLimit, most=settings.most_bytes, at_once=settings.most_requests, seconds=settings.seconds)
+    app.add_middleware(Doorkeeper, settings=settings)
     if settings.api_key is None:
         # A page from elsewhere whose name was made to point to this machine is sent away; it has no key either.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts, www_redirect=False)
-    known = [Depends(_keeper_of(settings))]
 
-    @app.post("/v1/chat/completions", dependencies=known)
+    @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: Request) -> Response:
         return await service.reply(body, body.request(generator.settings, settings), "chat", http)
 
-    @app.post("/v1/completions", dependencies=known)
+    @app.post("/v1/completions")
     async def completions(body: CompletionBody, http: Request) -> Response:
         return await service.reply(body, body.request(generator.settings, settings), "text", http)
 
-    @app.post("/v1/answers", dependencies=known)
+    @app.post("/v1/answers")
     async def answers(body: AnswerBody, http: Request) -> Response:
         return await service.reply(body, body.request(generator.settings, settings), "chat", http)
 
-    @app.get("/v1/models", dependencies=known)
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [service.model(service.name)]}
 
-    @app.get("/v1/models/{name:path}", dependencies=known)
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         return service.model(name)
 
@@ -208,26 +207,6 @@ def _json(body: dict[str, Any], status: int = 200, headers: Mapping[str, str] | 
     return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
-def _keeper_of(settings: ServiceSettings) -> Callable[..., Awaitable[None]]:
-    key = settings.api_key
-
-    async def keeper(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        if key is None:
-            return
-        said = "" if given is None else given.credentials
-        if not hmac.compare_digest(said.encode(), key.get_secret_value().encode()):
-            raise HTTPException(
-                401,
-                "The API key is missing or wrong: send it as `Authorization: Bearer KEY`.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-    return keeper
-
-
-_BEARER = HTTPBearer(auto_error=False)
-
-
 async def _error_reply(_: Request, error: Exception) -> Response:
     status, body = _status_and_body(error)
     headers = dict((error.headers if isinstance(error, AnyHTTPException) else None) or {})
@@ -259,13 +238,7 @@ def _status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
                 "The time that a request may take is up: ask for less, or later.", "server_error", "timeout"
             )
         case AnyHTTPException(status_code=status):
-            kind = (
-                "server_error"
-                if status >= 500
-                else "authentication_error"
-                if status == 401
-                else "invalid_request_error"
-            )
+            kind = "server_error" if status >= 500 else "invalid_request_error"
             return status, error_body(
                 str(error.detail), kind, "model_not_found" if isinstance(error, _UnknownModelError) else None
             )

@@ -84,9 +84,19 @@ class MessageBody(_Body):
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_came(cls, message: Any) -> Any:
+        """What clients send back of a reply: an answer of nothing, and lists of nothing."""
+        if not isinstance(message, Mapping) or message.get("role") != "assistant":
+            return message
+        nothing = {"content": ""} if message.get("content") is None else {}
+        kept = {name: value for name, value in message.items() if name not in ("tool_calls", "refusal") or value}
+        return {**kept, **nothing}
+
     @classmethod
     def _ignored(cls) -> Collection[str]:
-        return ("annotations",)  # a list that clients send back as it came
+        return ("annotations",)
 
     @property
     def plain(self) -> dict[str, str]:
@@ -100,6 +110,14 @@ class TextPart(_Body):
 
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, part: Any) -> Any:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"only parts of text are taken, no {kind[:80]!r}")
+        return part
 
 
 class StreamOptions(_Body):

@@ -8,7 +8,7 @@ Needs the extra `[ray]`. Ray's proxy listens where Ray is told to, on this machi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from pydantic import Field, ValidationError
@@ -16,6 +16,8 @@ from ray import serve
 
 from focus_rag.errors import InvalidInputError, first_problem
 from focus_rag.serving.settings import ServiceSettings
+
+_MORE: Final = 64
 
 
 class RaySettings(ServiceSettings):
@@ -63,8 +65,10 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         name="focus_rag",
         num_replicas=settings.replicas,
-        # As many as a replica takes itself: what waits there goes together into its next batch.
-        max_ongoing_requests=settings.most_requests,
+        # More than a replica takes itself: what waits there goes together into its next batch, what it refuses is told
+        # so, and how it is can be asked meanwhile. What waits before it has no clock.
+        max_ongoing_requests=settings.most_requests + _MORE,
+        max_queued_requests=settings.most_requests,
         ray_actor_options={"num_gpus": settings.gpus, "num_cpus": settings.cpus},
     )
     return deployment(serve.ingress(app)()).bind()
