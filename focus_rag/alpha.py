@@ -108,6 +108,11 @@ class FittedAlpha(_Policy):
         """The first knot with several passages; that of a single one is known without measuring."""
         return next((count for count in self.counts if count > 1), 1)
 
+    @property
+    def focuses(self) -> bool:
+        """Whether any request gets an alpha other than 0."""
+        return any(alpha for row in self.alphas for alpha in row)
+
     def choose(self, signal: RetrievalSignal) -> AlphaChoice:
         """Alpha of the surface at this count and noise; 0 among fewer passages than were measured."""
         if signal.n_passages <= 1:

@@ -18,6 +18,7 @@ from focus_rag.errors import InvalidInputError
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind, best_first, is_score_kind, orientation
+from focus_rag.shared_words import signs_apart
 
 _SCHEMA = (
     '{"question": str, "answers": [str, ...], "score_kind"?: str, '
@@ -160,7 +161,7 @@ def load_examples(path: str | Path, *, score_kind: ScoreKind | None = None) -> E
             rows = [_parsed(line) for line in lines if line.strip()]
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InvalidInputError(f"{file} cannot be read as JSON lines in UTF-8 ({error}).") from error
-    return examples_from_rows(rows, source=file.name, score_kind=score_kind)
+    return examples_from_rows(rows, source=file.name.encode("utf-8", "replace").decode(), score_kind=score_kind)
 
 
 def examples_from_rows(
@@ -169,20 +170,21 @@ def examples_from_rows(
     """Check rows of the schema and keep those that can be learned from.
 
     Left out, with their number: rows that do not follow the schema, without answers, without passages, without a gold
-    passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and repeated
-    questions. `score_kind` is that of rows which do not say it.
+    passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and questions
+    that are repeated, in whatever case and punctuation. `score_kind` is that of rows which do not say it.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for row in rows:
         found = _example_of(row, score_kind)
-        if isinstance(found, Example) and found.key in seen:
+        asked = "" if isinstance(found, str) else normalised(found.question) or found.key
+        if asked in seen:
             found = "question repeated"
         if isinstance(found, str):
             skipped[found] += 1
         else:
-            seen.add(found.key)
+            seen.add(asked)
             kept.append(found)
     return ExampleSet(tuple(kept), dict(skipped), source)
 
@@ -214,9 +216,11 @@ def normalised(text: str) -> str:
 
 
 def holds_answer(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in a text as whole words, after normalisation."""
-    padded = f" {normalised(text)} "
-    return any(f" {wanted} " in padded for answer in answers if (wanted := normalised(answer)))
+    """Whether one of the answers stands in a text as whole words, after normalisation. Words of languages written
+    without spaces end anywhere.
+    """
+    padded = f" {signs_apart(normalised(text))} "
+    return any(f" {wanted} " in padded for answer in answers if (wanted := signs_apart(normalised(answer))))
 
 
 def exact_answer(text: str, answers: Sequence[str]) -> bool:
@@ -245,7 +249,10 @@ def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     passages = list(_passages_of(rows))
     if len(passages) != len(rows):
         return "a passage without text"
-    gold = frozenset(index for index, one in enumerate(rows) if one.get("is_gold") is True)
+    marks = [gold_mark(one) for one in rows]
+    if None in marks:
+        return "is_gold is neither true nor false"
+    gold = frozenset(index for index, mark in enumerate(marks) if mark)
     if not gold:
         return "no gold passage"
     if len(gold) == len(passages):
@@ -260,6 +267,12 @@ def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     return Example(
         question.strip(), tuple(sorted(texts, key=lambda one: one not in present)), tuple(passages), gold, kind
     )
+
+
+def gold_mark(row: Mapping[str, Any]) -> bool | None:
+    """Whether a passage's row says that it is gold, which 1 does as well; None where it says something else."""
+    mark = row.get("is_gold") or False
+    return bool(mark) if isinstance(mark, (bool, int, float)) and mark in (0, 1) else None
 
 
 def _passages_of(rows: Sequence[object]) -> Iterator[Passage]:

@@ -97,6 +97,12 @@ def _published_ranking(path: Path) -> list[tuple[int, int]]:
         ProfileError: The file is not a JSON list of pairs.
     """
     try:
-        return [(int(layer), int(head)) for layer, head in json.loads(path.read_text(encoding="utf-8"))]
+        pairs = [(layer, head) for layer, head in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise ProfileError(f"{path} must be a JSON list of [layer, head] pairs: {error}") from error
+    wrong = next((pair for pair in pairs for one in pair if type(one) is not int), None)
+    if wrong is not None:
+        raise ProfileError(
+            f"{path} must be a JSON list of [layer, head] pairs of whole numbers; it has {list(wrong)!r}."
+        )
+    return pairs

@@ -1,8 +1,12 @@
-"""A short name for the weights of a model: tells one training from another without reading all of them."""
+"""Short names for what decides what a model writes: its weights, told without reading all of them, its tokenizer and
+its own generation settings.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,3 +28,22 @@ def weights_digest(model: nn.Module) -> str:
             flat = weight.detach().flatten()
             digest.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def prompt_digest(tokenizer: Any) -> str:
+    """Sixteen hexadecimal digits of the vocabulary and of the chat template: both decide what a model is shown."""
+    whole = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+
+
+def own_generation(model: Any) -> dict[str, Any]:
+    """What a model's generation settings say beside the defaults, in plain JSON types: penalties and the like act on
+    every answer.
+    """
+    config = getattr(model, "generation_config", None)
+    said = {} if config is None else config.to_diff_dict()
+    return {
+        name: value
+        for name, value in json.loads(json.dumps(said, default=str)).items()
+        if name != "transformers_version"
+    }

@@ -316,3 +316,14 @@ def test_a_profile_that_cannot_be_written_is_refused_before_it_is_fitted(saved, 
 def test_a_question_longer_than_the_window_is_refused(saved, docs, capsys):
     assert main(["ask", "mill " * 20_000, "--docs", str(docs), *saved]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device", "answers.jsonl"), OSError("no space")])
+def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, failure):
+    def full(**_):
+        raise failure
+
+    monkeypatch.setattr("focus_rag.profile.FocusProfile.load", lambda *_: full())
+    assert main(["inspect", "somewhere"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pace" in said and "kept where it was written" in said

@@ -12,6 +12,7 @@ from focus_rag.evaluation.metrics import (
     token_f1,
 )
 from focus_rag.evaluation.statistics import Interval, bootstrap_mean, paired_difference, sign_test
+from focus_rag.fitting.alpha_sweep import Estimate
 
 # answer, references, and what the published scorers give: SQuAD v1.1's evaluate-v1.1.py (exact, F1) and
 # lost-in-the-middle's best_subspan_em on the first line.
@@ -132,3 +133,14 @@ def test_permutation_test_finds_a_real_shift_and_no_other():
     noise = [((i * 37) % 101 - 50) / 50 for i in range(101)]
     assert paired_difference([value + 0.3 for value in noise], [0.0] * 101).p < 0.01
     assert paired_difference(noise, [0.0] * 101).p > 0.3
+
+
+def test_questions_that_are_all_answered_alike_rule_only_so_much_out():
+    """With none of n changed, a true share of 1 - 0.025 ** (1 / n) would be met so in one of 40 samples."""
+    for n, off in ((10, 0.3085), (150, 0.0243)):
+        same = paired_difference([1.0, 0.0] * (n // 2), [1.0, 0.0] * (n // 2))
+        assert (same.mean, same.p, same.n) == (0.0, 1.0, n)
+        assert (-same.low, same.high) == pytest.approx((off, off), abs=1e-4)
+        estimate = Estimate.of([0.0] * n)
+        assert (-estimate.low, estimate.high) == pytest.approx((off, off), abs=1e-4)
+    assert Estimate.of([0.0] * 9 + [1.0]).low == pytest.approx(0.1 - 1.96 * 0.1)

@@ -34,6 +34,8 @@ def row(question: str = "Who built the mill?", **changes: Any) -> dict[str, Any]
         (row(answers=["?!"]), "no answers"),
         (row(passages=[]), "no passages"),
         (row(passages=[{"text": "x", "is_gold": False}]), "no gold passage"),
+        (row(passages=[{"text": "Ann Reed", "is_gold": "true"}, {"text": "y"}]), "is_gold is neither true nor false"),
+        (row(passages=[{"text": "Ann Reed", "is_gold": 2}, {"text": "y"}]), "is_gold is neither true nor false"),
         (row(passages=[{"text": "Ann Reed", "is_gold": True}]), "only gold passages"),
         (row(passages=[{"text": "", "is_gold": True}, {"text": "y"}]), "a passage without text"),
         (row(answers=["Bob"]), "answer in no gold passage"),
@@ -204,3 +206,46 @@ def test_shuffled_passages_are_the_same_ones_and_gold_goes_along() -> None:
     assert {shuffled.passages[index].text for index in shuffled.gold} == {"3", "4"}
     assert shuffled == example.shuffled(0) != example.shuffled(1)
     assert Example("r", ("3",), passages, frozenset({3})).shuffled(0).passages != shuffled.passages
+
+
+def test_gold_may_be_marked_by_numbers():
+    found = examples_from_rows(
+        [
+            row(
+                passages=[
+                    {"text": "Ann Reed", "is_gold": 1},
+                    {"text": "y", "is_gold": 0},
+                    {"text": "z", "is_gold": None},
+                ]
+            )
+        ]
+    )
+    assert found.examples[0].gold == {0}
+
+
+def test_a_question_in_other_case_and_punctuation_is_repeated():
+    asked = ["Who built the mill?", "who built the mill", "Who built the  mill ?", "Who built the mills?", "???", "??"]
+    found = examples_from_rows([{**row(), "question": one} for one in asked])
+    assert [one.question for one in found.examples] == ["Who built the mill?", "Who built the mills?", "???", "??"]
+    assert found.skipped == {"question repeated": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "held"),
+    [
+        ("日本の首都は東京です。", "東京", True), ("日本の首都は東京です。", "京都", False), ("ราคา 405 บาทต่อคืน", "405 บาท", True),
+        ("全長は405メートル", "405", True), ("全長は 405 メートル", "405", True), ("The mill has 1423 stones.", "42", False),
+        ("ソニーのWalkman発売", "Walkman", True), ("milling", "mill", False), ("The mill.", "mill", True),
+    ],
+)  # fmt: skip
+def test_words_of_languages_without_spaces_end_anywhere(text, answer, held):
+    assert holds_answer(text, [answer]) is held
+
+
+def test_a_file_whose_name_is_no_text_has_one_all_the_same(tmp_path):
+    file = tmp_path / "caf\udce9.jsonl"
+    try:
+        file.write_text(json.dumps(row()))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    assert load_examples(file).source == "caf?.jsonl"

@@ -85,6 +85,9 @@ def test_questions_that_the_directions_were_trained_on_are_left_out(tmp_path: Pa
     second = fit_profile(small_model(), tiny_tokenizer(), examples, tmp_path / "second", SETTINGS, directions_of=first)
     assert second.provenance["examples"]["skipped"] == {"the directions were trained on it": 12}
     assert second.provenance["trained_on"] == trained_on and "trained_on" not in second.provenance["directions"]
+    chosen_on = {*first.provenance["chosen_on"], *second.provenance["chosen_on"]}
+    assert set(first.provenance["chosen_on"]) - {one.key[:12] for one in examples[20:]}
+    assert second.provenance["chosen_on"] == sorted(chosen_on)  # an evaluation leaves them all out
     trained = [one for one in examples if one.key[:12] in trained_on]
     with pytest.raises(InvalidInputError, match=r"has 0 usable examples .* the directions were trained on it: 12"):
         fit_profile(small_model(), tiny_tokenizer(), trained, tmp_path / "third", SETTINGS, directions_of=second)

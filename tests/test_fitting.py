@@ -17,17 +17,18 @@ import torch
 from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
-from focus_rag.alpha import AlphaChoice
+from focus_rag.alpha import AlphaChoice, FittedAlpha
 from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, UnsupportedModelError
 from focus_rag.examples import Example, examples_from_rows
+from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.alpha_sweep import answer_texts
 from focus_rag.fitting.cloze_examples import examples_from_documents
 from focus_rag.fitting.direction_training import TrainingSettings
 from focus_rag.fitting.fit import fit_profile
 from focus_rag.fitting.polishing import PolishSettings
 from focus_rag.fitting.settings import FitSettings
-from focus_rag.fitting.steps import FitSteps
+from focus_rag.fitting.steps import FitSteps, fit_digest
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage, RetrievalSignal
 from focus_rag.profile import FocusProfile
@@ -103,6 +104,7 @@ def test_a_profile_whose_directions_harm_in_another_order_relies_on_it(
 ) -> None:
     assert not uninterrupted[1].policy.needs_order  # type: ignore[union-attr]
     monkeypatch.setattr("focus_rag.fitting.alpha_and_split.order_warning", lambda figures, margin: "harm when shuffled")
+    monkeypatch.setattr(FittedAlpha, "focuses", True)
     settings = SETTINGS.model_copy(update={"response": "gold", "polish": PolishSettings(steps=0)})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, settings)
     assert profile.policy.needs_order  # type: ignore[union-attr]
@@ -414,6 +416,53 @@ def test_a_step_is_computed_once_and_whole(tmp_path: Path) -> None:
     (steps.folder / "a.unfinished").write_text("{")
     assert steps.step("a", lambda: [0.1]) == [0.1]
     assert FitSteps(tmp_path, "x").step("a", lambda: pytest.fail("computed again")) == [0.1]
+
+
+def test_a_fit_of_the_same_weights_that_would_answer_otherwise_is_another_one() -> None:
+    def digest(change: Any) -> str:
+        model, tokenizer = small_model(), tiny_tokenizer()
+        change(model, tokenizer)
+        return fit_digest(model, tokenizer, Fingerprint.of(small_model()), small_examples(), SETTINGS)
+
+    changes = (
+        lambda model, tokenizer: None,
+        lambda model, tokenizer: setattr(tokenizer, "chat_template", tokenizer.chat_template + " "),
+        lambda model, tokenizer: setattr(model.generation_config, "repetition_penalty", 3.0),
+        lambda model, tokenizer: model.to(torch.bfloat16).to(torch.float16),
+    )
+    assert len({digest(change) for change in changes}) == len(changes)
+    assert digest(changes[0]) == digest(changes[0])
+
+
+@pytest.mark.parametrize("damage", ["{", '{"unknown": 1}'])
+def test_a_damaged_profile_is_made_anew(tmp_path: Path, uninterrupted: tuple[Path, FocusProfile], damage: str) -> None:
+    (tmp_path / "focus_profile.json").write_text(damage)
+    profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(), tmp_path, SETTINGS)
+    assert same(profile, uninterrupted[1]) and same(FocusProfile.load(tmp_path), profile)
+
+
+def test_a_fit_counts_the_passages_that_the_window_shows(tmp_path: Path) -> None:
+    """As requests do: what was fitted for more passages than fit would never act."""
+    model, tokenizer = small_model(), tiny_tokenizer()
+    model.config.max_position_embeddings = 240  # room for three of the four, bytes being tokens
+    unused = (
+        replace(small_examples(1)[0], question="x" * 280),
+        replace(
+            small_examples(2)[1],
+            passages=(Passage("y" * 290 + " 1 is 1"), Passage("z")),
+            gold=frozenset({0}),
+            question="Y?",
+        ),
+    )
+    settings = SETTINGS.model_copy(update={"counts": (2, 4), "min_examples": 8})
+    profile = fit_profile(model, tokenizer, [*small_examples(20), *unused], tmp_path, settings)
+    counts = {cell["count"] for cell in profile.report["cells"]}
+    assert counts <= {2, 3} and 2 in counts
+    assert any("20 questions have more passages than fit" in said for said in profile.report["warnings"])
+    assert profile.provenance["examples"]["skipped"] == {
+        "the question alone does not fit the model's window": 1,
+        "the model's window has no room for more than the gold passages": 1,
+    }
 
 
 def test_quick_measures_less() -> None:

@@ -233,6 +233,9 @@ class TestPublished:
         [
             (RANKING, b"{"),
             (RANKING, b"[[1]]"),
+            (RANKING, b"[[1e400, 1]]"),
+            (RANKING, b"[[0.9, 1]]"),
+            (RANKING, b'["01"]'),
             (RANKING, b"[[9, 0], [0, 1]]"),
             (RANKING, b"7"),
             (f"{HEAD_FEATURES}/head_q_directions_1.pth", b"garbage"),

@@ -76,12 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}. What was finished before is kept where it was written.")
     except Exception as error:
         # typer brings its own copy of click or uses the installed one: their usage errors share no importable base.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
         return _refuse(f"{message()} (`focus-rag --help` and `focus-rag COMMAND --help` show what is understood)")
+    if status == INTERRUPTED:  # typer takes the interrupt of a command for itself
+        typer.echo("focus-rag: interrupted", err=True)
     return status if isinstance(status, int) else 0
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
-from focus_rag.examples import Example, examples_from_rows, holds_answer
+from focus_rag.examples import Example, examples_from_rows, gold_mark, holds_answer
 from focus_rag.fitting.calm_examples import easy_passages
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind
@@ -163,7 +163,8 @@ def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> C
     """
     if not isinstance(row.get("passages"), list) or not row["passages"]:
         return "no passages"
-    has_gold = any(isinstance(one, Mapping) and one.get("is_gold") is True for one in row["passages"])
+    marks = [gold_mark(one) for one in row["passages"] if isinstance(one, Mapping)]
+    has_gold = any(marks)
     answers = row.get("answers")
     probe = dict(row)
     if isinstance(answers, list):
@@ -173,7 +174,7 @@ def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> C
         # The schema check asks for a gold passage with the answer in it and one without: lend it both.
         lent = {"text": " ".join(answers), "is_gold": True}
         probe["passages"] = [*row["passages"], lent]
-    elif has_gold and all(one.get("is_gold") is True for one in row["passages"] if isinstance(one, Mapping)):
+    elif has_gold and all(marks):
         probe["passages"] = [*row["passages"], {"text": "-", "is_gold": False}]
     checked = examples_from_rows([probe], score_kind=score_kind)
     if not checked.examples:

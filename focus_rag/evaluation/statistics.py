@@ -101,6 +101,9 @@ def paired_difference(
 ) -> Difference:
     """Difference on the same questions, with a bootstrap interval and a test.
 
+    Where all differ alike the ends are how far off the mean may be when no other difference is met among so many (the
+    exact limit for a share).
+
     The test is exact for values that differ by one size only (McNemar's exact test, which for right and wrong is a sign
     test on the questions that changed), else a sign-flip permutation test with `resamples` draws.
 
@@ -114,7 +117,11 @@ def paired_difference(
     difference = np.asarray(method, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     if difference.size == 0:
         return Difference(math.nan, math.nan, math.nan, math.nan, 0)
-    low, high = np.quantile(_resampled_means(difference, seed, resamples), [0.025, 0.975])
+    if (difference == difference[0]).all():  # resampling only ever finds the same again
+        off = 1.0 - (_LEVEL / 2) ** (1 / difference.size)
+        low, high = difference[0] - off, difference[0] + off
+    else:
+        low, high = np.quantile(_resampled_means(difference, seed, resamples), [_LEVEL / 2, 1 - _LEVEL / 2])
     changed = difference[difference != 0]
     if changed.size == 0:
         p = 1.0

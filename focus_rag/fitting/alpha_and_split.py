@@ -58,7 +58,8 @@ class _AlphaAndSplitFit:
         profile = profile.replace(policy=fitted.policy)
         present = [(cell, sweep) for cell, sweep in zip(cells, sweeps, strict=True) if not sweep.gold_missing]
         order = self._order(profile, *next(one for one in present if self._is_headline(one[0])))
-        harm = order_warning(order, self.fit.settings.order_margin)
+        # A policy that leaves every request as it is does no harm in any order, however few questions say so.
+        harm = order_warning(order, self.fit.settings.order_margin) if fitted.policy.focuses else None
         if harm is not None:
             fitted = fit_policy(sweeps, needs_order=True)
             profile = profile.replace(policy=fitted.policy)

@@ -20,7 +20,7 @@ Z_95 = 1.96
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95% confidence interval (normal approximation).
+    """A mean with its 95% confidence interval (normal approximation, but where all values are the same).
 
     Attributes:
         mean: The mean.
@@ -36,13 +36,17 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Mean of independent values; of none, which is 0, and of one the interval is all there is."""
+        """Mean of independent values; of none, which is 0, and of one the interval is all there is.
+
+        Values that are all the same rule nothing out by their spread. Others may be as many as would still not have
+        been met in 95 of 100 such samples (the exact limit for a share, Clopper and Pearson 1934), one off.
+        """
         n = len(values)
         mean = sum(values) / max(n, 1)
         if n < 2:
             return cls(mean, -1.0, 1.0, n)
         variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-        half = Z_95 * math.sqrt(variance / n)
+        half = Z_95 * math.sqrt(variance / n) if variance else 1.0 - 0.025 ** (1 / n)
         return cls(mean, mean - half, mean + half, n)
 
     @property

@@ -16,6 +16,7 @@ from torch import nn
 
 import focus_rag
 from focus_rag.confidence import Confidence, Support
+from focus_rag.errors import ProfileError, PromptTooLongError
 from focus_rag.examples import Example, ExampleSet, split_examples
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.fitting.alpha_and_split import fit_alpha_and_split
@@ -30,6 +31,8 @@ from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
 
+_QUESTION_TOO_LONG = "the question alone does not fit the model's window"
+_GOLD_TOO_LONG = "the model's window has no room for more than the gold passages"
 _SOURCE, _TRAINED_ON, _CHOSEN_ON = "focus-rag fit", "trained_on", "chosen_on"
 
 
@@ -76,10 +79,10 @@ def fit_profile(
     settings = settings.model_copy(
         update={"layout": settings.layout or (directions_of and directions_of.layout) or PromptLayout()}
     )
-    given = _that_fit(given, model, tokenizer, settings)
+    given, n_cut = _that_fit(given, model, tokenizer, settings)
     usable = tuple({one.key: one for one in given.require(settings.min_examples)}.values())
     fingerprint = Fingerprint.of(model, tokenizer, model_id=model_id)
-    digest = fit_digest(model, fingerprint, usable, settings, directions_of)
+    digest = fit_digest(model, tokenizer, fingerprint, usable, settings, directions_of)
     done = _finished(Path(out), digest)
     if done is not None:
         return done
@@ -96,7 +99,11 @@ def fit_profile(
     else:
         profile, found = directions_of.replace(fingerprint=fingerprint), {}
         before = dict(directions_of.provenance)
-        provenance = {_TRAINED_ON: before.pop(_TRAINED_ON, []), "directions": before}
+        provenance = {
+            _TRAINED_ON: before.pop(_TRAINED_ON, []),
+            _CHOSEN_ON: before.pop(_CHOSEN_ON, []),
+            "directions": before,
+        }
     profile, how_much = fit_alpha_and_split(fit, profile)
     confidence, how_sure = _confidence(fit, profile)
     profile = profile.replace(confidence=confidence)
@@ -108,6 +115,12 @@ def fit_profile(
         how_much["warnings"].append(
             "The profile does not say which questions its directions were trained on. If these are among them, "
             "everything here flatters it: fit it anew, or take other questions."
+        )
+    if n_cut:
+        how_much["warnings"].append(
+            f"{n_cut} questions have more passages than fit the model's window beside an answer: they were asked with "
+            f"those that fit, and alpha and split are fitted for {' and '.join(map(str, fit.counts))} passages in the "
+            "prompt."
         )
     figures = {
         **found,
@@ -126,7 +139,7 @@ def fit_profile(
     }
     provenance = {
         **provenance,
-        _CHOSEN_ON: sorted({_name(one) for one in fit.dev}),
+        _CHOSEN_ON: sorted({*provenance.get(_CHOSEN_ON, ()), *(_name(one) for one in fit.dev)}),
         "source": _SOURCE,
         "version": focus_rag.__version__,
         "digest": digest,
@@ -164,12 +177,37 @@ def _confidence(fit: FitContext, profile: FocusProfile) -> tuple[Confidence | No
     return fit_confidence(found, fit.settings.missing_share, fit.settings.seed)
 
 
-def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> ExampleSet:
-    """The examples without those whose question does not fit the model's window by itself."""
+def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: FitSettings) -> tuple[ExampleSet, int]:
+    """The examples as the model's window shows them: without the passages that a prompt has no room for, the worst of
+    those that are not gold first. So an example has as many passages as a request of its kind counts.
+
+    Returns:
+        The examples, and how many of them were cut. Left out are those of which nothing but the question, or the
+        gold passages, fits.
+    """
     bare = FocusGenerator(model, tokenizer, layout=settings.layout)
     room = bare.context_window - settings.max_new_tokens
-    too_long = [one for one in given.examples if not bare.prompts.has_room_for(one.question, max_tokens=room)]
-    return _left_out(given, too_long, "the question alone does not fit the model's window")
+    shown: dict[str, Example] = {}
+    too_long: dict[str, list[Example]] = {_QUESTION_TOO_LONG: [], _GOLD_TOO_LONG: []}
+    for one in given.examples:
+        if not bare.prompts.has_room_for(one.question, max_tokens=room):
+            too_long[_QUESTION_TOO_LONG].append(one)
+            continue
+        worst_first = [index for index in reversed(one.best_first()) if index not in one.gold]
+        try:
+            prompt = bare.prompts.from_question(one.question, one.passages, max_tokens=room, drop_order=worst_first)
+        except PromptTooLongError:
+            too_long[_GOLD_TOO_LONG].append(one)
+            continue
+        kept = one.with_passages([index for index in range(len(one.passages)) if index not in prompt.dropped])
+        if len(kept.passages) > len(kept.gold):
+            shown[one.key] = kept
+        else:
+            too_long[_GOLD_TOO_LONG].append(one)
+    for reason, examples in too_long.items():
+        given = _left_out(given, examples, reason)
+    cut = sum(len(shown[one.key].passages) < len(one.passages) for one in given.examples)
+    return ExampleSet(tuple(shown[one.key] for one in given.examples), given.skipped, given.source), cut
 
 
 def _not_trained_on(given: ExampleSet, profile: FocusProfile) -> ExampleSet:
@@ -211,5 +249,8 @@ def _finished(out: Path, digest: str) -> FocusProfile | None:
     """The profile of an earlier run over the same model, examples and settings, if it was finished."""
     if not (out / "focus_profile.json").is_file() or (out / f".fit-{digest}").exists():
         return None
-    found = FocusProfile.load(out)
+    try:
+        found = FocusProfile.load(out)
+    except ProfileError:  # damaged, or of another version: it is made anew
+        return None
     return found if found.provenance.get("digest") == digest else None

@@ -16,7 +16,7 @@ from focus_rag.examples import Example
 from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.profile import FocusProfile
-from focus_rag.weights_digest import weights_digest
+from focus_rag.weights_digest import own_generation, prompt_digest, weights_digest
 from focus_rag.whole_files import write_whole
 
 
@@ -43,18 +43,19 @@ class FitSteps:
 
     def remove(self) -> None:
         """Forget everything."""
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # another run of the same fit may have been faster
 
 
 def fit_digest(
     model: nn.Module,
+    tokenizer: Any,
     fingerprint: Fingerprint,
     examples: Sequence[Example],
     settings: FitSettings,
     directions_of: FocusProfile | None = None,
 ) -> str:
-    """Name of all that a fit depends on: weights (sampled), examples, settings, and the profile whose directions it
-    takes.
+    """Name of all that a fit depends on: weights (sampled) and their dtype, tokenizer and chat template, the model's
+    own generation settings, examples, settings, and the profile whose directions it takes.
     """
     found = hashlib.sha256()
     found.update(fingerprint.model_dump_json().encode())
@@ -68,7 +69,9 @@ def fit_digest(
             *([example.score_kind] if example.score_kind else []),
         )
         found.update(repr(what).encode("utf-8", "replace"))
-    found.update(weights_digest(model).encode())
+    dtype = str(next(model.parameters()).dtype)
+    for part in (weights_digest(model), dtype, prompt_digest(tokenizer), json.dumps(own_generation(model))):
+        found.update(part.encode())
     if directions_of is not None:
         found.update(directions_of.digest.encode())
     return found.hexdigest()[:16]
