@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from focus_rag.answers import FinishReason, GenerationSettings
 # Of a token that the model's configuration rules out, and a schema needs; and where the model computes no number.
 _LEAST_LOGPROB = -100.0
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_LONGEST_CHARACTER = 4  # bytes
 _BEFORE = 4  # tokens of a prompt that show how what follows them reads
 
 
@@ -148,9 +151,9 @@ class RowText:
         self._most = settings.max_new_tokens
         self._stop = () if grammar is not None else settings.stop
         self._grammar = grammar
-        self._end_tokens = end_tokens
+        self._end_tokens = end_tokens | _special(tokenizer, self._stop)
         self._on_text = on_text
-        self._emitted = 0
+        self._emitted = ""
         self._settled_tokens = 0
         self._settled_text = ""
         self._text = ""
@@ -223,20 +226,33 @@ class RowText:
     def _decode(self) -> None:
         """Decode what is new. It restarts a few tokens back, since how a token reads depends on its neighbours."""
         ids = [token for token in self.ids if token not in self._end_tokens]
-        fresh = self._tokenizer.decode(ids[self._settled_tokens :], skip_special_tokens=True)
+        fresh = self._decoded(ids[self._settled_tokens :])
         if self._before and not self._settled_tokens:
             before = self._tokenizer.decode(self._before, skip_special_tokens=True)
-            both = self._tokenizer.decode([*self._before, *ids], skip_special_tokens=True)
+            both = self._decoded([*self._before, *ids])
             if both.startswith(before) and not before.endswith(_REPLACEMENT):
                 fresh = both[len(before) :]
         self._text = self._settled_text + fresh
         if len(ids) - self._settled_tokens > 48 and not fresh.endswith(_REPLACEMENT):
             keep = len(ids) - 16
-            tail = self._tokenizer.decode(ids[keep:], skip_special_tokens=True)
+            tail = self._decoded(ids[keep:])
             # Only where both halves read as they do together is it safe to forget the first one's tokens.
             if fresh.endswith(tail) and not tail.startswith(_REPLACEMENT):
                 self._settled_text = self._text[: len(self._text) - len(tail)]
                 self._settled_tokens = keep
+
+    def _decoded(self, ids: list[int]) -> str:
+        """Text of some tokens. A character of which there are only the first bytes spoils no more than itself:
+        tokenizers that fall back to bytes would give up all those beside it.
+        """
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        for unfinished in range(1, min(_LONGEST_CHARACTER, len(ids) + 1) if text.endswith(_REPLACEMENT) else 0):
+            if not _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(ids[-unfinished]))):
+                break
+            shorter: str = self._tokenizer.decode(ids[:-unfinished], skip_special_tokens=True)
+            if not shorter.endswith(_REPLACEMENT):
+                return shorter + _REPLACEMENT
+        return text
 
     def _cut_at_stop(self) -> bool:
         found = [start for stop in self._stop if (start := self._text.find(stop)) >= 0]
@@ -253,9 +269,19 @@ class RowText:
         return len(settled) - max((len(begun) for begun in beginnings if settled.endswith(begun)), default=0)
 
     def _emit(self, length: int) -> None:
-        if self._on_text is not None and length > self._emitted:
-            self._on_text(self._text[self._emitted : length])
-            self._emitted = length
+        if self._on_text is None:
+            return
+        if not self._text.startswith(self._emitted):  # bytes that are no text at all; what was said stays said
+            self._text = self._emitted + self._text[len(self._emitted) :]
+        if length > len(self._emitted):
+            self._on_text(self._text[len(self._emitted) : length])
+            self._emitted = self._text[:length]
+
+
+def _special(tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
+    """Stop strings that are special tokens: they never become text, and end an answer as ids."""
+    added = tokenizer.added_tokens_decoder if stops else {}
+    return frozenset(token for token, known in added.items() if known.special and known.content in stops)
 
 
 class RowStopping(StoppingCriteria):

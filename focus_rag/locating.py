@@ -85,10 +85,13 @@ class _Searched:
     def places_of(self, passages: Sequence[Passage], *, least: float = 0.0) -> list[CharSpan | None]:
         """Where each passage, or so large a share of it, stands among what is free; that is taken then."""
         spans: list[CharSpan | None] = [None] * len(passages)
+        # A passage that holds another one takes its place first, whatever their order.
+        longest_first = sorted(range(len(passages)), key=lambda place: -len(passages[place].content))
         # What stands there unaltered comes first, so that what is left of another is not looked for in its place.
         for find in (self._verbatim, self._any_white_space, self._anchored):
-            for place, passage in enumerate(passages):
+            for place in longest_first:
                 if spans[place] is None:
+                    passage = passages[place]
                     contents = dict.fromkeys((passage.content, passage.text))
                     found = next((span for content in contents if (span := find(content)) is not None), None)
                     if found is not None and found[1] - found[0] >= least * len(" ".join(passage.text.split())):

@@ -164,6 +164,7 @@ _WITH_QUERY_BIAS = "Families that can: " + ", ".join(sorted(set(_FAMILIES) - _WI
 
 _LATENT_ATTENTION = ("kv_a_proj_with_mqa", "kv_b_proj", "kv_a_layernorm")
 _OWN_ATTENTION = frozenset({"bloom", "falcon", "gptj", "mpt", "codegen", "gpt_neo", "xglm", "ctrl", "xlnet"})
+_SEVERAL_ATTENTIONS = frozenset({"diffllama"})
 _NO_ATTENTION = frozenset({"rwkv", "mamba", "mamba2", "falcon_mamba", "xlstm"})
 
 
@@ -264,6 +265,11 @@ def _refuse_by_name(family: str, config: Any) -> None:
         raise UnsupportedModelError(
             f"{family!r} computes attention itself, not through transformers' attention interface, and cannot be "
             f"steered. {_SUPPORTED}"
+        )
+    if family in _SEVERAL_ATTENTIONS:
+        raise UnsupportedModelError(
+            f"{family!r} attends twice in each layer and subtracts the one from the other, so a head has no attention "
+            f"of its own to steer or to measure. {_SUPPORTED}"
         )
     kinds = set(getattr(config, "layer_types", None) or ())
     linear = sorted(

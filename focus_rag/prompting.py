@@ -189,7 +189,7 @@ class PromptBuilder:
             raise InvalidInputError(_STILL_SPECIAL.format("message"))
         self._require_fit(ids, max_tokens)
         shown = [_with_text(passage, self._safe(passage.text, fold=fold)) for passage in passages]
-        found = locate_passages(_without_assistant(text, safe), shown)
+        found = locate_passages(self._without_assistant(text, safe), shown)
         spans = [None if span is None else token_span(offsets, span) for span in found]
         return BuiltPrompt(
             text, tuple(ids), tuple(spans), sentences=self._sentences(text, offsets, shown, found, fold=fold)
@@ -362,6 +362,16 @@ class PromptBuilder:
         text = self._guard.safe(text, fold=fold)
         return text if self.tokenizer.chat_template else text.replace(self._answer_mark, broken(self._answer_mark))
 
+    def _without_assistant(self, text: str, messages: Sequence[Message]) -> str:
+        """A rendered conversation with blanks in the place of what the assistant said, wherever the template puts that
+        and whatever it makes of it.
+        """
+        if all(message["role"] != "assistant" for message in messages):
+            return text
+        mark = next(word for n in range(len(text) + 1) if (word := f"said{n}before") not in text)
+        marked = [{**message, "content": mark} if message["role"] == "assistant" else message for message in messages]
+        return _without(text, self._rendered(marked).split(mark))
+
     @property
     def _answer_mark(self) -> str:
         """What begins the assistant's turns where there is no chat template."""
@@ -395,16 +405,12 @@ class PromptBuilder:
             raise PromptTooLongError(f"The prompt takes {len(ids)} tokens and may have {max_tokens}{_NOTHING_CUT}")
 
 
-def _without_assistant(text: str, messages: Sequence[Message]) -> str:
-    """A rendered conversation of the same length in which nothing is left of what the assistant said."""
-    position = 0
-    for message in messages:
-        content = message["content"].strip()  # many templates strip messages
-        start = text.find(content, position)
-        if start >= 0:
-            position = start + len(content)
-            if message["role"] == "assistant":
-                text = f"{text[:start]}{' ' * len(content)}{text[position:]}"
+def _without(text: str, pieces: Sequence[str]) -> str:
+    """A rendered conversation of the same length in which nothing is left of what stands between some pieces of it."""
+    between = re.fullmatch("(.*?)".join(map(re.escape, pieces)), text, re.DOTALL)
+    for index in range(1, len(pieces) if between else 0):
+        start, end = between.span(index)  # type: ignore[union-attr]
+        text = f"{text[:start]}{' ' * (end - start)}{text[end:]}"
     return text
 
 

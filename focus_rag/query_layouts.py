@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from focus_rag.errors import UnsupportedModelError
+
 QueryFormat = Literal["flat", "tokens_heads", "heads_tokens", "fused_flat", "fused_interleaved"]
 """How a module lays out queries: `(batch, tokens, query_heads * head_dim)`, `(batch, tokens, query_heads, head_dim)`,
 `(batch, query_heads, tokens, head_dim)`, queries first in a fused projection, or `(query_heads, 3, head_dim)` fused."""
@@ -38,12 +40,30 @@ def laid_out(shift: Tensor, query_format: QueryFormat, width: int) -> Tensor:
     return interleaved.reshape(requests, 1, width)
 
 
-def as_heads(output: Tensor, query_format: QueryFormat, heads: int, head_dim: int) -> Tensor:
+def as_heads(output: object, query_format: QueryFormat, heads: int, head_dim: int) -> Tensor:
     """Read the queries out of a module's output.
 
     Returns:
         `(batch, query_heads, tokens, head_dim)`, before RoPE.
+
+    Raises:
+        UnsupportedModelError: The output is not laid out so.
     """
+    try:
+        if isinstance(output, Tensor):
+            found = _reordered(output, query_format, heads, head_dim)
+            if found.shape[1] == heads and found.shape[-1] == head_dim:
+                return found
+    except (RuntimeError, IndexError, ValueError):  # heads of that number and size do not fit into it
+        pass
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise UnsupportedModelError(
+        f"A module was expected to put out the queries of {heads} heads of {head_dim} numbers ({query_format}); got "
+        f"{shape}. Use site 'post_rope', which works over every attention implementation."
+    )
+
+
+def _reordered(output: Tensor, query_format: QueryFormat, heads: int, head_dim: int) -> Tensor:
     if query_format == "heads_tokens":
         return output
     if query_format == "tokens_heads":

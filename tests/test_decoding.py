@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from focus_rag.answers import GenerationSettings
 from focus_rag.decoding import RowText
@@ -89,3 +90,41 @@ def test_a_prompt_that_ends_within_a_character_leaves_the_text_as_it_is_by_itsel
         row.push(token, 0.0)
     row.finish("length")
     assert row.text == TOKENIZER.decode(ids[1:])
+
+
+def falling_back_to_bytes() -> PreTrainedTokenizerFast:
+    """As Llama 2 decodes: a run of bytes of which the end is no character is no text at all."""
+    vocabulary = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -5.0) for byte in range(256)), ("\u2581", -2.0)]
+    inner = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(st.text(alphabet="a\U0001f642\u6c34", max_size=6), st.binary(max_size=14)), st.integers(1, 15))
+def test_text_in_bytes_is_what_was_said_of_it(said, most):
+    tokenizer = falling_back_to_bytes()
+    ids = [1 + byte for byte in (said.encode() if isinstance(said, str) else said)]
+    pieces = []
+    row = RowText(tokenizer, GenerationSettings(max_new_tokens=most), frozenset(), pieces.append)
+    for token in ids:
+        if row.push(token, 0.0):
+            break
+    row.finish("length")
+    assert "".join(pieces) == row.text
+    if isinstance(said, str):
+        whole = said.encode()[:most].decode(errors="ignore").strip()
+        assert row.text == (
+            whole if len(said.encode()) <= most or whole.encode() == said.encode()[:most] else whole + "\ufffd"
+        )
+
+
+def test_special_tokens_stop_an_answer_although_they_are_no_text():
+    row = RowText(TOKENIZER, GenerationSettings(stop=("<|user|>", "never")), END)
+    for token in TOKENIZER("Paris.<|user|>\nmore text", add_special_tokens=False)["input_ids"]:
+        if row.push(token, 0.0):
+            break
+    assert (row.text, row.finish_reason) == ("Paris.", "stop")

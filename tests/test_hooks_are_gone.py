@@ -8,6 +8,9 @@ import time
 
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from focus_rag import FocusGenerator, GenerationSettings, Passage
@@ -265,6 +268,26 @@ def test_a_function_registered_meanwhile_stays(model):
         model(IDS)
     assert ALL_ATTENTION_FUNCTIONS["theirs"] is theirs
     del ALL_ATTENTION_FUNCTIONS["theirs"]
+
+
+def test_a_function_registered_meanwhile_serves_what_is_attached_after_it():
+    model, other = tiny_model("llama"), tiny_model("qwen3")
+    profile = tiny_profile(model, site="post_rope")
+    with torch.no_grad():
+        bare = model(IDS).logits
+        with focus(model, profile, 0.5):
+            focused = model(IDS).logits
+        with focus(other, tiny_profile(other, site="post_rope"), 0.5, across_threads=True):
+            other(IDS)
+            AttentionInterface.register("later", sdpa_attention_forward)
+            AttentionMaskInterface.register("later", sdpa_mask)
+            model.set_attn_implementation("later")
+            with focus(model, profile, 0.5):
+                later = model(IDS).logits
+            assert torch.allclose(model(IDS).logits, bare, atol=1e-5)
+    assert ALL_ATTENTION_FUNCTIONS["later"] is sdpa_attention_forward
+    del AttentionInterface._global_mapping["later"], AttentionMaskInterface._global_mapping["later"]
+    assert torch.allclose(later, focused, atol=1e-5) and not torch.allclose(later, bare, atol=1e-2)
 
 
 def test_alpha_zero_attaches_nothing(model):

@@ -139,3 +139,15 @@ def test_a_quotation_is_no_copy() -> None:
     page = f"{LONG} {LONG} {notice} {LONG}"
     spans, copies = locate_copies(f"{notice}\n\n{page}", [Passage(page)], [Passage(page)])
     assert spans == [(len(notice) + 2, len(notice) + 2 + len(page))] and copies == []
+
+
+def test_a_passage_that_holds_another_one_is_found_in_any_order() -> None:
+    child, other = "The mill was built in 1841.", "The bakery of Harrow opened in 1902 near the old church."
+    parent = f"Harrow is a village. {child} It burnt down in 1902."
+    for order in ((parent, other, child), (child, other, parent), (other, child, parent)):
+        text = "\n\n".join(order)
+        for listed in ((child, parent, other), (parent, child, other), (other, child, parent)):
+            places = dict(zip(listed, locate_passages(text, [Passage(one) for one in listed]), strict=True))
+            whole = text.index(parent), text.index(parent) + len(parent)
+            alone = next(at for at in (text.index(child), text.rindex(child)) if not whole[0] <= at < whole[1])
+            assert places[parent] == whole and places[child] == (alone, alone + len(child)), (order, listed)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from focus_rag.attention.attention_call import with_bias
+from focus_rag.attention.formulas import span_mass
 from focus_rag.attention.measuring import KeyCounter, SpanMeter
 from focus_rag.attention.steering import focus
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import AttachError, InvalidInputError
+from tests.test_attention_formulas import random_call
 from tests.tiny_models import REFUSE_SDPA, VOCABULARY, tiny_model, tiny_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
@@ -250,22 +255,38 @@ def test_no_forward_pass_gives_no_steps():
 
 
 def test_counting_positions_through_every_kind_of_cache():
-    from tests.test_attention_formulas import random_call
-
-    def run(calls, window=None, mask=None):
-        counter = KeyCounter()
-        return [
-            counter.update(0, random_call(tokens=tokens, keys=keys, window=window, mask=mask)) for tokens, keys in calls
-        ]
+    def run(calls, window=None, sizes=None, starts_first=True):
+        counter = KeyCounter(sizes)
+        made = (random_call(tokens=tokens, keys=keys, window=window) for tokens, keys in calls)
+        return [counter.update(0, replace(call, starts_first=starts_first)) for call in made]
 
     assert run([(6, 6), (1, 7), (1, 8), (6, 6)]) == [6, 7, 8, 6], "growing, and a second sequence"
-    assert run([(6, 6), (3, 9), (1, 7)]) == [6, 9, 7], "two of three candidates rejected"
+    assert run([(6, 6), (3, 9), (1, 7)], starts_first=False) == [6, 9, 7], "two of three candidates rejected"
     assert run([(6, 6), (1, 4), (1, 4)], window=4) == [6, 7, 8], "rolling"
     assert run([(2, 2), (1, 3), (1, 4), (1, 4)], window=4) == [2, 3, 4, 5], "begins to roll"
     assert run([(6, 20), (1, 20), (1, 20)]) == [6, 7, 8], "static"
+    assert run([(4, 4), (1, 5), (6, 20), (1, 20)]) == [4, 5, 6, 7], "static after growing"
+    assert run([(1, 7), (1, 8)], sizes={0: 9}) == [7, 8], "rolling, filled before but not full"
+    with pytest.raises(AttachError, match="filled before"):
+        run([(1, 9)], sizes={0: 9})
 
 
 @pytest.mark.parametrize("heads", [[], [(0, 99)], [(77, 0)], [(-1, 0)]])
 def test_heads_that_the_model_has_not_are_refused(heads):
     with pytest.raises(InvalidInputError, match="heads of the model"):
         SpanMeter(tiny_model(), heads, [[(1, 3)]], 8)
+
+
+@pytest.mark.parametrize("mask", [None, "boolean", "additive"])
+def test_a_bias_on_the_logits_counts(mask):
+    call = random_call(heads=4, key_heads=2, tokens=3, keys=7)
+    bias, causal = torch.randn(1, 4, 3, 7), torch.ones(3, 7, dtype=torch.bool).tril(4)
+    hidden = {"boolean": causal, "additive": torch.zeros(3, 7).masked_fill(~causal, -1e9)}
+    call = replace(call, mask=None if mask is None else hidden[mask][None, None], starts_first=False)
+    query, key = call.query.float(), call.key.float().repeat_interleave(2, dim=1)
+    logits = (query @ key.mT * call.scaling + bias).masked_fill(~causal, -1e9)
+    expected = logits.softmax(-1)[..., 2:5].sum(-1)
+    member = torch.zeros(1, 7, 1)
+    member[:, 2:5] = 1
+    found = span_mass(with_bias(call, bias), range(4), None, member)[..., 0]
+    assert torch.allclose(found, expected.expand_as(found), atol=1e-6)

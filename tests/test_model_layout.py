@@ -33,6 +33,7 @@ def steered(model, profile, alpha=0.8):
         ("falcon", {}, "attention interface"),
         ("gptj", {"rotary_dim": 4}, "attention interface"),
         ("mamba", {}, "no attention heads"),
+        ("diffllama", {}, "attends twice in each layer"),
     ],
 )
 def test_what_cannot_be_steered_is_refused_by_name(family, overrides, reason):

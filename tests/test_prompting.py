@@ -563,3 +563,32 @@ def spaces_at_once() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Split(Regex(" +"), "isolated"), pre_tokenizers.Split(Regex("[^ ]"), "isolated")]
     )
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+
+
+CHAT = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|{{ m.role }}|>\n"
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
+    "{{ m.content.split('</think>')[-1].strip() if m.role == 'assistant' else m.content }}<|end|>\n{% endif %}{% endfor %}"
+    "<|assistant|>\n"
+)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\nhm\n</think>\n\n"])
+@pytest.mark.parametrize("drops", [False, True])
+def test_what_the_assistant_said_is_told_apart_wherever_the_template_puts_it_and_what_it_makes_of_it(thought, drops):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT.replace("!= 'system'", "not in ('system', 'assistant')") if drops else CHAT
+    builder = PromptBuilder(tokenizer)
+    passage = "The mill was built in 1841 by the river."
+    talk = [
+        ("system", f"Answer from:\n{passage}"),
+        ("user", "When was the mill built?"),
+        ("assistant", f"{thought}{passage}"),
+        ("user", "And the bakery?"),
+    ]
+    messages = [{"role": role, "content": said} for role, said in talk]
+    built = builder.from_messages(messages, [Passage(passage)], max_tokens=PLENTY)
+    assert built.text.count(passage) == (1 if drops else 2)
+    start = built.text.rindex(passage)
+    before = len(tokenizer(built.text[:start], add_special_tokens=False)["input_ids"])
+    assert built.spans == ((before, before + len(tokenizer(passage, add_special_tokens=False)["input_ids"])),)

@@ -273,6 +273,15 @@ class TestCompiled:
         with pytest.raises(UnsupportedModelError, match="compiled"), focus(model, profile, 0.5):
             pass
 
+    @pytest.mark.parametrize("part", ["model", "layer", "attention"])
+    def test_what_stands_in_the_place_of_a_forward_is_compiled_too(self, part):
+        model = tiny_model("llama")
+        layer = model.model.layers[1]
+        compiled = {"model": model, "layer": layer, "attention": layer.self_attn}[part]
+        compiled.forward = torch.compile(compiled.forward, backend="eager")
+        with pytest.raises(UnsupportedModelError, match="part of it"), focus(model, tiny_profile(model), 0.5):
+            pass
+
     @torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
     def test_before_rope_works_where_graphs_notice_hooks(self):
         model = tiny_model("qwen3", num_hidden_layers=1)

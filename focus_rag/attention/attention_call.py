@@ -231,6 +231,17 @@ def _block_mask_rows(mask: BlockMask, call: AttentionCall, rows: Tensor, keys: i
     return visible.expand(call.query.shape[0], len(rows), keys)[:, None]
 
 
+def with_bias(call: AttentionCall, bias: Tensor) -> AttentionCall:
+    """The call with a bias on its logits, `(batch or 1, query_heads or 1, tokens, keys)`, as part of its mask."""
+    tokens, keys = call.query.shape[2], call.filled
+    visible = visible_keys(call, None, tokens, keys)
+    mask = bias[..., :keys].float()
+    if visible is not None:
+        hidden = torch.finfo(torch.float32).min
+        mask = mask.masked_fill(~visible, hidden) if visible.dtype == torch.bool else mask + visible.float()
+    return replace(call, mask=mask, window=None)
+
+
 def last_position(call: AttentionCall) -> int:
     """Position among the keys of the last query, told from the mask where the cache may have an empty tail."""
     tokens, keys = call.query.shape[2], call.filled

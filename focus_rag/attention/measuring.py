@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from focus_rag.attention.attention_call import AttentionCall, last_position
 from focus_rag.attention.formulas import aligned_membership, rows_of, span_mass, span_membership
 from focus_rag.attention.tap import AttentionTap
-from focus_rag.errors import InvalidInputError
+from focus_rag.errors import AttachError, InvalidInputError
 from focus_rag.model_layout import ModelLayout, rolling_sizes
 
 Spans = Sequence[Sequence[tuple[int, int]]]
@@ -59,6 +59,9 @@ class KeyCounter:
 
     Args:
         sizes: Of the caches that roll, by layer, see `rolling_sizes`.
+
+    Raises:
+        AttachError: In a forward pass: its rolling cache was full before anything was counted.
     """
 
     def __init__(self, sizes: Mapping[int, int] | None = None) -> None:
@@ -73,10 +76,15 @@ class KeyCounter:
         if tokens == keys:
             seen = tokens
             self._static.discard(layer)
-        elif before is None or (layer in self._static and tokens > 1 and size is None):
+        elif before is None or (tokens > 1 and size is None):
             seen = last_position(call) + 1  # of several tokens, the first ones of another sequence may be among them
             if seen < keys:
                 self._static.add(layer)
+            elif size is not None and keys - tokens >= size - 1:
+                raise AttachError(
+                    f"The cache of layer {layer} is a full sliding window that was filled before: how many tokens came "
+                    "before it cannot be told. Run the prompt after attaching, too."
+                )
         elif layer in self._static or (size is not None and keys - tokens >= size - 1):
             seen = before + tokens
         else:

@@ -85,11 +85,11 @@ def _reading(site: QueryModule, index: int, name: str, layout: ModelLayout, read
         if not reader.is_open_here:  # another thread runs the model
             return
         seen = [(name, output)]
-        if name == "normed" and inputs and isinstance(inputs[0], Tensor) and inputs[0].shape == output.shape:
-            seen.append(("norm_input", inputs[0]))
-        # Heads of the layout's number and size may not fit into an output that a wrong layout names; then nothing is
-        # read.
-        with suppress(RuntimeError):
+        given = inputs[0] if inputs else None
+        if name == "normed" and isinstance(given, Tensor) and given.shape == getattr(output, "shape", None):
+            seen.append(("norm_input", given))
+        # Of an output that a wrong layout names, nothing is read.
+        with suppress(UnsupportedModelError):
             for what, tensor in seen:
                 heads = as_heads(tensor, site.format, layout.query_heads, layout.head_dim)
                 reads[index, what] = heads.detach().float()

@@ -106,8 +106,8 @@ class QueryKeyRecorder(AttentionTap):
         def read_query(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             if not self.is_open_here:  # another thread runs the model
                 return
-            queries = as_heads(output.detach(), query_format, self._layout.query_heads, self._layout.head_dim)
-            self._pending.before[index] = queries[0][:, self._rows.to(output.device)].float().cpu()
+            queries = as_heads(output, query_format, self._layout.query_heads, self._layout.head_dim).detach()
+            self._pending.before[index] = queries[0][:, self._rows.to(queries.device)].float().cpu()
 
         def read_positions(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self.is_open_here:

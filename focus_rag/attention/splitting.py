@@ -94,6 +94,8 @@ def split_softmax(
 ) -> Iterator[None]:
     """Split the softmax of chosen heads while the context is open, where the model runs in the thread that opened it.
 
+    Weights that a model returns by itself (`output_attentions`) are those before the split.
+
     Args:
         model: The model.
         heads: `(layer, head)` pairs (the paper: the top 20 contextual heads).

@@ -336,13 +336,19 @@ def _refuse_blind_graphs(model: nn.Module, site: Site) -> None:
     Raises:
         UnsupportedModelError: Saying how to make them notice.
     """
-    marks = ("_compiled_call_impl", "_compiled_call")
-    compiled = hasattr(model, "_orig_mod") or any(
-        vars(module).get(name) is not None for module in model.modules() for name in marks
-    )
-    if compiled and torch._dynamo.config.skip_nnmodule_hook_guards:  # type: ignore[attr-defined]
+    if any(map(_is_compiled, model.modules())) and torch._dynamo.config.skip_nnmodule_hook_guards:  # type: ignore[attr-defined]
         raise UnsupportedModelError(
-            f"The model is compiled, and compiled graphs skip the hooks that site {site!r} needs. Set "
+            f"The model, or part of it, is compiled, and compiled graphs skip the hooks that site {site!r} needs. Set "
             "torch._dynamo.config.skip_nnmodule_hook_guards = False before it first runs, use a profile at site "
             "'post_rope', or focus the model that is not compiled."
         )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled: as a whole, in place, or by what stands in the place of its `forward`."""
+    own = vars(module)
+    return (
+        "_orig_mod" in own.get("_modules", ())
+        or any(own.get(name) is not None for name in ("_compiled_call_impl", "_compiled_call"))
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+    )

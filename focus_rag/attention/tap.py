@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from focus_rag.attention.attention_call import AttentionCall
+from focus_rag.attention.attention_call import AttentionCall, with_bias
 from focus_rag.errors import AttachError
 from focus_rag.model_layout import attention_home
 
@@ -149,12 +149,19 @@ class _WrappedInterface:
         self._ours: dict[str, Callable[..., Any]] = {}
 
     def install(self) -> None:
+        """Wrap what is not wrapped: everything at first, then what was registered in the meantime."""
+        local = self.interface._local_mapping
         try:
             for name in dict.fromkeys([*self.interface, "eager"]):
+                if name in self._ours and local.get(name) is self._ours[name]:
+                    continue
+                if name in local:
+                    self._own[name] = local[name]
                 self._ours[name] = _tapped(name, self._own.get(name, self.interface._global_mapping.get(name)))
                 self.interface[name] = self._ours[name]
         except BaseException:
-            self.remove()
+            if not self.users:
+                self.remove()
             raise
 
     def remove(self) -> None:
@@ -173,8 +180,8 @@ def _wrap(interface: Any) -> None:
     wrapped = _wrapped.get(id(interface))
     if wrapped is None:
         wrapped = _WrappedInterface(interface)
-        wrapped.install()
-        _wrapped[id(interface)] = wrapped
+    wrapped.install()
+    _wrapped[id(interface)] = wrapped
     wrapped.users += 1
 
 
@@ -228,7 +235,7 @@ def _call_of(
     if scaling is None:
         scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
     sinks = kwargs.get("s_aux", getattr(module, "sinks", None))
-    return AttentionCall(
+    call = AttentionCall(
         query,
         key,
         value,
@@ -239,3 +246,5 @@ def _call_of(
         sinks,
         starts_first,
     )
+    bias = kwargs.get("position_bias")
+    return call if bias is None else with_bias(call, bias)

@@ -114,6 +114,8 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
                 raise UnsupportedModelError(
                     f"{layout.family!r} takes no positions, so its RoPE is not known."
                 ) from error
+            except UnsupportedModelError as error:
+                raise UnsupportedModelError(f"How {layout.family!r} rotates cannot be told: {error}") from error
             steps.append((position, dict(recorder.records)))
     turns = {}
     for layer in layout.layers:
