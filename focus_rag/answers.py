@@ -95,8 +95,8 @@ class Request:
         question: Laid out together with the passages by this library.
         messages: A conversation, rendered by the chat template; its passages are located in it.
         prompt: Raw text, tokenised as it is; its passages are located in it.
-        query: What the passages were retrieved for, where there is no `question`: a split by shared words needs one or
-            the other.
+        query: What the passages were retrieved for, where that is not the `question` itself: a split by shared words
+            needs one or the other.
         passages: What was retrieved, in retrieval order.
         alpha: A number, `"auto"` (by the profile), a policy, or None for the generator's own setting.
         split: A `ScoreSplit`, `"auto"` (the profile's, where alpha is `"auto"` too), `"off"`, or None for the
@@ -155,6 +155,11 @@ class Request:
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):
             raise InvalidInputError(f"passages must be a list of Passage objects; got {type(self.passages).__name__}.")
         object.__setattr__(self, "passages", as_passages(self.passages))
+
+    @property
+    def retrieved_for(self) -> str | None:
+        """What the passages were retrieved for, as far as is known."""
+        return self.query or self.question
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ class Support:
     """What speaks for an answer.
 
     Attributes:
-        logprob: Mean log-probability of its tokens, those of a stop string that cut it off among them and the end of
-            the sequence not, as the model has them with its focus and its generation configuration, whatever they were
-            sampled or held by; natural logarithm.
+        logprob: Mean natural logarithm of the probability of its tokens, by the focused model and its own generation
+            configuration, before temperature, top-k, top-p and schema. Tokens of a stop string count, the end of the
+            sequence does not.
         least_logprob: That of its least likely token.
         answer_words: Share of its words that stand in the first sentence of its evidence, or in the title of that
             sentence's passage.

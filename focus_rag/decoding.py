@@ -204,8 +204,8 @@ class RowText:
 
     def allowed(self, scores: Tensor) -> Tensor | None:
         """Which tokens may come next, `(vocabulary,)` of bool, by the schema; None where the row is finished or its
-        schema lost. A model that would rather end before its answer is whole is left what closes what is open: small
-        ones write on without end else.
+        schema lost. Where the model's first choice is to end before the answer is whole, only tokens that close an open
+        string, list or object are left: small models would write on without end.
 
         Args:
             scores: The model's own logits `(vocabulary,)`.

@@ -288,8 +288,8 @@ def _check_close(logits: Tensor, expected: Tensor, dtype: torch.dtype, what: str
     if not share <= tolerance:  # NaN too
         raise UnsupportedModelError(
             f"{what} does not compute what the steered model does: logits differ by {share:.2g} of their size, "
-            f"{tolerance:g} is rounding. Nothing was exported. Hooks of others and weights tied otherwise than the "
-            "configuration says are not written; else steer the model with `focus()`."
+            f"{tolerance:g} is rounding. Nothing was exported. Remove the hooks of others and tie weights as the "
+            "configuration says, neither of which a checkpoint can hold; or steer the model with `focus()` instead."
         )
 
 

@@ -82,7 +82,7 @@ def choose_focus(
     found = leaning.favoured(
         request.passages,
         shown,
-        request.query if request.question is None else request.question,
+        request.retrieved_for,
         higher_is_better=request.higher_is_better,
         score_kind=request.score_kind,
     )

@@ -226,8 +226,8 @@ class FocusGenerator:
         Args:
             question: The question.
             passages: What was retrieved, in retrieval order.
-            **options: `alpha`, `split`, `higher_is_better`, `score_kind`, `noise`, `keep_best` (see `Request`) and the
-                fields of `GenerationSettings`.
+            **options: `alpha`, `split`, `query`, `higher_is_better`, `score_kind`, `noise`, `keep_best` (see `Request`)
+                and the fields of `GenerationSettings`.
 
         Raises:
             InvalidInputError: Something about the input cannot be used; the message says what.
@@ -247,7 +247,7 @@ class FocusGenerator:
         Args:
             messages_or_prompt: Messages with role and content, rendered by the chat template; or raw text.
             passages: What was retrieved; those that do not stand in the text are reported as not used.
-            **options: As for `answer`, but `keep_best`, and `query`, what the passages were retrieved for.
+            **options: As for `answer`, except for `keep_best`, which is refused: the passages stand there already.
 
         Raises:
             InvalidInputError: Something about the input cannot be used; the message says what.

@@ -48,8 +48,8 @@ def locate_copies(
     Args:
         text: The assembled prompt.
         passages: Passages in any order.
-        repeated: Those of at least 16 characters of which every copy is wanted, unaltered or not, but none of less than
-            half of them: who quotes a few words does not copy.
+        repeated: Passages of at least 16 characters of which every copy is wanted, altered or not. A copy has at least
+            half of the passage; a shorter quotation is none.
 
     Returns:
         As `locate_passages`; and the other copies, in no order.

@@ -47,9 +47,9 @@ def rank_passages(
 ) -> Ranking | None:
     """Tell passages apart.
 
-    Scores and words are added up in shares of their own ranges, so that no scale matters, each as much as the passages
-    lie behind the best one by it on average: the one by which something stands out says more than one that spreads them
-    evenly.
+    How far a passage lies behind the best one is measured by scores and by words, each in shares of its own range: 0 is
+    the best passage, 1 the worst. The two are added, each weighted by its mean over the passages: a signal by which one
+    passage stands out counts more than one that spreads them evenly.
 
     Args:
         passages: What was retrieved, in retrieval order.
@@ -60,9 +60,8 @@ def rank_passages(
         score_kind: What the scores are, where known.
 
     Returns:
-        None where nothing tells them apart. Scores do not where nothing tells which end of them is the better one:
-            neither the arguments nor, where passages
-        stand in some other order, their order.
+        None where nothing tells them apart. Scores are left out where neither an argument nor their order says which
+        end of them is the better one.
 
     Raises:
         InvalidInputError: `score_kind` is unknown.

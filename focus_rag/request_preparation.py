@@ -70,7 +70,7 @@ def prepare_request(
 def _of_the_best(request: Request, keep: int) -> tuple[Request, list[int]]:
     """The request as if only the best of its passages had been retrieved, and where these stand among all."""
     known: dict[str, Any] = {"higher_is_better": request.higher_is_better, "score_kind": request.score_kind}
-    best = best_passages(request.passages, request.question, keep, **known)
+    best = best_passages(request.passages, request.retrieved_for, keep, **known)
     kept = tuple(request.passages[place] for place in best)
     # Which end of the scores is the better one is told by the order of all of them: fewer may no longer tell it, or
     # seem to.
@@ -94,6 +94,9 @@ def _first_to_drop(request: Request) -> Iterator[int]:
     """Passages in the order in which to give them up; worked out where one has to be."""
     yield from reversed(
         by_relevance(
-            request.passages, request.question, higher_is_better=request.higher_is_better, score_kind=request.score_kind
+            request.passages,
+            request.retrieved_for,
+            higher_is_better=request.higher_is_better,
+            score_kind=request.score_kind,
         )
     )

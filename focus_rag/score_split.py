@@ -100,9 +100,8 @@ class ScoreSplit(BaseModel):
             score_kind: What the scores are, where known.
 
         Returns:
-            None of them where too few are shown, or where nothing tells them apart. Scores do not where nothing tells
-            which end of them is the better
-            one: neither the arguments nor, where passages stand in some other order, their order.
+            None of them where too few are shown, or where nothing tells them apart. Scores are left out where neither
+            an argument nor their order says which end of them is the better one.
         """
         in_prompt = set(shown)
         if self.tau == 1.0 or len(in_prompt) < self.fewest:

@@ -147,8 +147,8 @@ class PassageRegistry:
             gate: Whether model calls below it serve the retrieval itself and are not to be focused.
             query: What it was asked to retrieve.
             source: Who gives the scores of what it returns. Scores of different sources are never mixed.
-            asked: What it was given, which may be a question. Passages that it or a run below it brings, and of which
-                nobody knows what for, are taken to be for that in prompts where it stands.
+            asked: The run's input, which may be a question. It counts as the query of passages that come from this run
+                or one below it without a query of their own, in prompts that contain it.
         """
         with self._lock:
             if run_id not in self._runs:

@@ -119,7 +119,7 @@ class FocusHandle:
         # laid out.
         self._together: dict[tuple[Any, ...], dict[int, Tensor]] = {}
         self._shifts: dict[tuple[Any, ...], Tensor] = {}
-        self.forward_passes = 0
+        self._has_run = False
 
     @property
     def alpha(self) -> Tensor:
@@ -248,7 +248,7 @@ class _SteeringTap(AttentionTap):
         self._handle = handle
 
     def shift(self, layer: int, query: Tensor) -> Tensor:
-        self._handle.forward_passes += 1
+        self._handle._has_run = True
         return query + self._handle.shift(layer, query.shape[0], query, "heads_tokens", query.shape[-1])
 
 
@@ -263,7 +263,7 @@ def _hook_queries(layer: LayerLayout, handle: FocusHandle, tap: AttentionTap) ->
     def add_shift(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         if not tap.is_open_here:
             return output
-        handle.forward_passes += 1
+        handle._has_run = True
         return output + handle.shift(index, output.shape[0], output, query_format, output.shape[-1])
 
     with HOOKS_LOCK:
@@ -319,7 +319,7 @@ def focus(
     handle.attach()
     try:
         yield handle
-        if handle.forward_passes == 0:
+        if not handle._has_run:
             warnings.warn(
                 "The model did not run in this thread while it was focused. If it runs in another thread, pass "
                 "across_threads=True.",

@@ -133,10 +133,9 @@ def _layer_turns(model: nn.Module) -> dict[int, _LayerTurn]:
 def _angles(records: Sequence[tuple[int, LayerRecord]]) -> Tensor:
     """Angle per position, `(rotary_dim,)`, empty where a layer has none, from what a layer did at rising positions.
 
-    At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one. In
-    bfloat16 it is known to 0.0025 there; each further position tells it so much better as it is further, once the whole
-    turns are known from the one before. On the CPU, where profiles are: read from a GPU it would make each request wait
-    for what it is still doing.
+    At position 1 no angle exceeds a half turn, and a scaled pair of cosine and sine has the angle of the plain one, in
+    bfloat16 to 0.0025. Each further position refines the estimate, the one before telling how many whole turns there
+    are. Kept on the CPU, where profiles are: reading it from a GPU would make each request wait.
     """
     angles = torch.zeros(0)
     for position, record in records:

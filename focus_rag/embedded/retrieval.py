@@ -159,7 +159,6 @@ def evaluation_examples(
     *,
     rich: float = 1.0,
     with_gold: bool = True,
-    shuffled: bool = False,
     retriever: Retriever = "bm25",
 ) -> list[dict[str, Any]]:
     """Questions with passages from a real retriever over a generated corpus.
@@ -176,7 +175,6 @@ def evaluation_examples(
         seed: Another seed gives other questions over the same corpus.
         rich: Share of facts told and asked in one of the many sentence forms, not plainly.
         with_gold: False puts one more distractor in the place of the gold passage; the answer is then "not stated".
-        shuffled: True puts the passages in random order instead.
         retriever: What finds them.
 
     Returns:
@@ -212,9 +210,8 @@ def evaluation_examples(
         chosen = ranked[:n_hard] + rng.sample(ranked[len(ranked) // 3 :], n_others - n_hard)
         if with_gold:
             chosen.append(gold)
-        rng.shuffle(chosen)
-        if not shuffled:
-            chosen.sort(key=lambda i: -scores[i])
+        rng.shuffle(chosen)  # the order of equals
+        chosen.sort(key=lambda i: -scores[i])
         examples.append(
             {
                 "id": f"world-{split}-{seed}-{number}",

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focus_rag.embedded import names, world
 from focus_rag.embedded.batches import BatchStream, Stage
+from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_text import RealText, load_real_text
 from focus_rag.embedded.rows import Row
@@ -104,30 +105,6 @@ def new_tokenizer(settings: TrainSettings, real: RealText | None) -> PreTrainedT
     return train_tokenizer(found, settings.shape.vocab_size)
 
 
-class Optimizers:
-    """Muon for the matrices inside the layers, AdamW for the rest, one shared learning rate factor."""
-
-    def __init__(self, model: LlamaForCausalLM, settings: TrainSettings) -> None:
-        import torch
-
-        from focus_rag.embedded.muon import StackedMuon
-
-        inner = [p for p in model.model.layers.parameters() if p.ndim == 2]
-        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
-        self.parts: list[torch.optim.Optimizer] = [
-            StackedMuon(inner, settings.matrix_lr, settings.weight_decay),
-            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=others[0].is_cuda),
-        ]
-        self._full = [settings.matrix_lr, settings.lr]
-
-    def step(self, factor: float) -> None:
-        for part, full in zip(self.parts, self._full, strict=True):
-            for group in part.param_groups:
-                group["lr"] = full * factor
-            part.step()
-            part.zero_grad(set_to_none=True)
-
-
 def batch_tensors(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids `(batch, sequence)` and loss weights of the same shape, padded on the right.
 
@@ -158,7 +135,6 @@ def forward(
     scale = weights[:, 1:][where]
     right = torch.ones_like(weights, dtype=torch.bool)
     right[:, 1:][where] = logits.argmax(-1) == targets
-    # A batch may have passages to tell apart and no answer.
     return (per_token * scale).sum() / scale.sum().clamp_min(1e-6), right
 
 
@@ -175,12 +151,12 @@ class Trainer:
     """One training run with its checkpoints in `out`.
 
     Args:
-        out: Folder of the run: `state.pt`, `tokenizer.json`, `metrics.jsonl`, `model/`.
+        out: Folder of the run: `state.safetensors`, `tokenizer.json`, `metrics.jsonl`, `model/`.
         settings: How to train.
         stages: The curriculum.
         real: Real text to mix in, if any.
         device: Where to train.
-        resume: Go on from `out/state.pt`.
+        resume: Go on from the state in `out`.
         start: Folder of a saved model whose weights and tokenizer the run starts from, with new optimizer states.
 
     Raises:
@@ -197,33 +173,24 @@ class Trainer:
         resume: bool = False,
         start: Path | None = None,
     ) -> None:
-        import torch
-
         self.out, self.settings, self.stages, self.device = out, settings, stages, device
         out.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] | None = None
         if resume:
-            if not (out / "state.pt").exists():
+            if not (out / STATE).exists():
                 raise InvalidInputError(f"There is nothing to resume in {out}: start without --resume.")
-            state = torch.load(out / "state.pt", weights_only=True, map_location=device)
             self.tokenizer = load_tokenizer(out)
         else:
             self.tokenizer = load_tokenizer(start) if start else new_tokenizer(settings, real)
             self.tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
         self.model = new_model(settings.shape, self.tokenizer, settings.seed).to(device)
-        if start is not None and state is None:
+        if start is not None and not resume:
             load_weights(self.model, start)
         self.optimizers = Optimizers(self.model, settings)
         self.step = self.stage = self.stage_step = 0
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            for part, saved in zip(self.optimizers.parts, state["optimizers"], strict=True):
-                part.load_state_dict(saved)
-            self.step, self.stage, self.stage_step = (
-                state["step"],
-                min(state["stage"], len(stages) - 1),
-                state["stage_step"],
-            )
+        if resume:
+            said = load_state(out / STATE, self.model, self.optimizers, device)
+            self.step, self.stage_step = int(said["step"]), int(said["stage_step"])
+            self.stage = min(int(said["stage"]), len(stages) - 1)
         self._first_step = self.step
         self.stream = BatchStream(
             self.tokenizer, real, seed=settings.seed + 7919 * self.step, longest=settings.shape.max_position_embeddings
@@ -232,17 +199,8 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Write everything needed to go on, and the model as it would be shipped."""
-        import torch
-
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [part.state_dict() for part in self.optimizers.parts],
-            "step": self.step,
-            "stage": self.stage,
-            "stage_step": self.stage_step,
-        }
-        torch.save(state, self.out / "state.tmp")
-        (self.out / "state.tmp").replace(self.out / "state.pt")
+        said = {"step": self.step, "stage": self.stage, "stage_step": self.stage_step}
+        save_state(self.out / STATE, self.model, self.optimizers, {name: str(value) for name, value in said.items()})
         save(self.model, self.tokenizer, self.out / "model")
 
     def train_step(self, factor: float) -> dict[str, Any]:

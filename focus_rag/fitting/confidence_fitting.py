@@ -98,9 +98,9 @@ def fit_confidence(
 
     Returns:
         The model, None where right or wrong answers, or their questions, are too few, and figures: the area under the
-            curve of right against wrong answers in
-        cross-validation by question with its 95% interval (bootstrap over questions), and the share of the wrong ones
-        that lie below a threshold under which one right answer in twenty lies.
+        curve of right against wrong answers in cross-validation by question with its 95% interval (bootstrap over
+        questions), and the share of the wrong ones that lie below a threshold under which one right answer in twenty
+        lies.
     """
     is_right = np.array([one.is_right for one in found], dtype=bool)
     missing = np.array([one.gold_missing for one in found], dtype=bool)

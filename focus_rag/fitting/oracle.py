@@ -56,7 +56,13 @@ def oracle_quality(
             for index in batch
         ]
         requests = [
-            Request(question=examples[index].question, passages=examples[index].passages, alpha=0.0, settings=settings)
+            Request(
+                question=examples[index].question,
+                passages=examples[index].passages,
+                alpha=0.0,
+                score_kind=examples[index].score_kind,  # by which passages are dropped, as above
+                settings=settings,
+            )
             for index in batch
         ]
         with split_softmax(generator.model, heads, spans, length, tau=tau) if any(spans) else nullcontext():

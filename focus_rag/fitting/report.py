@@ -265,10 +265,10 @@ def _split_section(figures: dict[str, Any], chosen: ScoreSplit | None) -> list[s
     found = [
         "Contextual heads give the best passages the mass p ** tau, p being what they had: those within `reach` of "
         f"the range below the best, by {_BY[figures['tried'][0]['by']]}. `gain` is over the "
-        "directions at the alpha of the policy, all rows above together, where it acts from so many passages on as "
-        "gain most (`from`); the columns show it among any number, and `directions` what they "
-        "reach. Of those that are not told from the one that gains most for certain the mildest is chosen; none that "
-        "is worse than bare, beyond the interval, where it acts.",
+        "directions at the alpha of the policy, over all questions of the tables above, with the split acting from as "
+        "many passages on as gain most (`from`). The columns show it acting among any number; `directions` is what "
+        "directions alone reach. Chosen is the mildest split that is not told apart from the best, and that is not "
+        "worse than bare, beyond the interval, where it acts.",
         _table(
             ["reach", "tau", "from", "gain", "worse than bare", *cells],
             [

@@ -40,8 +40,8 @@ class FitSettings(BaseModel):
         training: How directions are trained; `loss` and `seed` are set from here.
         polish: Polish of the chosen directions on the model itself; kept only if it wins on dev.
         choice_questions: Dev questions for the choice of loss and number of heads.
-        choice_counts: Passages per question in that choice; a question's grade is the mean over them, the largest count
-            counting once as retrieved and once with the least of `noises`.
+        choice_counts: Passage counts in that choice. A question's grade is the mean over them, and over the largest
+            one once more with the least of `noises`.
         choice_alphas: Alphas tried in that choice.
         oracle_taus: Exponents of the split softmax that shows what the chosen heads could bring; 0.1 is the published
             one.

@@ -21,12 +21,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state, state_said
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.stream import Batch, Stream, StreamSettings, batch_of
 from focus_rag.embedded.rows import Row
-from focus_rag.embedded.train import Optimizers, TrainSettings
+from focus_rag.embedded.train import TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -379,7 +380,7 @@ class ReaderTrainer:
         shutil.rmtree(self.out / "model", ignore_errors=True)
         fresh.rename(self.out / "model")
         if self.scratch is not None:
-            self._save_scratch(self.scratch)
+            save_state(self.scratch / STATE, self.model, self.optimizers, {"step": str(self.progress.step)})
 
     def _load_progress(self, saved: Path) -> None:
         state = json.loads(saved.read_text(encoding="utf-8"))
@@ -393,40 +394,12 @@ class ReaderTrainer:
         self.progress = Progress(**state)
         load_weights(self.model, saved.parent)
 
-    def _save_scratch(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{name}": one for name, one in self.model.state_dict().items() if name != "lm_head.weight"}
-        for i, part in enumerate(self.optimizers.parts):
-            for number, state in part.state_dict()["state"].items():
-                tensors.update({f"optimizer.{i}.{number}.{name}": one for name, one in state.items()})
-        save_file(
-            {name: one.contiguous() for name, one in tensors.items()},
-            folder / "state.new",
-            {"step": str(self.progress.step)},
-        )
-        (folder / "state.new").replace(folder / "state.safetensors")
-
     def _load_scratch(self) -> bool:
         """Whether full-precision weights and optimizer states of this very step were there."""
-        from safetensors import safe_open
-
-        if self.scratch is None or not (self.scratch / "state.safetensors").exists():
+        file = None if self.scratch is None else self.scratch / STATE
+        if file is None or not file.exists() or state_said(file)["step"] != str(self.progress.step):
             return False
-        with safe_open(self.scratch / "state.safetensors", "pt", device=self.device) as found:
-            if found.metadata()["step"] != str(self.progress.step):
-                return False
-            tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118
-        weights = {name.removeprefix("model."): one for name, one in tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(weights, strict=False)
-        for i, part in enumerate(self.optimizers.parts):
-            states: dict[int, dict[str, Any]] = {}
-            for name, one in tensors.items():
-                if name.startswith(f"optimizer.{i}."):
-                    _, _, number, key = name.split(".")
-                    states.setdefault(int(number), {})[key] = one
-            part.load_state_dict({"state": states, "param_groups": part.state_dict()["param_groups"]})
+        load_state(file, self.model, self.optimizers, self.device)
         return True
 
 
