@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 
@@ -463,6 +464,19 @@ def test_a_fit_counts_the_passages_that_the_window_shows(tmp_path: Path) -> None
         "the question alone does not fit the model's window": 1,
         "the model's window has no room for more than the gold passages": 1,
     }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"counts": (0,)}, {"counts": ()}, {"noises": (2.0,)}, {"alphas": (1.0, 0.5)}, {"alphas": (0.0,)}, {"alphas": ()},
+        {"losses": ()}, {"sites": ()}, {"head_counts": ()}, {"head_counts": (0,)}, {"choice_alphas": ()}, {"choice_counts": (0,)},
+        {"choice_alphas": (float("inf"),)}, {"oracle_taus": (0.0,)},
+    ],
+)  # fmt: skip
+def test_settings_that_no_fit_can_use_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(given))):
+        FitSettings(**given)
 
 
 def test_quick_measures_less() -> None:

@@ -160,8 +160,8 @@ def _calmer_alpha(sweeps: Sequence[Sweep], alpha: float) -> float:
 
 
 def _surface(sweeps: Sequence[Sweep], chosen: dict[int, float], calmer: dict[int, float]) -> FittedAlpha:
-    """The grid of a policy: 0 for one passage and at noise 0; between the lowest noise seen and each count's median noise
-    it rises from `calmer` to `chosen`.
+    """The grid of a policy: 0 for one passage and at noise 0; between the lowest noise seen and each count's median
+    noise it rises from `calmer` to `chosen`.
     """
     seen = {
         count: sorted(signal.noise for sweep in sweeps if sweep.count == count for signal in sweep.signals)

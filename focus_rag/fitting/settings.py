@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from focus_rag.fitting.direction_training import LossKind, TrainingSettings
 from focus_rag.fitting.grading import Grading
@@ -12,6 +12,11 @@ from focus_rag.fitting.polishing import PolishSettings
 from focus_rag.fitting.teacher_forcing import Rows
 from focus_rag.model_layout import Site
 from focus_rag.prompt_layout import PromptLayout
+
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Tau = Annotated[float, Field(gt=0, le=1)]
 
 
 class FitSettings(BaseModel):
@@ -86,24 +91,24 @@ class FitSettings(BaseModel):
     sink_tokens: int = Field(default=4, ge=1)
     response: Literal["gold", "model", "both"] = "gold"
     max_tokens: int = Field(default=4096, ge=64)
-    head_counts: tuple[int, ...] = (2, 4, 8, 16, 32)
-    sites: tuple[Site, ...] = ("post_rope", "normed")
-    losses: tuple[LossKind, ...] = ("log_mass", "mass")
+    head_counts: tuple[_Count, ...] = Field(default=(2, 4, 8, 16, 32), min_length=1)
+    sites: tuple[Site, ...] = Field(default=("post_rope", "normed"), min_length=1)
+    losses: tuple[LossKind, ...] = Field(default=("log_mass", "mass"), min_length=1)
     training: TrainingSettings = TrainingSettings()
     polish: PolishSettings = PolishSettings()
     choice_questions: int = Field(default=48, ge=1)
-    choice_counts: tuple[int, ...] = Field(default=(8, 20), min_length=1)
-    choice_alphas: tuple[float, ...] = (0.5, 1.0)
-    oracle_taus: tuple[float, ...] = (0.1, 0.03)
+    choice_counts: tuple[_Count, ...] = Field(default=(8, 20), min_length=1)
+    choice_alphas: tuple[_Alpha, ...] = Field(default=(0.5, 1.0), min_length=1)
+    oracle_taus: tuple[_Tau, ...] = (0.1, 0.03)
     dev_questions: int = Field(default=150, ge=1)
     answerable_among: int | None = Field(default=None, ge=1)
-    counts: tuple[int, ...] = (3, 8, 20)
+    counts: tuple[_Count, ...] = Field(default=(3, 8, 20), min_length=1)
     order_questions: int = Field(default=150, ge=1)
     order_margin: float = Field(default=0.05, ge=0, le=1)
-    noises: tuple[float, ...] = Field(default=(1.0, 0.0), min_length=1)
+    noises: tuple[_Share, ...] = Field(default=(1.0, 0.0), min_length=1)
     split_reaches: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.3, 0.15, 0.0)
-    split_taus: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.3, 0.1, 0.05, 0.03), min_length=1)
-    alphas: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    split_taus: tuple[_Tau, ...] = Field(default=(0.3, 0.1, 0.05, 0.03), min_length=1)
+    alphas: tuple[_Alpha, ...] = Field(default=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0), min_length=1)
     missing_share: float = Field(default=0.3, ge=0, lt=1)
     max_new_tokens: int = Field(default=32, ge=1)
     grading: Grading | None = None
@@ -111,6 +116,13 @@ class FitSettings(BaseModel):
     min_answered: float = Field(default=0.1, ge=0, le=1)
     batch: int = Field(default=8, ge=1)
     keep_work: bool = False
+
+    @field_validator("alphas")
+    @classmethod
+    def _rising(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if list(alphas) != sorted(set(alphas)):
+            raise ValueError(f"alphas must rise, got {alphas}")
+        return alphas
 
     def quick(self) -> FitSettings:
         """A first look: a fraction of the examples, of the questions and of the grid."""
