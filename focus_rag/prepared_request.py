@@ -11,12 +11,12 @@ from torch import Tensor
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import Answer, GenerationSettings, PassageUse, Request, Usage
 from focus_rag.attention.shares import attention_shares
+from focus_rag.built_prompt import BuiltPrompt, ShownSentence, TokenSpan
 from focus_rag.confidence import Confidence, Support
 from focus_rag.decoding import RowText
 from focus_rag.evidence import Evidence, best_supported, values_of
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.passages import Passage
-from focus_rag.prompting import BuiltPrompt, ShownSentence, TokenSpan
 from focus_rag.shared_words import word_share
 
 _MOST_MEASURED = 2**21  # sentences times tokens: 250 in 8,000

@@ -7,12 +7,10 @@ a chat turn.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
+from focus_rag.built_prompt import BuiltPrompt, ShownSentence, in_order, token_span
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.locating import SHORTEST, CharSpan, locate_copies, locate_passages
 from focus_rag.passages import Passage
@@ -20,7 +18,6 @@ from focus_rag.prompt_layout import PromptLayout
 from focus_rag.sentences import sentence_spans
 from focus_rag.special_text import Message, SpecialTextGuard, broken, encodable, through_template
 
-TokenSpan = tuple[int, int]
 # At most, for "[1] " and the blank line of a passage: so that no passage more than needed is dropped.
 _LABEL_TOKENS = 12
 # Text of so many characters for each token of room is looked at in its beginning alone before it is tokenised whole,
@@ -33,64 +30,6 @@ _NOTHING_CUT = (
     "model with a larger window."
 )
 _STILL_SPECIAL = "A {} still turns into special tokens after it was neutralised; remove control markup from it."
-
-
-@dataclass(frozen=True, slots=True)
-class ShownSentence:
-    """A sentence of a passage as it stands in a prompt.
-
-    Attributes:
-        passage: Index of the passage.
-        text: The sentence.
-        tokens: Its tokens `[start, end)`.
-    """
-
-    passage: int
-    text: str
-    tokens: TokenSpan
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltPrompt:
-    """A prompt ready for the model.
-
-    Attributes:
-        text: The rendered prompt.
-        input_ids: Its tokens, special tokens included.
-        spans: For every passage of the request its tokens `[start, end)`, None where it is not in the prompt.
-        dropped: Indices of passages left out so that the prompt fits the window.
-        sentences: The sentences of the passages' texts, their titles left out.
-    """
-
-    text: str
-    input_ids: tuple[int, ...]
-    spans: tuple[TokenSpan | None, ...]
-    dropped: tuple[int, ...] = ()
-    sentences: tuple[ShownSentence, ...] = ()
-
-    @property
-    def passages_at(self) -> int | None:
-        """Position of the first token of the first passage; None without one."""
-        return min((span[0] for span in self.spans if span is not None), default=None)
-
-    def spans_in(self, length: int) -> list[TokenSpan | None]:
-        """The spans in a row that is padded on the left to `length` tokens."""
-        padding = length - len(self.input_ids)
-        return [None if span is None else (span[0] + padding, span[1] + padding) for span in self.spans]
-
-    @property
-    def placed(self) -> list[int]:
-        """Indices of the passages in the prompt, in the order in which they stand there."""
-        return [
-            index for _, index in sorted((span, index) for index, span in enumerate(self.spans) if span is not None)
-        ]
-
-    def after_passages_in(self, length: int) -> int:
-        """Position after the last passage in such a row, that of its last token where nothing follows: it chooses the
-        first token of the answer. `length` without a passage.
-        """
-        ends = [span[1] for span in self.spans_in(length) if span is not None]
-        return min(max(ends), length - 1) if ends else length
 
 
 class PromptBuilder:
@@ -433,30 +372,3 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
             )
         checked.append({"role": role, "content": content})
     return checked
-
-
-def token_span(offsets: Sequence[tuple[int, int]], span: CharSpan) -> TokenSpan | None:
-    """Tokens that overlap some characters; None where there are none.
-
-    Args:
-        offsets: Characters `[start, end)` of each token, in the order of the text, see `in_order`.
-        span: Characters `[start, end)`.
-    """
-    first = bisect_right(offsets, span[0], key=itemgetter(1))
-    last = bisect_left(offsets, span[1], lo=first, key=itemgetter(0))
-    while first < last and offsets[first][0] == offsets[first][1]:  # a token of no characters overlaps none
-        first += 1
-    while first < last and offsets[last - 1][0] == offsets[last - 1][1]:
-        last -= 1
-    return (first, last) if first < last and span[0] < span[1] else None
-
-
-def in_order(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Offsets as a tokenizer gives them, with tokens of no characters, special ones mostly, where they stand: they say
-    (0, 0) anywhere.
-    """
-    ordered, position = [], 0
-    for start, end in offsets:
-        ordered.append((start, end) if start < end else (position, position))
-        position = max(position, end)
-    return ordered

@@ -8,12 +8,13 @@ from typing import Any
 
 from focus_rag.answer_grammar import AnswerGrammar
 from focus_rag.answers import AlphaSetting, GenerationSettings, Request
+from focus_rag.built_prompt import BuiltPrompt
 from focus_rag.errors import InvalidInputError
 from focus_rag.focus_choice import choose_focus
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.prepared_request import PreparedRequest
 from focus_rag.profile import FocusProfile
-from focus_rag.prompting import BuiltPrompt, PromptBuilder
+from focus_rag.prompting import PromptBuilder
 from focus_rag.score_order import orientation
 from focus_rag.score_split import SplitSetting
 

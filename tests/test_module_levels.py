@@ -37,7 +37,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "turns",
     ),
     ("noise", "alpha", "answer_grammar", "attention.shares", "locating", "model_layout", "shared_words"),
-    ("evidence", "prompt_layout", "passage_ranking", "fingerprint"),
+    ("evidence", "built_prompt", "prompt_layout", "passage_ranking", "fingerprint"),
     ("score_split",),
     (
         "attention.tap",

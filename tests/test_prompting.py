@@ -11,11 +11,12 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from focus_rag import prompting
+from focus_rag.built_prompt import in_order, token_span
 from focus_rag.embedded import embedded_model_folder
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
-from focus_rag.prompting import PromptBuilder, in_order, token_span
+from focus_rag.prompting import PromptBuilder
 from tests.tiny_tokenizer import tiny_tokenizer
 
 PLENTY = 10_000

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
 from focus_rag.attention.measuring import SpanMeter
 from focus_rag.attention.shares import split_mass
+from focus_rag.built_prompt import BuiltPrompt, TokenSpan
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import Case
 from focus_rag.focus_choice import FocusChoice, choose_focus
@@ -24,7 +25,7 @@ from focus_rag.passages import Passage
 from focus_rag.probing import input_device
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout
-from focus_rag.prompting import BuiltPrompt, PromptBuilder, TokenSpan
+from focus_rag.prompting import PromptBuilder
 from focus_rag.score_split import SplitSetting
 from focus_rag.token_rows import end_tokens, left_padded, pad_token
 

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from focus_rag.built_prompt import TokenSpan
 from focus_rag.errors import InvalidInputError, PromptTooLongError
 from focus_rag.examples import Example
 from focus_rag.probing import input_device
-from focus_rag.prompting import PromptBuilder, TokenSpan
+from focus_rag.prompting import PromptBuilder
 
 Rows = Literal["found", "all"]
 """Which response tokens count: those that stand in a gold passage and not in the question, which are what the model has

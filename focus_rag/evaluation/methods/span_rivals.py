@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from focus_rag.built_prompt import TokenSpan
 from focus_rag.evaluation.cases import Case
 from focus_rag.evaluation.engine import Answered, Batch, Engine
 from focus_rag.evaluation.methods.method import BARE_SETTING, Ask
 from focus_rag.evaluation.methods.retrieval_rules import PassageChoice, chosen_passages
 from focus_rag.evaluation.methods.weight_edit import Edit, WeightEditTap, key_bias, target_share
-from focus_rag.prompting import TokenSpan
 
 
 @dataclass(frozen=True)
