@@ -308,7 +308,7 @@ def test_rows_of_a_batch_are_split_each_by_its_own_scores_and_exponent(parts):
     answers = split.answer_batch(requests)
     assert [one.text for one in answers] == [split.run(one).text for one in requests]
     assert [one.tau for one in answers] == [0.05, 0.05, 0.5, 1.0, 1.0, 1.0]
-    assert not split._lock.locked()
+    assert not split._turns.is_taken
 
 
 def test_without_scores_nothing_is_split(parts):
