@@ -35,7 +35,7 @@ from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.evaluation.metrics import exact_match
 from focus_rag.evaluation.statistics import bootstrap_mean, paired_difference
 from focus_rag.examples import Example, examples_from_rows
-from focus_rag.fitting.alpha_sweep import is_answered_elsewhere, without_gold
+from focus_rag.fitting.asking import is_answered_elsewhere, without_gold
 from focus_rag.fitting.confidence_fitting import area_under_curve
 
 PASSAGES, KEPT, NEW_TOKENS = 20, 8, 32

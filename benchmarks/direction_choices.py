@@ -24,8 +24,9 @@ from focus_rag.embedded import embedded_model_folder
 from focus_rag.embedded.retrieval import evaluation_examples
 from focus_rag.examples import Example, examples_from_rows
 from focus_rag.fingerprint import Fingerprint
-from focus_rag.fitting.alpha_sweep import Estimate, answer_texts, measure_quality
+from focus_rag.fitting.asking import answer_texts, measure_quality
 from focus_rag.fitting.direction_training import TrainingSettings, train_directions
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.head_scoring import example_masses, score_heads
 from focus_rag.fitting.recorded_heads import record_examples
 from focus_rag.fitting.teacher_forcing import TeacherForced, teacher_forced_all

@@ -15,7 +15,8 @@ from pathlib import Path
 from benchmarks.direction_choices import NEW_TOKENS, questions
 from benchmarks.intervention import written
 from focus_rag.embedded import embedded_model_folder, embedded_profile_folder
-from focus_rag.fitting.alpha_sweep import Estimate, measure_quality
+from focus_rag.fitting.asking import measure_quality
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.generator import FocusGenerator
 from focus_rag.profile import FocusProfile
 from focus_rag.prompt_layout import PromptLayout

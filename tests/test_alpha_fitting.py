@@ -11,7 +11,9 @@ import pytest
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import best_single_alpha, fit_policy, pooled, signal_quality
-from focus_rag.fitting.alpha_sweep import Estimate, Sweep, without_gold
+from focus_rag.fitting.alpha_sweep import Sweep
+from focus_rag.fitting.asking import without_gold
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.passages import Passage, RetrievalSignal
 
 GRID = (0.0, 0.25, 0.5, 1.0)

@@ -12,7 +12,7 @@ from focus_rag.evaluation.metrics import (
     token_f1,
 )
 from focus_rag.evaluation.statistics import Interval, bootstrap_mean, paired_difference, sign_test
-from focus_rag.fitting.alpha_sweep import Estimate
+from focus_rag.fitting.estimate import Estimate
 
 # answer, references, and what the published scorers give: SQuAD v1.1's evaluate-v1.1.py (exact, F1) and
 # lost-in-the-middle's best_subspan_em on the first line.

@@ -20,7 +20,7 @@ from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, ProfileError
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import pooled
-from focus_rag.fitting.alpha_sweep import Estimate
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.fit import fit_profile
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.fitting.sweep_cells import cells_of

@@ -23,7 +23,7 @@ from focus_rag.cli import main
 from focus_rag.errors import InvalidInputError, UnsupportedModelError
 from focus_rag.examples import Example, examples_from_rows
 from focus_rag.fingerprint import Fingerprint
-from focus_rag.fitting.alpha_sweep import answer_texts
+from focus_rag.fitting.asking import answer_texts
 from focus_rag.fitting.cloze_examples import examples_from_documents
 from focus_rag.fitting.direction_training import TrainingSettings
 from focus_rag.fitting.fit import fit_profile
@@ -324,7 +324,7 @@ def test_answers_that_run_on_are_no_gain_for_a_model_that_answers_exactly(
 
         return [text(one) for one in examples]
 
-    for module in ("answers", "alpha_sweep"):
+    for module in ("answers", "asking"):
         monkeypatch.setattr(f"focus_rag.fitting.{module}.answer_texts", said)
     settings = SETTINGS.model_copy(update={"dev_questions": 16, "grading": grading})
     profile = fit_profile(small_model(), tiny_tokenizer(), small_examples(40), tmp_path, settings)

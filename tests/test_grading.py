@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from focus_rag.examples import Example
-from focus_rag.fitting import alpha_sweep
+from focus_rag.fitting import asking
 from focus_rag.fitting.grading import grade, grading_for
 from focus_rag.passages import Passage
 
@@ -45,7 +45,7 @@ def test_saying_so_counts_where_the_gold_passage_is_missing_in_whatever_words(mo
     """Also of a model that else answers exactly."""
     one = Example("When?", ("1841",), (Passage("In 1841."),), frozenset({0}))
     said = ["The passages do not mention it: no information.", "not stated", "1841"]
-    monkeypatch.setattr(alpha_sweep, "answer_texts", lambda generator, examples, alpha, **options: said)
+    monkeypatch.setattr(asking, "answer_texts", lambda generator, examples, alpha, **options: said)
     options = {"grading": "exact", "max_new_tokens": 9}
-    assert alpha_sweep.measure_quality(None, [one] * 3, 0.0, gold_missing=True, **options) == [1.0, 1.0, 0.0]
-    assert alpha_sweep.measure_quality(None, [one] * 3, 0.0, **options) == [0.0, 0.0, 1.0]
+    assert asking.measure_quality(None, [one] * 3, 0.0, gold_missing=True, **options) == [1.0, 1.0, 0.0]
+    assert asking.measure_quality(None, [one] * 3, 0.0, **options) == [0.0, 0.0, 1.0]

@@ -11,8 +11,10 @@ import torch
 from focus_rag.attention.steering import focus
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import fit_policy, signal_quality
-from focus_rag.fitting.alpha_sweep import Estimate, Sweep, shown_passages
+from focus_rag.fitting.alpha_sweep import Sweep
+from focus_rag.fitting.asking import shown_passages
 from focus_rag.fitting.context import FitContext
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.head_scoring import PARTS, example_masses
 from focus_rag.fitting.passage_order import order_figures, order_warning
 from focus_rag.fitting.split_fitting import Unsplit, by_words_alone, finds_gold, fit_split

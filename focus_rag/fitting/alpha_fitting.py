@@ -22,7 +22,8 @@ from typing import Any
 from focus_rag.alpha import AlphaPolicy, FittedAlpha
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import Z_95, Estimate, Sweep
+from focus_rag.fitting.alpha_sweep import Sweep
+from focus_rag.fitting.estimate import Z_95, Estimate
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage
 

@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focus_rag.abstention import abstains
-from focus_rag.answers import AlphaSetting, Answer, GenerationSettings, Request
-from focus_rag.examples import Example, holds_answer
-from focus_rag.fitting.grading import Grading, grade
-from focus_rag.generator import FocusGenerator
+from focus_rag.examples import Example
+from focus_rag.fitting.asking import shown_passages
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.noise import signal_of
-from focus_rag.passages import Passage, RetrievalSignal
-from focus_rag.score_split import SplitSetting
-
-Z_95 = 1.96
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with its 95% confidence interval (normal approximation, but where all values are the same).
-
-    Attributes:
-        mean: The mean.
-        low: Lower limit.
-        high: Upper limit.
-        n: Number of questions.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Mean of independent values; of none, which is 0, and of one the interval is all there is.
-
-        Values that are all the same rule nothing out by their spread. Others may be as many as would still not have
-        been met in 95 of 100 such samples (the exact limit for a share, Clopper and Pearson 1934), one off.
-        """
-        n = len(values)
-        mean = sum(values) / max(n, 1)
-        if n < 2:
-            return cls(mean, -1.0, 1.0, n)
-        variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-        half = Z_95 * math.sqrt(variance / n) if variance else 1.0 - 0.025 ** (1 / n)
-        return cls(mean, mean - half, mean + half, n)
-
-    @property
-    def standard_error(self) -> float:
-        return (self.mean - self.low) / Z_95
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain JSON types."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+from focus_rag.passages import RetrievalSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,106 +61,6 @@ class Sweep:
             return row[above]
         share = (alpha - self.alphas[above - 1]) / (self.alphas[above] - self.alphas[above - 1])
         return row[above - 1] + share * (row[above] - row[above - 1])
-
-
-def without_gold(example: Example) -> tuple[Passage, ...]:
-    """An example's passages without its gold ones, in order."""
-    return tuple(passage for index, passage in enumerate(example.passages) if index not in example.gold)
-
-
-def is_answered_elsewhere(example: Example) -> bool:
-    """Whether its other passages hold the answer too, so that it is stated without the gold ones."""
-    return any(holds_answer(passage.content, example.answers) for passage in without_gold(example))
-
-
-def examples_at(examples: Sequence[Example], count: int) -> list[Example]:
-    """The examples that have so many passages, cut to `count`."""
-    return [one.at_count(count) for one in examples if len(one.passages) >= count]
-
-
-def shown_passages(example: Example, gold_missing: bool) -> tuple[Passage, ...]:
-    """What stands in the prompt."""
-    return without_gold(example) if gold_missing else example.passages
-
-
-def answers_to(
-    generator: FocusGenerator,
-    examples: Sequence[Example],
-    alpha: AlphaSetting,
-    *,
-    max_new_tokens: int,
-    gold_missing: bool = False,
-    split: SplitSetting = "off",
-) -> list[Answer]:
-    """Answer every example at one alpha.
-
-    Args:
-        generator: Model and profile.
-        examples: Questions with the passages to show.
-        alpha: As for a request.
-        max_new_tokens: Longest answer.
-        gold_missing: Take the gold passages away; the right answer is then that it is not stated.
-        split: As for a request.
-
-    Returns:
-        One answer per example, in their order.
-    """
-    settings = GenerationSettings(max_new_tokens=max_new_tokens)
-    requests = [
-        Request(
-            question=one.question,
-            passages=shown_passages(one, gold_missing),
-            alpha=alpha,
-            split=split,
-            score_kind=one.score_kind,
-            settings=settings,
-        )
-        for one in examples
-    ]
-    # Neighbours in length share a batch: less padding, the same answers.
-    order = sorted(range(len(requests)), key=lambda i: sum(len(passage.text) for passage in requests[i].passages))
-    answers = generator.answer_batch([requests[i] for i in order])
-    by_place = dict(zip(order, answers, strict=True))
-    return [by_place[place] for place in range(len(examples))]
-
-
-def answer_texts(
-    generator: FocusGenerator,
-    examples: Sequence[Example],
-    alpha: AlphaSetting,
-    *,
-    max_new_tokens: int,
-    gold_missing: bool = False,
-    split: SplitSetting = "off",
-) -> list[str]:
-    """The texts of `answers_to`."""
-    answers = answers_to(
-        generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split
-    )
-    return [answer.text for answer in answers]
-
-
-def measure_quality(
-    generator: FocusGenerator,
-    examples: Sequence[Example],
-    alpha: AlphaSetting,
-    *,
-    grading: Grading,
-    max_new_tokens: int,
-    gold_missing: bool = False,
-    split: SplitSetting = "off",
-) -> list[float]:
-    """Answer every example at one alpha and grade the answers, see `answer_texts` and `grading`.
-
-    Returns:
-        One grade per example, 0 or 1.
-    """
-    texts = answer_texts(
-        generator, examples, alpha, max_new_tokens=max_new_tokens, gold_missing=gold_missing, split=split
-    )
-    if gold_missing:  # said in whatever words stand around it, also by a model that else answers exactly
-        return [float(abstains(text)) for text in texts]
-    return [grade(text, one.answers, grading) for text, one in zip(texts, examples, strict=True)]
 
 
 def sweep_of(

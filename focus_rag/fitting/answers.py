@@ -11,7 +11,7 @@ from torch import nn
 from focus_rag.answers import AlphaSetting
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import answer_texts, measure_quality
+from focus_rag.fitting.asking import answer_texts, measure_quality
 from focus_rag.fitting.confidence_fitting import Judged, ask_and_judge
 from focus_rag.fitting.grading import Grading, grade, grading_for
 from focus_rag.fitting.head_scoring import Head

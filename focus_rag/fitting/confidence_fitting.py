@@ -17,7 +17,7 @@ from focus_rag.abstention import abstains
 from focus_rag.answers import Answer
 from focus_rag.confidence import Confidence, Support
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import answers_to, is_answered_elsewhere
+from focus_rag.fitting.asking import answers_to, is_answered_elsewhere
 from focus_rag.fitting.grading import Grading, grade
 from focus_rag.generator import FocusGenerator
 

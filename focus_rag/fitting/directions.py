@@ -16,10 +16,10 @@ import torch
 from focus_rag.attention.turning import Turning
 from focus_rag.errors import UnsupportedModelError
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import Estimate
 from focus_rag.fitting.calm_examples import calmed
 from focus_rag.fitting.context import FitContext
 from focus_rag.fitting.direction_training import LossKind, summary, train_directions
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.head_scoring import Head, HeadScores, score_heads
 from focus_rag.fitting.polishing import polish_directions
 from focus_rag.fitting.recorded_heads import Recording, record_examples

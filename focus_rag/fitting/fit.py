@@ -20,7 +20,7 @@ from focus_rag.errors import ProfileError, PromptTooLongError
 from focus_rag.examples import Example, ExampleSet, split_examples
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.fitting.alpha_and_split import fit_alpha_and_split
-from focus_rag.fitting.alpha_sweep import examples_at
+from focus_rag.fitting.asking import examples_at
 from focus_rag.fitting.confidence_fitting import Judged, fit_confidence
 from focus_rag.fitting.context import FitContext, Progress
 from focus_rag.fitting.directions import fit_directions

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from focus_rag.examples import Example
-from focus_rag.fitting.alpha_sweep import Estimate
+from focus_rag.fitting.estimate import Estimate
 
 Grades = Callable[[Sequence[Example], bool], Sequence[float]]
 Pair = tuple[Sequence[float], Sequence[float]]

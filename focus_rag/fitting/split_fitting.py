@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import pooled
-from focus_rag.fitting.alpha_sweep import Estimate
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.sweep_cells import SweepCell
 from focus_rag.passage_ranking import Signal
 from focus_rag.score_split import ScoreSplit

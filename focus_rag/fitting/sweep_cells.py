@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import best_single_alpha, pooled
-from focus_rag.fitting.alpha_sweep import Sweep, examples_at, is_answered_elsewhere, sweep_of
+from focus_rag.fitting.alpha_sweep import Sweep, sweep_of
+from focus_rag.fitting.asking import examples_at, is_answered_elsewhere
 from focus_rag.fitting.calm_examples import calmed
 from focus_rag.passages import Passage
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from focus_rag.fitting.alpha_sweep import Estimate
 from focus_rag.fitting.direction_training import LossKind
+from focus_rag.fitting.estimate import Estimate
 from focus_rag.fitting.head_scoring import Head
 
 
