@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import random
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
+from focus_rag.json_rows import json_rows
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind, best_first, is_score_kind, orientation
@@ -156,12 +154,9 @@ def load_examples(path: str | Path, *, score_kind: ScoreKind | None = None) -> E
     file = Path(path)
     if not file.is_file():
         raise InvalidInputError(f"No examples at {file}: a JSONL file (.jsonl or .jsonl.gz) was expected.")
-    try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
-            rows = [_parsed(line) for line in lines if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InvalidInputError(f"{file} cannot be read as JSON lines in UTF-8 ({error}).") from error
-    return examples_from_rows(rows, source=file.name.encode("utf-8", "replace").decode(), score_kind=score_kind)
+    return examples_from_rows(
+        json_rows(file), source=file.name.encode("utf-8", "replace").decode(), score_kind=score_kind
+    )
 
 
 def examples_from_rows(
@@ -226,13 +221,6 @@ def holds_answer(text: str, answers: Sequence[str]) -> bool:
 def exact_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether a text is one of the answers, after normalisation."""
     return normalised(text) in {normalised(answer) for answer in answers}
-
-
-def _parsed(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nesting without end
-        return None
 
 
 def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:

@@ -11,8 +11,9 @@ import pytest
 from focus_rag.embedded import names, world
 from focus_rag.embedded.demo_documents import write_demo
 from focus_rag.embedded.phrasings import phrasings
-from focus_rag.embedded.retrieval import BM25, Embedding, evaluation_examples
+from focus_rag.embedded.retrieval import Embedding, evaluation_examples
 from focus_rag.errors import InvalidInputError
+from focus_rag.search.bm25 import BM25
 
 SPLITS: tuple[names.Split, ...] = ("train", "dev", "test")
 

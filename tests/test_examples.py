@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.evaluation.datasets.jsonl import json_rows
 from focus_rag.examples import Example, exact_answer, examples_from_rows, holds_answer, load_examples, split_examples
 from focus_rag.fitting.cloze_examples import examples_from_documents
+from focus_rag.json_rows import json_rows
 from focus_rag.passages import Passage
 
 

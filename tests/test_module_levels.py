@@ -16,6 +16,7 @@ PACKAGE = ROOT / "focus_rag"
 LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "abstention",
+        "search.bm25",
         "fitting.estimate",
         "attention.attention_call",
         "errors",
@@ -31,6 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "passages",
         "score_order",
         "confidence",
+        "json_rows",
         "held_schema",
         "attention.formulas",
         "query_layouts",

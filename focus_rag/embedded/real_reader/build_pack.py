@@ -19,9 +19,9 @@ from focus_rag.embedded import names, world
 from focus_rag.embedded.real_reader.pack import Pack, Ragged
 from focus_rag.embedded.real_reader.sources import Asked, Sources, holds
 from focus_rag.embedded.real_text import fillings, sentence_ranges
-from focus_rag.embedded.retrieval import BM25
 from focus_rag.embedded.tokenizer import train_tokenizer
 from focus_rag.errors import InvalidInputError
+from focus_rag.search.bm25 import BM25
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.evaluation.datasets.jsonl import json_rows
+from focus_rag.json_rows import json_rows
 
 
 def is_beir_folder(folder: Path) -> bool:
@@ -27,7 +27,7 @@ def beir_rows(folder: Path, retrieve: int) -> Iterator[tuple[str, dict[str, Any]
     Raises:
         InvalidInputError: No judgements, or a corpus without documents.
     """
-    from focus_rag.embedded.retrieval import BM25
+    from focus_rag.search.bm25 import BM25
 
     corpus: list[Mapping[str, Any]] = []
     for number, row in enumerate(json_rows(_required(folder, "corpus")), start=1):

@@ -36,5 +36,5 @@ def json_rows(file: Path) -> Iterator[object]:
 def _parsed(line: str) -> object:
     try:
         return json.loads(line)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nesting without end
         return None
