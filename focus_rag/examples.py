@@ -172,7 +172,7 @@ def examples_from_rows(
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for row in rows:
-        found = _example_of(row, score_kind)
+        found = example_of(row, score_kind=score_kind)
         asked = "" if isinstance(found, str) else normalised(found.question) or found.key
         if asked in seen:
             found = "question repeated"
@@ -223,8 +223,14 @@ def exact_answer(text: str, answers: Sequence[str]) -> bool:
     return normalised(text) in {normalised(answer) for answer in answers}
 
 
-def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
-    """The example of a row, or why there is none."""
+def example_of(row: object, *, score_kind: ScoreKind | None = None, for_fit: bool = True) -> Example | str:
+    """The example of a row of the schema, or why there is none.
+
+    Args:
+        row: What was read.
+        score_kind: What its scores are, where it does not say it.
+        for_fit: Whether it takes gold passages and others to be of use.
+    """
     if not isinstance(row, Mapping):
         return "not a JSON object"
     question, answers, rows = row.get("question"), row.get("answers"), row.get("passages")
@@ -237,17 +243,17 @@ def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     passages = list(_passages_of(rows))
     if len(passages) != len(rows):
         return "a passage without text"
-    marks = [gold_mark(one) for one in rows]
+    marks = [_gold_mark(one) for one in rows]
     if None in marks:
         return "is_gold is neither true nor false"
     gold = frozenset(index for index, mark in enumerate(marks) if mark)
-    if not gold:
+    if for_fit and not gold:
         return "no gold passage"
-    if len(gold) == len(passages):
+    if for_fit and len(gold) == len(passages):
         return "only gold passages"
     texts = tuple(one for one in answers if isinstance(one, str) and normalised(one))
     present = [one for one in texts if any(holds_answer(passages[index].content, [one]) for index in gold)]
-    if not present:
+    if gold and not present:
         return "answer in no gold passage"
     kind = row.get("score_kind") or score_kind
     if kind is not None and not is_score_kind(kind):
@@ -257,7 +263,7 @@ def _example_of(row: object, score_kind: ScoreKind | None) -> Example | str:
     )
 
 
-def gold_mark(row: Mapping[str, Any]) -> bool | None:
+def _gold_mark(row: Mapping[str, Any]) -> bool | None:
     """Whether a passage's row says that it is gold, which 1 does as well; None where it says something else."""
     mark = row.get("is_gold") or False
     return bool(mark) if isinstance(mark, (bool, int, float)) and mark in (0, 1) else None

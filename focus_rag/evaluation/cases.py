@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
-from focus_rag.examples import Example, examples_from_rows, gold_mark, holds_answer
+from focus_rag.examples import Example, example_of, holds_answer
 from focus_rag.fitting.calm_examples import easy_passages
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind
@@ -161,39 +161,25 @@ def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> C
     Unlike fitting, evaluation also takes questions without a gold passage (the right answer is then to say so, so no
     passage may hold an accepted one) and with nothing but gold. `score_kind` is that of rows which do not say it.
     """
-    if not isinstance(row.get("passages"), list) or not row["passages"]:
-        return "no passages"
-    marks = [gold_mark(one) for one in row["passages"] if isinstance(one, Mapping)]
-    has_gold = any(marks)
     answers = row.get("answers")
-    probe = dict(row)
     if isinstance(answers, list):
         # The published scorers reduce "The" or "?" to nothing, which stands in every answer.
-        probe["answers"] = answers = [one for one in answers if isinstance(one, str) and normalised_answer(one)]
-    if not has_gold and answers and isinstance(answers, list):
-        # The schema check asks for a gold passage with the answer in it and one without: lend it both.
-        lent = {"text": " ".join(answers), "is_gold": True}
-        probe["passages"] = [*row["passages"], lent]
-    elif has_gold and all(marks):
-        probe["passages"] = [*row["passages"], {"text": "-", "is_gold": False}]
-    checked = examples_from_rows([probe], score_kind=score_kind)
-    if not checked.examples:
-        return next(iter(checked.skipped))
-    example = checked.examples[0]
-    n = len(row["passages"])
+        row = {**row, "answers": [one for one in answers if isinstance(one, str) and normalised_answer(one)]}
+    example = example_of(row, score_kind=score_kind, for_fit=False)
+    if isinstance(example, str):
+        return example
+    if not example.gold and _holds_answer(example.passages, example.answers):
+        return UNMARKED_GOLD
     ids = [one.get("id") for one in row["passages"]]
     passages = tuple(
         replace(passage, id=str(own)) if own is not None else passage
-        for passage, own in zip(example.passages[:n], ids, strict=True)
+        for passage, own in zip(example.passages, ids, strict=True)
     )
-    gold = frozenset(index for index in example.gold if index < n)
-    if not gold and _holds_answer(passages, example.answers):
-        return UNMARKED_GOLD
     listed = row.get("wrong_answers")
     wrong = tuple(
         one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, str) and normalised_answer(one)
     )
-    return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages, gold=gold), wrong)
+    return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages), wrong)
 
 
 def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case | None:
