@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.json_rows import json_rows
+from focus_rag.json_files import json_rows
 from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind, best_first, is_score_kind, orientation

@@ -12,7 +12,7 @@ import pytest
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example, exact_answer, examples_from_rows, holds_answer, load_examples, split_examples
 from focus_rag.fitting.cloze_examples import examples_from_documents
-from focus_rag.json_rows import json_rows
+from focus_rag.json_files import json_rows
 from focus_rag.passages import Passage
 
 

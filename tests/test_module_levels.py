@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "passages",
         "score_order",
         "confidence",
-        "json_rows",
+        "json_files",
         "held_schema",
         "attention.formulas",
         "query_layouts",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from focus_rag.json_files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ def shorten(text: str, width: int) -> str:
 
 def write_json(data: Any) -> None:
     """Strict JSON on stdout: numbers that JSON does not have become null."""
-    typer.echo(json.dumps(_plain(data), ensure_ascii=False, indent=2, allow_nan=False))
+    typer.echo(json.dumps(finite(data), ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
@@ -88,13 +89,3 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_plain(value) for value in data]
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    return data

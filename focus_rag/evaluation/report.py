@@ -17,6 +17,7 @@ from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
 from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, THRESHOLDS, Evaluation
 from focus_rag.evaluation.statistics import Difference
 from focus_rag.fitting.grading import Grading
+from focus_rag.json_files import finite
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -50,7 +51,7 @@ def write_report(evaluation: Evaluation, out: str | Path) -> Path:
     names = {title: f"{re.sub(r'[^a-z0-9]+', '_', title.lower())}.png" for title in drawn}
     for title, picture in drawn.items():
         (folder / names[title]).write_bytes(picture)
-    summary = json.dumps(_finite(evaluation.summary()), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    summary = json.dumps(finite(evaluation.summary()), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     (folder / "summary.json").write_text(summary, encoding="utf-8")
     sections = _sections(evaluation)
     (folder / "report.md").write_text(_markdown(evaluation, sections, names), encoding="utf-8")
@@ -314,11 +315,3 @@ def _difference(difference: Difference) -> str:
 
 def _p(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _finite(data: object) -> object:
-    if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -16,7 +16,7 @@ from typing import Any
 from focus_rag.embedded.real_text import is_held_out
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import normalised
-from focus_rag.json_rows import json_rows
+from focus_rag.json_files import json_rows
 
 
 @dataclass(frozen=True)

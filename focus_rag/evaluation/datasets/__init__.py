@@ -16,7 +16,7 @@ from focus_rag.evaluation.datasets.helmet import helmet_row, reranking_row
 from focus_rag.evaluation.datasets.lost_in_the_middle import key_value_row, lost_in_the_middle_row
 from focus_rag.evaluation.datasets.rows import RowLeftOut
 from focus_rag.evaluation.datasets.table import table_rows
-from focus_rag.json_rows import json_rows
+from focus_rag.json_files import json_rows
 from focus_rag.score_order import ScoreKind
 
 __all__ = ["load_cases", "normal_row"]

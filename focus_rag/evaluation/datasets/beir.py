@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.errors import InvalidInputError
-from focus_rag.json_rows import json_rows
+from focus_rag.json_files import json_rows
 
 
 def is_beir_folder(folder: Path) -> bool:

@@ -1,12 +1,14 @@
-"""JSON lines and JSON lists, gzip or not."""
+"""JSON in and out: rows of lines and lists, gzip or not, and numbers that JSON can hold."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from focus_rag.errors import InvalidInputError
 
@@ -38,3 +40,12 @@ def _parsed(line: str) -> object:
         return json.loads(line)
     except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nesting without end
         return None
+
+
+def finite(data: Any) -> Any:
+    """The same data with null for what is no number: a mean of nothing, say, which JSON cannot hold."""
+    if isinstance(data, dict):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
