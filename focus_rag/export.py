@@ -277,8 +277,8 @@ def _check_baked(logits: Tensor, focused: Tensor, bare: Tensor, dtype: torch.dty
     if not (logits - focused).norm() < _MOST_ROUNDING * (bare - focused).norm():
         raise UnsupportedModelError(
             f"At alpha {alpha:g} the directions move the logits hardly more than rounding to {dtype} does, so a "
-            "checkpoint would be told from the bare model by chance. Load the model in float32, or give an alpha "
-            "further from 0."
+            "checkpoint would be told from the bare model by chance. Load the model in float32 (`--dtype float32`), or "
+            "give an alpha further from 0."
         )
 
 

@@ -465,6 +465,9 @@ def test_the_command_writes_a_checkpoint(saved, tmp_path, capsys):
     record = json.loads(said.out)
     assert record["folder"] == str(out) and record["heads"] == 4 and record["error"] < 1e-5 < record["moved"]
     assert "split" in record["warnings"][0] and said.err.startswith("warning: ")
+    shutil.rmtree(out)
+    assert main([*export, "--profile", str(saved / "projection"), "--dtype", "bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

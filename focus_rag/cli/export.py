@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ def command(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint; it must not exist, or be empty.")],
     model: ModelOption = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Precision of the weights and the checkpoint. Default: as the model is saved."),
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +46,7 @@ def command(
     factor = parse_alpha(alpha)
     loaded = FocusProfile.load(profile)
     check_export(loaded, out, factor)
-    generator = load_generator(model, loaded, device)
+    generator = load_generator(model, loaded, device, dtype=dtype or "auto")
     with progress() as bar:
         bar.add_task("exporting and checking", total=None)
         report = export_model(generator.model, generator.tokenizer, loaded, out, alpha=float(factor))
