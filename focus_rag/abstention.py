@@ -17,5 +17,5 @@ _ABSTENTIONS: Final = (
 
 def abstains(answer: str) -> bool:
     """Whether an answer says that it has none, in one of the usual phrases or by saying nothing at all."""
-    given = " ".join(answer.lower().split())
+    given = " ".join(answer.lower().replace("\u2019", "'").split())
     return not given or any(phrase in given for phrase in _ABSTENTIONS)

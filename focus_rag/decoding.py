@@ -230,7 +230,7 @@ class RowText:
         if self._before and not self._settled_tokens:
             before = self._tokenizer.decode(self._before, skip_special_tokens=True)
             both = self._decoded([*self._before, *ids])
-            if both.startswith(before) and not before.endswith(_REPLACEMENT):
+            if both.startswith(before):  # else the first token ends what the prompt began
                 fresh = both[len(before) :]
         self._text = self._settled_text + fresh
         if len(ids) - self._settled_tokens > 48 and not fresh.endswith(_REPLACEMENT):

@@ -64,9 +64,16 @@ class Example:
         """
         if len(self.passages) <= keep:
             return self
-        kind = self._known_kind
-        kept = self.with_passages(best_passages(self.passages, self.question, keep, score_kind=self.score_kind))
-        return replace(kept if kind else kept.without_scores(), score_kind=kind)
+        return self.of_these(best_passages(self.passages, self.question, keep, score_kind=self.score_kind))
+
+    def of_these(self, kept: Sequence[int]) -> Example:
+        """The same question with fewer of its passages, of whose scores all tell which end is the better one: fewer may
+        no longer tell it, or seem to.
+        """
+        if len(kept) == len(self.passages):
+            return self.with_passages(kept)
+        kind, some = self._known_kind, self.with_passages(kept)
+        return replace(some if kind else some.without_scores(), score_kind=kind)
 
     @property
     def _known_kind(self) -> ScoreKind | None:
@@ -166,14 +173,15 @@ def examples_from_rows(
 
     Left out, with their number: rows that do not follow the schema, without answers, without passages, without a gold
     passage or with nothing else, whose answer stands in no gold passage, whose kind of scores is unknown, and questions
-    that are repeated, in whatever case and punctuation. `score_kind` is that of rows which do not say it.
+    that are repeated, in whatever case and with whatever punctuation at their end. `score_kind` is that of rows which
+    do not say it.
     """
     kept: list[Example] = []
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
     for row in rows:
         found = example_of(row, score_kind=score_kind)
-        asked = "" if isinstance(found, str) else normalised(found.question) or found.key
+        asked = "" if isinstance(found, str) else _in_any_case(found.question) or found.key
         if asked in seen:
             found = "question repeated"
         if isinstance(found, str):
@@ -208,6 +216,11 @@ def normalised(text: str) -> str:
     words = unicodedata.normalize("NFKC", text).lower().translate(_PUNCTUATION_TO_SPACES).split()
     # An answer that is nothing but an article is a letter somebody asked for.
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+
+
+def _in_any_case(question: str) -> str:
+    """A question in lower case, without the punctuation at its end and doubled spaces."""
+    return " ".join(unicodedata.normalize("NFKC", question).lower().split()).rstrip(" .,:;?!\u3002\u2026")
 
 
 def holds_answer(text: str, answers: Sequence[str]) -> bool:

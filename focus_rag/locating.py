@@ -85,16 +85,15 @@ class _Searched:
     def places_of(self, passages: Sequence[Passage], *, least: float = 0.0) -> list[CharSpan | None]:
         """Where each passage, or so large a share of it, stands among what is free; that is taken then."""
         spans: list[CharSpan | None] = [None] * len(passages)
-        # A passage that holds another one takes its place first, whatever their order.
-        longest_first = sorted(range(len(passages)), key=lambda place: -len(passages[place].content))
-        # What stands there unaltered comes first, so that what is left of another is not looked for in its place.
+        wanted = [(place, passage.content) for place, passage in enumerate(passages)]
+        untitled = [(place, passage.text) for place, passage in enumerate(passages) if passage.text != passage.content]
+        # What stands there unaltered comes first, so that what is left of another is not looked for in its place, and a
+        # passage that holds another one before that one.
         for find in (self._verbatim, self._any_white_space, self._anchored):
-            for place in longest_first:
-                if spans[place] is None:
-                    passage = passages[place]
-                    contents = dict.fromkeys((passage.content, passage.text))
-                    found = next((span for content in contents if (span := find(content)) is not None), None)
-                    if found is not None and found[1] - found[0] >= least * len(" ".join(passage.text.split())):
+            for contents in (wanted, untitled):
+                for place, content in sorted(contents, key=lambda one: -len(one[1])):
+                    found = find(content) if spans[place] is None else None
+                    if found is not None and found[1] - found[0] >= least * len(" ".join(passages[place].text.split())):
                         spans[place] = found
                         bisect.insort(self._taken, found)
         return spans

@@ -74,10 +74,10 @@ class PromptBuilder:
         Raises:
             PromptTooLongError: It does not fit even without passages.
         """
-        self._require_hope(question, max_tokens, _SHORTEN)
+        self._require_hope(question.strip(), max_tokens, _SHORTEN)
         kept = {index for index, passage in enumerate(passages) if passage.content.strip()}
         droppable: Iterator[int] = (index for index in drop_order if index in kept)
-        if sum(len(passages[index].content) for index in kept) > _CHARACTERS_A_TOKEN * max_tokens:
+        if sum(len(passages[index].content.strip()) for index in kept) > _CHARACTERS_A_TOKEN * max_tokens:
             kept, droppable = self._within_reach(passages, kept, list(droppable), max_tokens)
         while True:
             built = self._question_prompt(question, passages, sorted(kept), max_tokens)
@@ -115,10 +115,10 @@ class PromptBuilder:
             PromptTooLongError: It does not fit.
         """
         checked = _checked_messages(messages)
-        self._require_hope("\n".join(message["content"] for message in checked), max_tokens, _NOTHING_CUT)
         for fold in (False, True):
             safe = [{**message, "content": self._safe(message["content"], fold=fold)} for message in checked]
             text = self._rendered(safe)
+            self._require_hope(text, max_tokens, _NOTHING_CUT)
             ids, offsets = self._tokens(text)
             if self._guard.count(ids) <= self._guard.count(
                 self._tokens(self._rendered([{**m, "content": "x"} for m in checked]))[0]
@@ -197,12 +197,12 @@ class PromptBuilder:
             Their indices, and the order in which they are dropped.
         """
         reach = kept - set(drop_order)
-        taken = sum(self._tokens_of_long(passages[index].content, max_tokens) for index in reach)
+        taken = sum(self._tokens_of_long(passages[index].content.strip(), max_tokens) for index in reach)
         for index in reversed(drop_order):
             if taken > max_tokens:
                 break
             reach.add(index)
-            taken += max(self._tokens_of_long(passages[index].content, max_tokens) - _CUT_TOKENS, 0)
+            taken += max(self._tokens_of_long(passages[index].content.strip(), max_tokens) - _CUT_TOKENS, 0)
         return reach, (index for index in drop_order if index in reach)
 
     def _tokens_of_long(self, text: str, enough: int) -> int:
@@ -305,11 +305,19 @@ class PromptBuilder:
         """A rendered conversation with blanks in the place of what the assistant said, wherever the template puts that
         and whatever it makes of it.
         """
-        if all(message["role"] != "assistant" for message in messages):
-            return text
         mark = next(word for n in range(len(text) + 1) if (word := f"said{n}before") not in text)
-        marked = [{**message, "content": mark} if message["role"] == "assistant" else message for message in messages]
-        return _without(text, self._rendered(marked).split(mark))
+        marked = [
+            {**message, "content": mark} if message["role"] == "assistant" and message["content"].strip() else message
+            for message in messages
+        ]
+        if marked == list(messages):
+            return text
+        pieces = self._rendered(marked).split(mark)
+        spans = _between(text, pieces) if len(pieces) > 1 else []
+        # What a template writes beside a message may depend on it.
+        for start, end in _said_by_assistant(text, messages) if spans is None else spans:
+            text = f"{text[:start]}{' ' * (end - start)}{text[end:]}"
+        return text
 
     @property
     def _answer_mark(self) -> str:
@@ -344,13 +352,37 @@ class PromptBuilder:
             raise PromptTooLongError(f"The prompt takes {len(ids)} tokens and may have {max_tokens}{_NOTHING_CUT}")
 
 
-def _without(text: str, pieces: Sequence[str]) -> str:
-    """A rendered conversation of the same length in which nothing is left of what stands between some pieces of it."""
-    between = re.fullmatch("(.*?)".join(map(re.escape, pieces)), text, re.DOTALL)
-    for index in range(1, len(pieces) if between else 0):
-        start, end = between.span(index)  # type: ignore[union-attr]
-        text = f"{text[:start]}{' ' * (end - start)}{text[end:]}"
-    return text
+def _between(text: str, pieces: Sequence[str]) -> list[CharSpan] | None:
+    """What stands between some pieces of a text, which are all of the rest of it; None where they are not.
+
+    Args:
+        text: The text.
+        pieces: At least two.
+    """
+    if not text.startswith(pieces[0]):
+        return None
+    spans, position = [], len(pieces[0])
+    for piece in pieces[1:-1]:
+        start = text.find(piece, position)
+        if start < 0:
+            return None
+        spans.append((position, start))
+        position = start + len(piece)
+    last = len(text) - len(pieces[-1])
+    return [*spans, (position, last)] if last >= position and text.endswith(pieces[-1]) else None
+
+
+def _said_by_assistant(text: str, messages: Sequence[Message]) -> list[CharSpan]:
+    """Where what the assistant said stands in a rendered conversation, if it stands there unaltered and in order."""
+    spans, position = [], 0
+    for message in messages:
+        content = message["content"].strip()  # many templates strip messages
+        start = text.find(content, position)
+        if start >= 0:
+            position = start + len(content)
+            if message["role"] == "assistant":
+                spans.append((start, position))
+    return spans
 
 
 def _with_text(passage: Passage, text: str) -> Passage:

@@ -31,7 +31,7 @@ _STEM = 6
 # Words of the languages written without spaces are taken to be pairs of neighbouring signs.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORDS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|([^\W{_UNSPACED}]+)")
-_SIGN = re.compile(f"[{_UNSPACED}]")
+_SIGN = re.compile(rf"(?!\d)[{_UNSPACED}]")  # numbers are words
 # English words that ask or join; among few passages, rarity alone does not tell that they say nothing. In other
 # languages it has to.
 _ENGLISH = (

@@ -143,4 +143,6 @@ def test_questions_that_are_all_answered_alike_rule_only_so_much_out():
         assert (-same.low, same.high) == pytest.approx((off, off), abs=1e-4)
         estimate = Estimate.of([0.0] * n)
         assert (-estimate.low, estimate.high) == pytest.approx((off, off), abs=1e-4)
+    assert Estimate.of([1 / 3] * 10).low < 0.1 and paired_difference([0.3, 0.8, 0.6], [0.2, 0.7, 0.5]).low < -0.5
+    assert Estimate.of([1.0] * 4).high == paired_difference([1] * 5, [0] * 5).high == 1.0
     assert Estimate.of([0.0] * 9 + [1.0]).low == pytest.approx(0.1 - 1.96 * 0.1)

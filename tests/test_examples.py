@@ -14,6 +14,7 @@ from focus_rag.examples import Example, exact_answer, examples_from_rows, holds_
 from focus_rag.fitting.cloze_examples import examples_from_documents
 from focus_rag.json_files import json_rows
 from focus_rag.passages import Passage
+from focus_rag.score_order import orientation
 
 
 def row(question: str = "Who built the mill?", **changes: Any) -> dict[str, Any]:
@@ -225,9 +226,33 @@ def test_gold_may_be_marked_by_numbers():
 
 def test_a_question_in_other_case_and_punctuation_is_repeated():
     asked = ["Who built the mill?", "who built the mill", "Who built the  mill ?", "Who built the mills?", "???", "??"]
-    found = examples_from_rows([{**row(), "question": one} for one in asked])
-    assert [one.question for one in found.examples] == ["Who built the mill?", "Who built the mills?", "???", "??"]
+    others = [
+        "What is C?",
+        "What is C++?",
+        "What is C#?",
+        "What is vitamin A?",
+        "What is vitamin?",
+        "Who built a mill?",
+    ]
+    found = examples_from_rows([{**row(), "question": one} for one in [*asked, *others]])
+    assert [one.question for one in found.examples] == [
+        "Who built the mill?",
+        "Who built the mills?",
+        "???",
+        "??",
+        *others,
+    ]
     assert found.skipped == {"question repeated": 2}
+
+
+def test_fewer_passages_keep_the_orientation_that_all_have_or_none():
+    scores = [0.6, 0.2, 0.84, 0.5, 1.0, 0.1]
+    shuffled = Example("q", ("a",), tuple(Passage(f"a {i}", score) for i, score in enumerate(scores)), frozenset({0}))
+    assert orientation(scores) is None and orientation([0.6, 0.84, 1.0]) is False
+    assert [one.score for one in shuffled.of_these([0, 2, 4]).passages] == [None] * 3
+    assert shuffled.of_these(range(6)) == shuffled
+    falling = Example("q", ("a",), tuple(Passage(f"a {i}", -i) for i in range(6)), frozenset({0}))
+    assert falling.of_these([1, 4]).score_kind == "inner_product"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +260,7 @@ def test_a_question_in_other_case_and_punctuation_is_repeated():
     [
         ("日本の首都は東京です。", "東京", True), ("日本の首都は東京です。", "京都", False), ("ราคา 405 บาทต่อคืน", "405 บาท", True),
         ("全長は405メートル", "405", True), ("全長は 405 メートル", "405", True), ("The mill has 1423 stones.", "42", False),
-        ("ソニーのWalkman発売", "Walkman", True), ("milling", "mill", False), ("The mill.", "mill", True),
+        ("ソニーのWalkman発売", "Walkman", True), ("milling", "mill", False), ("อายุ ๑๕ ปี", "๕", False), ("อายุ ๑๕ ปี", "๑๕", True), ("The mill.", "mill", True),
     ],
 )  # fmt: skip
 def test_words_of_languages_without_spaces_end_anywhere(text, answer, held):

@@ -295,3 +295,16 @@ def test_alpha_zero_attaches_nothing(model):
     with torch.no_grad(), focus(model, tiny_profile(model, site="normed"), 0.0) as handle:
         assert handle is None
         assert state_of(model) == before
+
+
+def test_a_function_that_somebody_puts_around_ours_does_not_shift_twice():
+    model = tiny_model("llama")
+    profile = tiny_profile(model, site="post_rope")
+    with torch.no_grad(), focus(model, profile, 0.5):
+        focused = model(IDS).logits
+        ours = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **options: ours(*args, **options)
+        with SpanMeter(model, profile.head_pairs, [[(1, 4)]], IDS.shape[1]) as meter:
+            assert torch.equal(model(IDS).logits, focused) and len(meter.steps) == 1
+        assert torch.equal(model(IDS).logits, focused)
+    del ALL_ATTENTION_FUNCTIONS._local_mapping["sdpa"]

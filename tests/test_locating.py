@@ -151,3 +151,11 @@ def test_a_passage_that_holds_another_one_is_found_in_any_order() -> None:
             whole = text.index(parent), text.index(parent) + len(parent)
             alone = next(at for at in (text.index(child), text.rindex(child)) if not whole[0] <= at < whole[1])
             assert places[parent] == whole and places[child] == (alone, alone + len(child)), (order, listed)
+
+
+def test_the_same_text_under_titles_of_other_lengths_takes_its_occurrences_in_order() -> None:
+    text = f"Context:\n\n{LONG}\n\nother stuff here\n\n{LONG}\n\nQ"
+    spans = locate_passages(text, [Passage(LONG, title="ab"), Passage(LONG, title="abcdef longer")])
+    assert spans == [(10, 10 + len(LONG)), (text.rindex(LONG), text.rindex(LONG) + len(LONG))]
+    text = f"X\n\nmill: {LONG}\n\n{LONG}"
+    assert found(text, Passage(LONG, title="mill"), Passage(LONG, title="Long mill history")) == [f"mill: {LONG}", LONG]

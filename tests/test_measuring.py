@@ -290,3 +290,11 @@ def test_a_bias_on_the_logits_counts(mask):
     member[:, 2:5] = 1
     found = span_mass(with_bias(call, bias), range(4), None, member)[..., 0]
     assert torch.allclose(found, expected.expand_as(found), atol=1e-6)
+
+
+def test_the_empty_tail_of_a_static_cache_has_no_bias():
+    call = random_call(heads=4, key_heads=2, tokens=5, keys=9)
+    grown = replace(call, key=call.key[:, :, :5], value=call.value[:, :, :5])
+    bias, member = torch.randn(1, 4, 5, 9), torch.ones(1, 3, 1)
+    static = span_mass(with_bias(call, bias), range(4), None, member)
+    assert torch.allclose(static, span_mass(with_bias(grown, bias[..., :5]), range(4), None, member), atol=1e-6)

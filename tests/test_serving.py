@@ -560,7 +560,7 @@ async def test_a_stream_that_is_never_sent_gives_its_place_back(reader: str, gen
         await asyncio.sleep(3600)
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/v1/answers", "query_string": b"", "headers": headers, "root_path": "", "scheme": "http", "server": ("localhost", 80), "client": ("localhost", 1)}  # fmt: skip
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/v1/answers", "query_string": b"", "headers": headers, "root_path": "", "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1)}  # fmt: skip
     await asyncio.wait_for(app(scope, receive, send), 60)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
         assert (await http.get("/health")).json()["requests"] == 0
@@ -692,7 +692,7 @@ async def test_nothing_is_read_of_a_request_without_the_key(path: str) -> None:
     ("address", "status"),
     [
         ("127.0.0.1", 200), ("127.8.9.1", 200), ("::1", 200), ("::ffff:127.0.0.1", 200), ("testclient", 200), ("", 200),
-        ("192.0.2.2", 403), ("2001:db8::1", 403), ("::ffff:192.0.2.2", 403),
+        ("unknown", 403), ("8.8.8.8:4711", 403), ("_hidden", 403), ("192.0.2.2", 403), ("2001:db8::1", 403), ("::ffff:192.0.2.2", 403),
     ],
 )  # fmt: skip
 async def test_without_a_key_nobody_elsewhere_is_answered_wherever_the_server_listens(
@@ -969,3 +969,22 @@ async def test_a_reply_can_be_sent_back_as_it_came() -> None:
         messages = [*CONVERSATION, answer, {"role": "user", "content": "And?"}]
         assert (await post(generator, "/v1/chat/completions", {"messages": messages})).status_code == 200
         assert generator.requests[-1].messages[-2] == {"role": "assistant", "content": ""}
+
+
+async def test_how_the_server_is_can_be_asked_while_bodies_are_read() -> None:
+    go = asyncio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield b"{"
+        await go.wait()
+        yield b'"question": "q"}'
+
+    async with client(RecordingGenerator(), ServerSettings(most_requests=1)) as http:
+        headers = {"content-type": "application/json"}
+        slow = asyncio.create_task(http.post("/v1/answers", content=held(), headers=headers))
+        async with asyncio.timeout(10):
+            while (await http.post("/v1/answers", json={"question": "q"})).status_code != 503:
+                pass
+        assert (await http.get("/health")).status_code == (await http.get("/v1/models")).status_code == 200
+        go.set()
+        assert (await slow).status_code == 200

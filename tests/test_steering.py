@@ -282,6 +282,13 @@ class TestCompiled:
         with pytest.raises(UnsupportedModelError, match="part of it"), focus(model, tiny_profile(model), 0.5):
             pass
 
+    def test_a_forward_that_is_kept_from_compiling_is_none(self):
+        model = tiny_model("llama")
+        profile, bare = tiny_profile(model), logits(model)
+        model.forward = torch.compiler.disable(model.forward)
+        with focus(model, profile, 0.5):
+            assert not torch.allclose(logits(model), bare, atol=1e-3)
+
     @torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
     def test_before_rope_works_where_graphs_notice_hooks(self):
         model = tiny_model("qwen3", num_hidden_layers=1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -233,13 +234,12 @@ def _block_mask_rows(mask: BlockMask, call: AttentionCall, rows: Tensor, keys: i
 
 def with_bias(call: AttentionCall, bias: Tensor) -> AttentionCall:
     """The call with a bias on its logits, `(batch or 1, query_heads or 1, tokens, keys)`, as part of its mask."""
-    tokens, keys = call.query.shape[2], call.filled
+    tokens, keys, hidden = call.query.shape[2], call.filled, torch.finfo(torch.float32).min
     visible = visible_keys(call, None, tokens, keys)
     mask = bias[..., :keys].float()
     if visible is not None:
-        hidden = torch.finfo(torch.float32).min
         mask = mask.masked_fill(~visible, hidden) if visible.dtype == torch.bool else mask + visible.float()
-    return replace(call, mask=mask, window=None)
+    return replace(call, mask=pad(mask, (0, call.key.shape[2] - keys), value=hidden), window=None)
 
 
 def last_position(call: AttentionCall) -> int:

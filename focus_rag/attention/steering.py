@@ -350,5 +350,9 @@ def _is_compiled(module: nn.Module) -> bool:
     return (
         "_orig_mod" in own.get("_modules", ())
         or any(own.get(name) is not None for name in ("_compiled_call_impl", "_compiled_call"))
-        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        or _is_compiled_function(own.get("forward"))
     )
+
+
+def _is_compiled_function(function: object) -> bool:
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(function, "_torchdynamo_disable", False)

@@ -28,6 +28,8 @@ HOOKS_LOCK = threading.Lock()
 """Held while hooks are registered: torch numbers them without one, and two of the same number replace each other."""
 _OPEN_HERE: ContextVar[tuple[AttentionTap, ...]] = ContextVar("focus_rag_open_taps", default=())
 _ALONE: ContextVar[bool] = ContextVar("focus_rag_alone", default=False)
+# A function that somebody else put around ours, and that is wrapped in its turn, comes to ours again.
+_SERVED: ContextVar[nn.Module | None] = ContextVar("focus_rag_served", default=None)
 _open_everywhere: tuple[AttentionTap, ...] = ()
 _tapped_modules: Counter[nn.Module] = Counter()
 _wrapped: dict[int, _WrappedInterface] = {}
@@ -202,14 +204,18 @@ def _tapped(name: str, original: Callable[..., Any] | None) -> Callable[..., Any
     ) -> Any:
         function = original or attention_home(type(module)).eager_attention_forward
         # Asked first: another model, compiled whole, must not meet the context variable, which breaks its graph.
-        if module not in _tapped_modules:
+        if module not in _tapped_modules or _SERVED.get() is module:
             return function(module, query, key, value, attention_mask, **kwargs)
         taps = [tap for tap in _taps_here() if module in tap.layers]
         if not taps:
             return function(module, query, key, value, attention_mask, **kwargs)
         for tap in taps:
             query = tap.shift(tap.layers[module], query)
-        output, weights = function(module, query, key, value, attention_mask, **kwargs)
+        served = _SERVED.set(module)
+        try:
+            output, weights = function(module, query, key, value, attention_mask, **kwargs)
+        finally:
+            _SERVED.reset(served)
         watching = [tap for tap in taps if tap._watches]
         if not watching:
             return output, weights

@@ -15,6 +15,7 @@ from focus_rag.errors import InvalidInputError
 
 _RESAMPLES = 2000
 _LEVEL = 0.05
+_SAME = 1e-9  # by which values differ that only rounding tells apart
 _BLOCK = 2_000_000  # values drawn at once
 
 
@@ -117,9 +118,9 @@ def paired_difference(
     difference = np.asarray(method, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     if difference.size == 0:
         return Difference(math.nan, math.nan, math.nan, math.nan, 0)
-    if (difference == difference[0]).all():  # resampling only ever finds the same again
+    if np.ptp(difference) < _SAME:  # resampling only ever finds the same again
         off = 1.0 - (_LEVEL / 2) ** (1 / difference.size)
-        low, high = difference[0] - off, difference[0] + off
+        low, high = max(difference[0] - off, -1.0), min(difference[0] + off, 1.0)
     else:
         low, high = np.quantile(_resampled_means(difference, seed, resamples), [_LEVEL / 2, 1 - _LEVEL / 2])
     changed = difference[difference != 0]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.96
+_SAME = 1e-9  # by which grades differ that only rounding tells apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,12 @@ class Estimate:
         if n < 2:
             return cls(mean, -1.0, 1.0, n)
         variance = sum((value - mean) ** 2 for value in values) / (n - 1)
-        half = Z_95 * math.sqrt(variance / n) if variance else 1.0 - 0.025 ** (1 / n)
-        return cls(mean, mean - half, mean + half, n)
+        half = Z_95 * math.sqrt(variance / n) if max(values) - min(values) > _SAME else 1.0 - 0.025 ** (1 / n)
+        return cls(mean, max(mean - half, -1.0), min(mean + half, 1.0), n)
 
     @property
     def standard_error(self) -> float:
-        return (self.mean - self.low) / Z_95
+        return max(self.mean - self.low, self.high - self.mean) / Z_95
 
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""

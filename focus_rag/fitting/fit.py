@@ -199,7 +199,7 @@ def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: Fit
         except PromptTooLongError:
             too_long[_GOLD_TOO_LONG].append(one)
             continue
-        kept = one.with_passages([index for index in range(len(one.passages)) if index not in prompt.dropped])
+        kept = one.of_these([index for index in range(len(one.passages)) if index not in prompt.dropped])
         if len(kept.passages) > len(kept.gold):
             shown[one.key] = kept
         else:

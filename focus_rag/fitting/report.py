@@ -359,5 +359,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _share(estimate: dict[str, float]) -> str:
-    half = (estimate["high"] - estimate["low"]) / 2
+    # One end may be the last that there is.
+    half = max(estimate["mean"] - estimate["low"], estimate["high"] - estimate["mean"])
     return f"{100 * estimate['mean']:.1f} ± {100 * half:.1f}"

@@ -112,8 +112,8 @@ def _draw_cells(cells: Sequence[dict[str, Any]], where: str, axes: Axes) -> None
 
 def _draw_estimates(axes: Axes, places: Sequence[float], estimates: Sequence[dict[str, float]], label: str) -> None:
     means = [one["mean"] for one in estimates]
-    halves = [(one["high"] - one["low"]) / 2 for one in estimates]
-    axes.errorbar(places, means, yerr=halves, capsize=2, marker=".", label=label)
+    ends = [[one["mean"] - one["low"] for one in estimates], [one["high"] - one["mean"] for one in estimates]]
+    axes.errorbar(places, means, yerr=ends, capsize=2, marker=".", label=label)
 
 
 def _draw_surface(axes: Axes, profile: FocusProfile) -> None:

@@ -40,8 +40,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > self._most:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
+        if length == "0" and "transfer-encoding" not in headers:  # nothing is to be read
+            await self.app(scope, receive, send)
+        elif length.isascii() and length.isdigit() and int(length) > self._most:
             await self._too_large(scope, receive, send)
         elif self._reading >= self._at_once:
             await self._too_many(scope, receive, send)

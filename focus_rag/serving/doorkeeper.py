@@ -50,11 +50,16 @@ def _sent_key(scope: Scope) -> bytes:
 
 
 def _is_elsewhere(scope: Scope) -> bool:
-    """Whether the client has an address that is not this machine's; those of sockets and tests are none."""
-    try:
-        address = ip_address((scope.get("client") or ("",))[0])
-    except ValueError:
+    """Whether the client has an address that is not, or not known to be, this machine's. Files that servers listen on
+    have none, nor have tests.
+    """
+    host = (scope.get("client") or ("",))[0]
+    if host in ("", "testclient"):
         return False
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return True
     mapped = getattr(address, "ipv4_mapped", None)
     return not (mapped or address).is_loopback
 
