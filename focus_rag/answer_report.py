@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from focus_rag.special_text import encodable
+
 if TYPE_CHECKING:
     from focus_rag.answers import Answer, PassageUse
     from focus_rag.evidence import Evidence
@@ -81,11 +83,12 @@ def answer_to_html(answer: Answer | AnswerTrace, *, question: str | None = None)
         "<ol>" + "".join(_passage(place, use, given.evidence) for place, use in enumerate(given.passages)) + "</ol>",
         f'<script type="application/json" id="attention">{data}</script><script>{_SCRIPT}</script>',
     ]
-    return (
+    page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>focus_rag answer</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
+    return encodable(page)
 
 
 def _answer_text(trace: AnswerTrace) -> str:

@@ -66,6 +66,12 @@ class Example:
             return self
         return self.of_these(best_passages(self.passages, self.question, keep, score_kind=self.score_kind))
 
+    def reordered(self, order: Sequence[int]) -> Example:
+        """The same question with its passages in another order, which no longer tells which end of the scores is the
+        better one: that stays as it was.
+        """
+        return replace(self.with_passages(order), score_kind=self._known_kind)
+
     def of_these(self, kept: Sequence[int]) -> Example:
         """The same question with fewer of its passages, of whose scores all tell which end is the better one: fewer may
         no longer tell it, or seem to.

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from focus_rag.errors import InvalidInputError
 
@@ -22,9 +22,8 @@ def json_rows(file: Path) -> Iterator[object]:
         InvalidInputError: It cannot be read as UTF-8 text.
     """
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
-            if file.name.endswith((".json", ".json.gz")):
-                whole = json.load(lines)
+        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rt", encoding="utf-8-sig") as lines:
+            if file.name.lower().endswith((".json", ".json.gz")) and (whole := _whole(lines)) is not None:
                 rows = whole.get("data", [whole]) if isinstance(whole, dict) else whole
                 yield from rows if isinstance(rows, list) else [rows]
                 return
@@ -33,6 +32,17 @@ def json_rows(file: Path) -> Iterator[object]:
                     yield _parsed(line)
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise InvalidInputError(f"{file} cannot be read as JSON in UTF-8 ({error}).") from error
+
+
+def _whole(lines: TextIO) -> Any:
+    """What a file holds that is one value; None where it is lines of them after all."""
+    try:
+        return json.load(lines)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+        lines.seek(0)
+        return None
 
 
 def _parsed(line: str) -> object:

@@ -6,16 +6,27 @@ import re
 from typing import Final
 
 # Not after the initial of a name or a title before it: "J. R. Lee", "Dr. Lee".
-SENTENCE_END: Final = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)[\"')\]]*\s+(?=[\"'(\[]?[^\W_a-z])"
+_SENTENCE_END: Final = re.compile(
+    r"(?<=[.!?\u061f\u06d4])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)"
+    r"[\"')\]\u201d\u2019\u00bb]*\s+(?=[\"'(\[\u201c\u2018\u00ab]?[^\W_a-z])"
 )
 # What ends a sentence as it is laid out: a blank line, the next item of a list; and the full stops after which no space
 # has to follow.
 _ANY_END: Final = re.compile(
-    rf"{SENTENCE_END.pattern}|\n\s*\n\s*|\n\s*(?=(?:[-*\u2022]|\d+\))\s)"
-    r"|(?<=[.:;!?])\n\s*(?=\d+\.\s)|(?<=[\u0964\u0965\u3002\uff01\uff1f])\s*"
+    rf"{_SENTENCE_END.pattern}|\n\s*\n\s*|\n\s*(?=(?:[-*\u2022]|\d+\))\s)"
+    r"|(?<=[.:;!?])\n\s*(?=\d+\.\s)|(?<=[\u0964\u0965\u3002\uff01\uff1f])[\u201d\u2019\u300d\u300f\uff09]*\s*"
 )
-_BEFORE_A_NUMBER: Final = re.compile(r"\b(?:Art|Ch|Eq|Figs?|Nos?|Nr|pp?|Sec|Vol)\.\s+\Z", re.IGNORECASE)
+_BEFORE_A_NUMBER: Final = re.compile(
+    r"\b(?:Art|Ch|Eq|Figs?|Nos?|Nr|pp?|Sec|Vol|approx|ca?|b|d|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.\s+\Z",
+    re.IGNORECASE,
+)
+_BEFORE_ANYTHING: Final = re.compile(
+    r"\b(?:cf|vs|e\.g|i\.e|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Sen|Rep|Gov|Pres)\.\s+\Z|(?:\A|\n)[ \t]*\d{1,3}\.\s+\Z"
+)
+_DAY: Final = re.compile(r"\b[0-3]?\d\.\s+\Z")
+_GERMAN_MONTH: Final = re.compile(
+    "Januar|Februar|M\u00e4rz|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
+)
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -38,6 +49,11 @@ def _goes_on(match: re.Match[str]) -> bool:
     following = text[end : end + 1]
     if match.group().count("\n") > 1:
         return False
-    return following.islower() or (
-        following.isdigit() and _BEFORE_A_NUMBER.search(text, max(end - 12, 0), end) is not None
+    near = max(end - 12, 0)
+    return (
+        following.islower()
+        or _BEFORE_ANYTHING.search(text, near, end) is not None
+        or (following == "(" and re.search(r"\bal\.\s+\Z", text[near:end]) is not None)
+        or (following.isdigit() and _BEFORE_A_NUMBER.search(text, near, end) is not None)
+        or (_GERMAN_MONTH.match(text, end) is not None and _DAY.search(text, near, end) is not None)
     )

@@ -31,6 +31,8 @@ _STEM = 6
 # Words of the languages written without spaces are taken to be pairs of neighbouring signs.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORDS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|([^\W{_UNSPACED}]+)")
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,400}}")
+_TERMS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|((?:(?![{_UNSPACED}])\w)+)")
 _SIGN = re.compile(rf"(?!\d)[{_UNSPACED}]")  # numbers are words
 # English words that ask or join; among few passages, rarity alone does not tell that they say nothing. In other
 # languages it has to.
@@ -40,6 +42,18 @@ _ENGLISH = (
     "with would you"
 )
 _SAY_NOTHING = frozenset(_ENGLISH.split())
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Characters `[start, end)` of every word; signs of the languages that are written without spaces count one by one,
+    and what no word is as long as counts in parts.
+    """
+    return [match.span() for match in _UNIT.finditer(text)]
+
+
+def terms_of(text: str) -> list[str]:
+    """Words to search for; of the languages that are written without spaces, pairs of neighbouring signs."""
+    return [pair or word for pair, word in _TERMS.findall(text)]
 
 
 def signs_apart(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,7 +54,7 @@ def test_each_kind_gives_title_and_text(tmp_path):
     page = read_document(write(tmp_path / "a.md", "# The *Mill*\n\nBuilt  in\n1882.\n\n## Owners\nAda."))
     assert (page.title, page.text) == ("The *Mill*", "Built in 1882.\n\nOwners\n\nAda.")
     page = read_document(write(tmp_path / "b.md", "---\ntitle: x\n---\nBuilt in 1882."))
-    assert (page.title, page.text) == ("b", "Built in 1882.")
+    assert (page.title, page.text) == ("x", "Built in 1882.")
     html = (
         "<html><head><title>T</title><style>p{}</style></head><body><h1>Mill &amp; Co</h1><p>Built <b>in</b> "
         "1882.<p>Ada<script>x()</script></body>"
@@ -169,3 +171,61 @@ def test_cutting_loses_no_word_and_keeps_the_limit(text, limit):
     passages = split_document(Document("d", "t", text), DocumentSettings(chunk_words=limit))
     assert " ".join(p.text for p in passages).split() == text.split()
     assert all(len(p.text.split()) <= limit for p in passages)
+
+
+def test_headings_are_none_in_code_and_may_be_underlined(tmp_path):
+    code = "Run this:\n\n```sh\n# wipe the disk\ndd\n```\n\nOld Mill\n========\n\nBuilt in 1882.\n\n## Owners\nAda."
+    page = read_document(write(tmp_path / "a.md", code))
+    assert page.title == "Old Mill" and "# wipe the disk" in page.text and "====" not in page.text
+    assert page.text.endswith("Built in 1882.\n\nOwners\n\nAda.")
+    page = read_document(write(tmp_path / "b.md", "---\ntitle: 'The Old Mill'\n---\n# Mill\nBuilt in 1882."))
+    assert (page.title, page.text) == ("Mill", "Built in 1882.")
+    with pytest.raises(DocumentError, match=r"holds no text\.$"):
+        read_document(write(tmp_path / "c.md", "# Only a heading"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "text"),
+    [
+        ('<meta charset="iso-8859-1">', "cp1252", "\u201csmart\u201d \u20ac5"),
+        ('<meta charset="gb2312">', "gb18030", "\u6731\u9555\u57fa"),
+        ('<meta charset="utf-16">', "utf-8", "na\u00efve"),
+        ('<?xml version="1.0" encoding="windows-1251"?>', "cp1251", "\u041f\u0440\u0438\u0432\u0435\u0442"),
+        ("", "utf-32", "na\u00efve"),
+    ],
+)
+def test_encodings_are_what_pages_mean_by_their_names(tmp_path, declared, encoding, text):
+    page = f"{declared}<title>T</title><p>{text}</p>".encode(encoding)
+    assert read_document(write(tmp_path / "a.html", page)).text == text
+
+
+def test_links_are_followed_once_and_folders_that_cannot_be_read_are_told(tmp_path, monkeypatch):
+    write(tmp_path / "real" / "a.txt", "Built in 1882.")
+    root = tmp_path / "root"
+    write(root / "b.txt", "Burnt in 1891.")
+    write(root / "locked" / "c.txt", "Rebuilt in 1893.")
+    (root / "archive").symlink_to(tmp_path / "real")
+    (root / "archive" / "loop").symlink_to(root)
+    found, errors = read_folder(root)
+    assert [one.name for one in found] == ["archive/a.txt", "b.txt", "locked/c.txt"] and errors == []
+    walk = os.walk
+
+    def locked(top, **options):
+        for folder, below, names in walk(top, **options):
+            if folder == str(root):
+                below.remove("locked")
+                options["onerror"](PermissionError(13, "Permission denied", str(root / "locked")))
+            yield folder, below, names
+
+    monkeypatch.setattr(os, "walk", locked)
+    found, errors = read_folder(root)
+    assert [one.name for one in found] == ["archive/a.txt", "b.txt"]
+    assert [str(one) for one in errors] == [f"Cannot read {root / 'locked'}: Permission denied."]
+
+
+def test_text_without_spaces_is_cut_into_passages_that_lose_nothing():
+    text = "\u6c34\u8f66\u5efa\u4e8e1841\u5e74\u3002\u9762\u5305\u5e97\u5f88\u65e7\uff01" * 60
+    passages = split_document(Document("d", "t", text))
+    assert len(passages) > 5 and "".join(one.text.replace(" ", "") for one in passages) == text
+    endless = "\u6c34" * 1000
+    assert [one.text for one in split_document(Document("d", "t", endless))] == ["\u6c34" * 100] * 10

@@ -5,6 +5,8 @@ import pytest
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.cases import UNMARKED_GOLD, Case, Cell, FileCases, arrange, case_of, cells_of
 from focus_rag.evaluation.datasets import load_cases
+from focus_rag.examples import Example
+from focus_rag.passages import Passage
 
 
 def row(number=0, n=6, gold=(2,), **more):
@@ -307,3 +309,12 @@ def test_csv_over_documents(tmp_path):
     assert "Anna" in case.example.passages[min(case.example.gold)].text
     with pytest.raises(InvalidInputError, match="--docs"):
         load_cases(file)
+
+
+def test_moved_passages_keep_which_end_of_their_scores_is_the_better_one():
+    passages = tuple(Passage(f"passage {i}", score=float(i)) for i in range(6))
+    case = Case("1", Example("Who?", ("0",), passages, frozenset({0})))
+    for position in ("first", "middle", "last"):
+        moved = arrange(case, Cell(position=position), (), seed=0)
+        assert moved.example.score_kind == "distance"
+        assert moved.example.best_first()[0] in moved.example.gold

@@ -70,6 +70,19 @@ def parts():
             ["See No. 5 there.", "In 1900.", "5 men came, see Fig. 3."],
         ),
         ("यह एक है। यह दो है।", ["यह एक है।", "यह दो है।"]),
+        (
+            "It was built ca. 1841, on Dec. 12, 1841. It is approx. 180 years old.",
+            ["It was built ca. 1841, on Dec. 12, 1841.", "It is approx. 180 years old."],
+        ),
+        (
+            "See Lee et al. (2020), cf. Roe, and Gen. Robert Lee. He came.",
+            ["See Lee et al. (2020), cf. Roe, and Gen. Robert Lee.", "He came."],
+        ),
+        ("Born 5. Mai 1841. Es war 5. Mehr nicht.", ["Born 5. Mai 1841.", "Es war 5.", "Mehr nicht."]),
+        ("1. First item\n2. Second. Third", ["1. First item\n2. Second.", "Third"]),
+        ("“Built in 1841.” The next one is new.", ["“Built in 1841.”", "The next one is new."]),
+        ("他说：“好。”然后走了。", ["他说：“好。”", "然后走了。"]),
+        ("متى بني؟ بني سنة 1841.", ["متى بني؟", "بني سنة 1841."]),
         ("水车建于1841年。面包店很旧！好", ["水车建于1841年。", "面包店很旧！", "好"]),
     ],
 )
@@ -283,3 +296,8 @@ def test_a_report_and_a_page_show_the_evidence(parts):
     )
     assert "The <mark>mill</mark><mark> is</mark> old." in answer_to_html(over)
     assert page.count("<mark>") == len(plain) and all(f"<mark>{e.text}</mark>" in page for e in answer.evidence)
+
+
+def test_a_page_of_half_a_character_can_be_written(parts):
+    answer = FocusGenerator(*parts).answer(QUESTION, [Passage("half \ud83d of it"), *PASSAGES], max_new_tokens=3)
+    assert answer_to_html(answer, question="\ud83d?").encode()

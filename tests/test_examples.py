@@ -274,3 +274,11 @@ def test_a_file_whose_name_is_no_text_has_one_all_the_same(tmp_path):
     except OSError:
         pytest.skip("this file system takes no such names")
     assert load_examples(file).source == "caf?.jsonl"
+
+
+def test_lines_of_json_are_read_under_any_name(tmp_path):
+    for name in ("a.json", "A.JSON", "b.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps({**row(), "question": f"Who {i}?"}) for i in range(3)))
+        assert len(load_examples(tmp_path / name).examples) == 3
+    (tmp_path / "C.JSONL.GZ").write_bytes(gzip.compress(json.dumps(row()).encode()))
+    assert len(load_examples(tmp_path / "C.JSONL.GZ").examples) == 1

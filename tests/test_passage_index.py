@@ -196,3 +196,37 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match=r"focus-rag\[embeddings\]"):
         SentenceTransformerEmbedder("any")
+
+
+def test_an_embedder_may_serve_several_indexes(tmp_path):
+    embedder = TfidfEmbedder()
+    folders = {"a": "The bakery opened in 1902. The mill was built in 1841.", "b": "Cats and dogs are animals."}
+    indexes = {}
+    for name, text in folders.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(text)
+        settings = RetrievalSettings(cache_folder=tmp_path / "cache")
+        indexes[name] = PassageIndex.from_folder(tmp_path / name, settings=settings, embedder=embedder)
+    assert indexes["a"].search("When did the bakery open?", 1)[0].score > 0.1
+    assert indexes["a"].search("cats animals dogs", 1)[0].score == 0.0
+    assert PassageIndex([Passage("cats")], embedder).search("bakery", 1)[0].score == 0.0
+    assert indexes["b"].search("animals", 1)[0].score > 0.1
+
+
+def test_another_reader_of_pdfs_makes_another_index(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "x.txt").write_text("The mill was built in 1841.")
+    before = passage_index._key(tmp_path / "docs", RetrievalSettings(), TfidfEmbedder())
+    monkeypatch.setattr(passage_index, "version", lambda package: "99")
+    assert passage_index._key(tmp_path / "docs", RetrievalSettings(), TfidfEmbedder()) != before
+
+
+def test_words_of_languages_without_spaces_are_found():
+    index = PassageIndex(
+        [
+            Passage("\u78e8\u574a\u5efa\u4e8e\u4e00\u516b\u56db\u4e00\u5e74\u3002"),
+            Passage("\u9762\u5305\u5e97\u5f88\u65e7\u3002"),
+        ]
+    )
+    best, other = index.search("\u78e8\u574a\u5efa\u4e8e\u54ea\u4e00\u5e74\uff1f", 2)
+    assert best.text.startswith("\u78e8\u574a") and best.score > 0.3 and other.score == pytest.approx(0.0, abs=1e-6)

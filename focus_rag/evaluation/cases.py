@@ -250,7 +250,7 @@ def _positioned(case: Case, position: str) -> Case:
     n, gold = len(case.example.passages), sorted(case.example.gold)
     others = [index for index in range(n) if index not in case.example.gold]
     at = {"first": 0, "middle": len(others) // 2, "last": len(others)}[position]
-    return case.with_passages([*others[:at], *gold, *others[at:]])
+    return replace(case, example=case.example.reordered([*others[:at], *gold, *others[at:]]))
 
 
 def cells_of(

@@ -4,6 +4,7 @@ number of words.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +16,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import DocumentError
 from focus_rag.passages import Passage
-from focus_rag.sentences import SENTENCE_END
+from focus_rag.sentences import sentence_spans
+from focus_rag.shared_words import word_spans
 
 SUFFIXES: Final = (".txt", ".md", ".markdown", ".html", ".htm", ".pdf")
 
 _HEADING_CHARACTERS: Final = 100
 _HTML_CHARSET: Final = re.compile(rb"""<meta[^>]*charset\s*=\s*["']?([A-Za-z0-9._:-]+)""", re.IGNORECASE)
+_XML_ENCODING: Final = re.compile(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._:-]+)""", re.IGNORECASE)
+_ENCODINGS: Final = {
+    **dict.fromkeys(("iso-8859-1", "iso8859-1", "latin1", "ascii", "us-ascii"), "cp1252"),
+    **dict.fromkeys(("gb2312", "gbk", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis"), "cp932"),
+    **dict.fromkeys(("utf-16", "utf-16le", "utf-16be"), "utf-8"),
+}
+"""What pages mean by these names (WHATWG's Encoding Standard)."""
 _FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n(---|\.\.\.)\n", re.DOTALL)
-_MARKDOWN_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+_FRONT_TITLE: Final = re.compile(r"^title:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_MARKDOWN_HEADING: Final = re.compile(r"#{1,6}\s+(.+?)\s*#*$")
+_UNDERLINE: Final = re.compile(r" {0,3}={2,}\s*")
+_FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 class DocumentSettings(BaseModel):
@@ -85,19 +98,42 @@ def list_files(folder: str | Path, settings: DocumentSettings | None = None) -> 
         if root.suffix.lower() not in SUFFIXES:
             raise DocumentError(f"Cannot read {root}: its kind is not one of {kinds}.")
         return [root]
-    files: list[Path] = []
-    for path in root.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if hidden or path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        files.append(path)
-        if len(files) > settings.max_files:
-            raise DocumentError(
-                f"{root} holds more than {settings.max_files} documents: give a smaller folder or raise max_files."
-            )
+    files, _ = _below(root, settings)
     if not files:
         raise DocumentError(f"No documents in {root}: looked for {kinds} in it and the folders below.")
-    return sorted(files)
+    return files
+
+
+def _below(root: Path, settings: DocumentSettings) -> tuple[list[Path], list[DocumentError]]:
+    """Files of a known kind below a folder, sorted, and the folders that cannot be read. Links are followed, each
+    folder is entered once.
+    """
+    files: list[Path] = []
+    errors: list[OSError] = []
+    entered: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(root, followlinks=True, onerror=errors.append):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            below.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            try:
+                if not path.is_file():
+                    continue
+            except OSError as error:
+                errors.append(error)
+                continue
+            files.append(path)
+            if len(files) > settings.max_files:
+                raise DocumentError(
+                    f"{root} holds more than {settings.max_files} documents: give a smaller folder or raise max_files."
+                )
+    return sorted(files), [DocumentError(f"Cannot read {one.filename}: {one.strerror or one}.") for one in errors]
 
 
 def read_document(path: str | Path, *, name: str | None = None, settings: DocumentSettings | None = None) -> Document:
@@ -134,7 +170,7 @@ def read_document(path: str | Path, *, name: str | None = None, settings: Docume
         raise DocumentError(f"Cannot read {path}: {error.strerror or error}.") from error
     text = _tidy(text)
     if not text:
-        raise DocumentError(f"{path} holds no text (a scanned PDF needs OCR first).")
+        raise DocumentError(f"{path} holds no text{' (a scanned PDF needs OCR first)' if kind == '.pdf' else ''}.")
     return Document(name or path.name, " ".join(title.split()) or path.stem, text)
 
 
@@ -148,8 +184,9 @@ def read_folder(
     """
     root = user_path(folder)
     documents: list[Document] = []
-    left_out: list[DocumentError] = []
-    for path in list_files(root, settings):
+    files = list_files(root, settings)
+    left_out = [] if root.is_file() else _below(root, settings or DocumentSettings())[1]
+    for path in files:
         name = path.name if root.is_file() else path.relative_to(root).as_posix()
         try:
             documents.append(read_document(path, name=name, settings=settings))
@@ -169,7 +206,7 @@ def split_document(document: Document, settings: DocumentSettings | None = None)
     chunks: list[list[str]] = []
     room = 0
     for piece in _pieces(document.text, limit):
-        words = len(piece.split())
+        words = len(word_spans(piece))
         if words > room:
             chunks.append([])
             room = limit
@@ -183,15 +220,20 @@ def split_document(document: Document, settings: DocumentSettings | None = None)
 def _pieces(text: str, limit: int) -> Iterator[str]:
     """Sentences; those longer than `limit` words are cut."""
     for paragraph in text.split("\n\n"):
-        for sentence in SENTENCE_END.split(" ".join(paragraph.split())):
-            words = sentence.split()
+        whole = " ".join(paragraph.split())
+        for first, last in sentence_spans(whole):
+            sentence = whole[first:last]
+            words = word_spans(sentence)
             for start in range(0, len(words), limit):
-                yield " ".join(words[start : start + limit])
+                part = words[start : start + limit]
+                yield sentence[part[0][0] : part[-1][1]]
 
 
 def _decode(path: Path) -> str:
     """UTF-8 or UTF-16 by its mark; else what an HTML page says of itself, else Windows' western encoding."""
     data = path.read_bytes()
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return data.decode("utf-32", errors="replace")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", errors="replace")
     if b"\0" in data:
@@ -199,9 +241,10 @@ def _decode(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        declared = _HTML_CHARSET.search(data[:2048])
+        declared = _HTML_CHARSET.search(data[:2048]) or _XML_ENCODING.match(data[:2048])
+    label = declared[1].decode("ascii").lower() if declared else "cp1252"
     try:
-        return data.decode(declared[1].decode("ascii") if declared else "cp1252", errors="replace")
+        return data.decode(_ENCODINGS.get(label, label), errors="replace")
     except (LookupError, UnicodeError):  # no encoding of that name, or one for something else than pages
         return data.decode("cp1252", errors="replace")
 
@@ -210,18 +253,34 @@ def _headed_text(text: str, *, markdown: bool) -> tuple[str, str]:
     """Title and the rest: the first Markdown heading, or a short first line that stands alone."""
     text = text.replace("\r\n", "\n").lstrip()
     if markdown:
-        text = _FRONT_MATTER.sub("", text)
-        heading = _MARKDOWN_HEADING.search(text)
-        if heading is None:
-            return "", text
-        rest = text[: heading.start()] + text[heading.end() :]
-        return heading.group(1), _MARKDOWN_HEADING.sub(r"\n\1\n", rest)
+        return _markdown_text(text)
     first, _, rest = text.partition("\n")
     first = first.strip()
     alone = rest.strip() and not rest.split("\n", 1)[0].strip()
     if alone and len(first) <= _HEADING_CHARACTERS and not first.endswith((".", "!", "?", ":", ",", ";")):
         return first, rest
     return "", text
+
+
+def _markdown_text(text: str) -> tuple[str, str]:
+    """Title and the rest: the first heading, else what the front matter says. In blocks of code nothing is one."""
+    front = _FRONT_MATTER.match(text)
+    said = _FRONT_TITLE.search(front.group()) if front else None
+    title, lines, fence = "", [""], None
+    for line in text[front.end() if front else 0 :].split("\n"):
+        if mark := _FENCE.match(line):
+            fence = mark[1][:3] if fence is None else None if mark[1].startswith(fence) else fence
+        heading = None if fence else _MARKDOWN_HEADING.match(line)
+        if heading is None and fence is None and _UNDERLINE.fullmatch(line) and lines[-1].strip():
+            found = lines.pop().strip()
+        elif heading is not None:
+            found = heading.group(1)
+        else:
+            lines.append(line)
+            continue
+        lines += ["", found, ""] if title else [""]
+        title = title or found
+    return title or (said.group(1).strip("\"' ") if said else ""), "\n".join(lines)
 
 
 def _tidy(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from focus_rag.errors import DocumentError, InvalidInputError, MissingDependencyError
+from focus_rag.shared_words import terms_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +122,8 @@ class TfidfEmbedder:
             stop_words=_STOP_WORDS.split(),
             strip_accents="unicode",
             sublinear_tf=True,
-            token_pattern=r"(?u)\b\w+\b",
+            tokenizer=terms_of,
+            token_pattern=None,
         )
 
 

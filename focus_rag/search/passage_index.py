@@ -7,6 +7,7 @@ under a key made of the bytes of its files, as JSON and plain arrays.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +31,7 @@ from focus_rag.search.embedders import Embedder, TfidfEmbedder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CACHE_VERSION: Final = 2
+_CACHE_VERSION: Final = 3
 _KEY: Final = re.compile(r"[0-9a-f]{64}")  # nothing else in the cache folder is ever deleted
 
 
@@ -70,7 +72,7 @@ class PassageIndex:
         """
         if not passages:
             raise InvalidInputError("There is nothing to search: give at least one passage.")
-        embedder = embedder or TfidfEmbedder()
+        embedder = copy.copy(embedder or TfidfEmbedder())  # the caller's may be fitted to other passages, too
         texts = [passage.content for passage in passages]
         embedder.fit(texts)
         self._set(list(passages), embedder, embedder.embed(texts), [])
@@ -105,7 +107,7 @@ class PassageIndex:
             DocumentError: See `documents.read_folder`.
         """
         settings = settings or RetrievalSettings()
-        embedder = embedder or TfidfEmbedder(settings.dimensions)
+        embedder = copy.copy(embedder or TfidfEmbedder(settings.dimensions))
         kept = _cache_folder(settings) / _key(folder, settings, embedder) if settings.use_cache else None
         if kept is not None and (index := cls._load(kept, embedder)) is not None:
             return index
@@ -185,10 +187,12 @@ class PassageIndex:
 
 
 def _key(folder: str | Path, settings: RetrievalSettings, embedder: Embedder) -> str:
-    """Digest of everything that decides the index: files by name and bytes, cutting, embedder."""
+    """Digest of everything that decides the index: files by name and bytes, where they are, cutting, embedder."""
     root = user_path(folder)
     digest = hashlib.sha256(
-        json.dumps([_CACHE_VERSION, embedder.identity, settings.documents.model_dump(mode="json")]).encode()
+        json.dumps(
+            [_CACHE_VERSION, embedder.identity, settings.documents.model_dump(mode="json"), str(root), _readers()]
+        ).encode()
     )
     for path in list_files(root, settings.documents):
         name = path.name if root.is_file() else path.relative_to(root).as_posix()
@@ -200,6 +204,17 @@ def _key(folder: str | Path, settings: RetrievalSettings, embedder: Embedder) ->
         digest.update(json.dumps([name, size]).encode())
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _readers() -> list[str | None]:
+    """What PDFs are read with, by version: with another one a file may be read that could not be."""
+    found: list[str | None] = []
+    for package in ("pypdf", "cryptography"):
+        try:
+            found.append(version(package))
+        except PackageNotFoundError:
+            found.append(None)
+    return found
 
 
 def _mark_used(folder: Path) -> None:

@@ -59,7 +59,8 @@ def _row(
     ranked = [int(index) for index in (-scores).argsort(kind="stable")]
     others = [index for index in ranked if index not in relevant][: max(retrieve - len(relevant), 0)]
     shown = sorted([*relevant[:retrieve], *others], key=lambda index: -scores[index])
-    answers = query.get("answers") or (query.get("metadata") or {}).get("answers")
+    metadata = query.get("metadata")
+    answers = query.get("answers") or (metadata.get("answers") if isinstance(metadata, Mapping) else None)
     if not answers:
         answers = [corpus[index]["title"] for index in relevant if corpus[index].get("title")]
     if not answers:
@@ -68,6 +69,7 @@ def _row(
         "id": str(query["_id"]),
         "question": query["text"],
         "answers": answers,
+        "score_kind": "bm25",
         "passages": [
             {
                 "id": str(corpus[index]["_id"]),
@@ -93,7 +95,7 @@ def _judgements(folder: Path) -> dict[str, list[str]]:
             names = next(rows, [])
             query, document, score = (names.index(name) for name in ("query-id", "corpus-id", "score"))
             for row in rows:
-                if row and float(row[score]) > 0:
+                if row and float(row[score]) > 0 and row[document] not in found[row[query]]:
                     found[row[query]].append(row[document])
     except (IndexError, ValueError, csv.Error) as error:
         raise InvalidInputError(

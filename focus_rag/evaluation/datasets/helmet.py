@@ -21,7 +21,7 @@ def helmet_row(row: Mapping[str, Any]) -> dict[str, Any]:
     passages = (
         passages_by_answer(row["ctxs"], answers)
         if mark is None
-        else [passage_row(one, bool(one.get(mark))) for one in row["ctxs"]]
+        else [passage_row(one, str(one.get(mark)).lower() in ("true", "1", "1.0")) for one in row["ctxs"]]
     )
     return {"id": row.get("id"), "question": row["question"], "answers": answers, "passages": passages}
 

@@ -40,7 +40,13 @@ def table_rows(file: Path, documents: str | Path | None, retrieve: int) -> Itera
             }
             for one in found
         ]
-        row = {"id": f"{file.stem}-{number}", "question": question, "answers": answers, "passages": passages}
+        row = {
+            "id": f"{file.stem}-{number}",
+            "question": question,
+            "answers": answers,
+            "score_kind": "cosine",
+            "passages": passages,
+        }
         unfound = question and answers and not any(one["is_gold"] for one in passages)
         yield f"row {number}", NO_GOLD if unfound else row
 
