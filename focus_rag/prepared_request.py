@@ -17,6 +17,7 @@ from focus_rag.decoding import RowText
 from focus_rag.evidence import Evidence, best_supported, values_of
 from focus_rag.focus_choice import FocusChoice
 from focus_rag.passages import Passage
+from focus_rag.sentences import sentence_spans
 from focus_rag.shared_words import word_share
 
 _MOST_MEASURED = 2**21  # sentences times tokens: 250 in 8,000
@@ -138,18 +139,23 @@ class PreparedRequest:
         return tuple(found)
 
     def _spans_of_sentences(self, passages: Set[int]) -> dict[int, tuple[int, int]]:
-        """Where the sentences of some passages stand in their texts, white space apart, by their place in the prompt;
-        of the same ones each in its own.
+        """Where the sentences of some passages stand in their texts, white space apart, by their place in the prompt:
+        one by one where the text has as many, of the same ones each in its own. One that was made safe stands nowhere.
         """
         found: dict[int, tuple[int, int]] = {}
-        searched = dict.fromkeys(passages, 0)
-        for place, sentence in enumerate(self.prompt.sentences):
-            if sentence.passage in passages:
-                words = re.compile(r"\s+".join(map(re.escape, sentence.text.split())))
-                match = words.search(self.request.passages[sentence.passage].text, searched[sentence.passage])
-                if match:
+        for passage in passages:
+            text = self.request.passages[passage].text
+            shown = [place for place, sentence in enumerate(self.prompt.sentences) if sentence.passage == passage]
+            own = sentence_spans(text)
+            searched = 0
+            for number, place in enumerate(shown):
+                words = re.compile(r"\s+".join(map(re.escape, self.prompt.sentences[place].text.split())))
+                if len(own) == len(shown):
+                    if words.fullmatch(text, *own[number]):
+                        found[place] = own[number]
+                elif match := words.search(text, searched):
                     found[place] = match.span()
-                    searched[sentence.passage] = match.end()
+                    searched = match.end()
         return found
 
     def _shares(self, steps: Sequence[Tensor]) -> tuple[list[float], list[float]]:

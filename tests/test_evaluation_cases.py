@@ -297,6 +297,7 @@ def test_csv_over_documents(tmp_path):
     documents.mkdir()
     (documents / "mill.txt").write_text("The mill was built by Anna in 1841.")
     (documents / "oven.txt").write_text("The oven was bought by Bert in 1902.")
+    (documents / "broken.pdf").write_bytes(b"%PDF")
     file = tmp_path / "questions.csv"
     file.write_text("Question,Answer\nWho built the mill?,Anna|Anne\nWho burnt it?,Carl\n,Anna\nWho?,\n")
     loaded = load_cases(file, documents=documents, retrieve=2)
@@ -304,7 +305,8 @@ def test_csv_over_documents(tmp_path):
     assert {reason: places for reason, places in loaded.skipped.items() if "no passage holds" in reason} == {
         "no passage holds an accepted answer, and the format does not mark one": ("row 2",)
     }
-    assert sum(map(len, loaded.skipped.values())) == 3
+    assert sum(map(len, loaded.skipped.values())) == 4
+    assert any("broken.pdf" in reason and places == ("the documents",) for reason, places in loaded.skipped.items())
     assert case.example.answers == ("Anna", "Anne")
     assert "Anna" in case.example.passages[min(case.example.gold)].text
     with pytest.raises(InvalidInputError, match="--docs"):

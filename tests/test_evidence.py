@@ -301,3 +301,12 @@ def test_a_report_and_a_page_show_the_evidence(parts):
 def test_a_page_of_half_a_character_can_be_written(parts):
     answer = FocusGenerator(*parts).answer(QUESTION, [Passage("half \ud83d of it"), *PASSAGES], max_new_tokens=3)
     assert answer_to_html(answer, question="\ud83d?").encode()
+
+
+def test_a_sentence_is_not_looked_for_in_one_that_was_made_safe(parts):
+    text = "Why <|pad|> said 1978. is new? 1978. Later."
+    generator = FocusGenerator(*parts)
+    prepared = generator._prepare(Request(question=QUESTION, passages=[Passage(text)]))
+    spans = prepared._spans_of_sentences({0})
+    assert [text[slice(*spans[place])] for place in sorted(spans)] == ["1978.", "Later."]
+    assert spans[1][0] == text.rindex("1978.")

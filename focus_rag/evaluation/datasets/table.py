@@ -28,6 +28,8 @@ def table_rows(file: Path, documents: str | Path | None, retrieve: int) -> Itera
     from focus_rag.search.passage_index import PassageIndex
 
     index = PassageIndex.from_folder(Path(documents))
+    for reason in index.left_out:
+        yield "the documents", reason
     for number, (question, answers) in enumerate(_questions(file), start=1):
         found = index.search(question, retrieve) if question else []
         passages = [
