@@ -148,6 +148,7 @@ class RowText:
     ) -> None:
         self._tokenizer = tokenizer
         self._before = list(continues[-_BEFORE:])
+        self._text_before = tokenizer.decode(self._before, skip_special_tokens=True) if self._before else ""
         self._most = settings.max_new_tokens
         self._stop = () if grammar is not None else settings.stop
         self._grammar = grammar
@@ -226,12 +227,7 @@ class RowText:
     def _decode(self) -> None:
         """Decode what is new. It restarts a few tokens back, since how a token reads depends on its neighbours."""
         ids = [token for token in self.ids if token not in self._end_tokens]
-        fresh = self._decoded(ids[self._settled_tokens :])
-        if self._before and not self._settled_tokens:
-            before = self._tokenizer.decode(self._before, skip_special_tokens=True)
-            both = self._decoded([*self._before, *ids])
-            if both.startswith(before):  # else the first token ends what the prompt began
-                fresh = both[len(before) :]
+        fresh = self._after_prompt(ids) if self._settled_tokens == 0 else self._decoded(ids[self._settled_tokens :])
         self._text = self._settled_text + fresh
         if len(ids) - self._settled_tokens > 48 and not fresh.endswith(_REPLACEMENT):
             keep = len(ids) - 16
@@ -240,6 +236,14 @@ class RowText:
             if fresh.endswith(tail) and not tail.startswith(_REPLACEMENT):
                 self._settled_text = self._text[: len(self._text) - len(tail)]
                 self._settled_tokens = keep
+
+    def _after_prompt(self, ids: list[int]) -> str:
+        """The text from its beginning, as it goes on from what it continues."""
+        if self._before:
+            both = self._decoded([*self._before, *ids])
+            if both.startswith(self._text_before):  # else the first token ends what the prompt began
+                return both[len(self._text_before) :]
+        return self._decoded(ids)
 
     def _decoded(self, ids: list[int]) -> str:
         """Text of some tokens. A character of which there are only the first bytes spoils no more than itself:

@@ -17,6 +17,7 @@ from focus_rag.passage_ranking import best_passages, by_relevance
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind, best_first, is_score_kind, orientation
 from focus_rag.shared_words import signs_apart
+from focus_rag.special_text import encodable
 
 _SCHEMA = (
     '{"question": str, "answers": [str, ...], "score_kind"?: str, '
@@ -167,9 +168,7 @@ def load_examples(path: str | Path, *, score_kind: ScoreKind | None = None) -> E
     file = Path(path)
     if not file.is_file():
         raise InvalidInputError(f"No examples at {file}: a JSONL file (.jsonl or .jsonl.gz) was expected.")
-    return examples_from_rows(
-        json_rows(file), source=file.name.encode("utf-8", "replace").decode(), score_kind=score_kind
-    )
+    return examples_from_rows(json_rows(file), source=encodable(file.name), score_kind=score_kind)
 
 
 def examples_from_rows(

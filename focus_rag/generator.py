@@ -27,7 +27,7 @@ from focus_rag.prompt_layout import PromptLayout
 from focus_rag.prompting import PromptBuilder
 from focus_rag.request_preparation import prepare_request
 from focus_rag.score_split import SplitSetting
-from focus_rag.special_text import Message, encodable
+from focus_rag.special_text import Message
 from focus_rag.streams import AnswerStream, AsyncAnswerStream
 from focus_rag.weights_digest import weights_digest
 
@@ -218,7 +218,7 @@ class FocusGenerator:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special tokens not added."""
-        return len(self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)["input_ids"])
+        return self.prompts.count_tokens(text)
 
     def answer(self, question: str, passages: Sequence[Passage] = (), **options: Any) -> Answer:
         """Answer a question from passages.

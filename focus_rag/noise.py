@@ -39,7 +39,7 @@ from typing import Final, Literal
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.passages import Passage, RetrievalSignal, usable_score
-from focus_rag.score_order import EQUAL, ScoreKind, is_best_first, orientation, require_score_kind
+from focus_rag.score_order import EQUAL, ScoreKind, is_best_first, require_score_kind, rises_are_better
 
 _ZERO_IS_IRRELEVANT: Final = frozenset({"cosine", "bm25"})
 
@@ -138,7 +138,7 @@ def _estimate(scores: Sequence[float | None], higher_is_better: bool | None, sco
     if score_kind == "rrf" or _repeats_ranks(known):
         return _from_count(n, "the scores only repeat the ranks")
 
-    rises = orientation(known, higher_is_better=higher_is_better, score_kind=score_kind) is not False
+    rises = rises_are_better(known, higher_is_better=higher_is_better, score_kind=score_kind)
     # Where less is better these are distances of that kind, whose zero is the best there is.
     plausible = [not rises or score > 0 or score_kind not in _ZERO_IS_IRRELEVANT for score in known]
     if not rises:

@@ -75,10 +75,11 @@ class PromptBuilder:
             PromptTooLongError: It does not fit even without passages.
         """
         self._require_hope(question.strip(), max_tokens, _SHORTEN)
-        kept = {index for index, passage in enumerate(passages) if passage.content.strip()}
+        texts = {index: text for index, passage in enumerate(passages) if (text := passage.content.strip())}
+        kept = set(texts)
         droppable: Iterator[int] = (index for index in drop_order if index in kept)
-        if sum(len(passages[index].content.strip()) for index in kept) > _CHARACTERS_A_TOKEN * max_tokens:
-            kept, droppable = self._within_reach(passages, kept, list(droppable), max_tokens)
+        if sum(map(len, texts.values())) > _CHARACTERS_A_TOKEN * max_tokens:
+            kept, droppable = self._within_reach(texts, list(droppable), max_tokens)
         while True:
             built = self._question_prompt(question, passages, sorted(kept), max_tokens)
             excess = len(built.input_ids) - max_tokens
@@ -94,6 +95,10 @@ class PromptBuilder:
                     f"The question {f'and {len(kept)} passages that must stay' if kept else 'alone'} takes "
                     f"{len(built.input_ids)} tokens and the prompt may have {max_tokens}{_SHORTEN}"
                 )
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, special tokens not added."""
+        return len(self.tokenizer(encodable(text), add_special_tokens=False, verbose=False)["input_ids"])
 
     def has_room_for(self, question: str, *, max_tokens: int) -> bool:
         """Whether a question fits by itself: passages can be left out of a prompt, the question cannot."""
@@ -188,7 +193,7 @@ class PromptBuilder:
         return "".join([*parts, prompt[position:]]), spans
 
     def _within_reach(
-        self, passages: Sequence[Passage], kept: set[int], drop_order: list[int], max_tokens: int
+        self, texts: Mapping[int, str], drop_order: list[int], max_tokens: int
     ) -> tuple[set[int], Iterator[int]]:
         """Of passages that are far more than can fit, those that there may be room for: without the ones that would be
         dropped first whatever the others take.
@@ -196,24 +201,20 @@ class PromptBuilder:
         Returns:
             Their indices, and the order in which they are dropped.
         """
-        reach = kept - set(drop_order)
-        taken = sum(self._tokens_of_long(passages[index].content.strip(), max_tokens) for index in reach)
+        reach = set(texts) - set(drop_order)
+        taken = sum(self._tokens_of_long(texts[index], max_tokens) for index in reach)
         for index in reversed(drop_order):
             if taken > max_tokens:
                 break
             reach.add(index)
-            taken += max(self._tokens_of_long(passages[index].content.strip(), max_tokens) - _CUT_TOKENS, 0)
+            taken += max(self._tokens_of_long(texts[index], max_tokens) - _CUT_TOKENS, 0)
         return reach, (index for index in drop_order if index in reach)
 
     def _tokens_of_long(self, text: str, enough: int) -> int:
         """Tokens of a text; of its beginning, where that alone has more than enough."""
-
-        def count(part: str) -> int:
-            return len(self.tokenizer(encodable(part), add_special_tokens=False, verbose=False)["input_ids"])
-
         beginning = text[: _CHARACTERS_A_TOKEN * enough]
-        of_beginning = count(beginning)
-        return of_beginning if len(beginning) == len(text) or of_beginning > enough else count(text)
+        of_beginning = self.count_tokens(beginning)
+        return of_beginning if len(beginning) == len(text) or of_beginning > enough else self.count_tokens(text)
 
     def _require_hope(self, text: str, max_tokens: int, advice: str) -> None:
         """Refuse a long text that cannot fit before it is tokenised as a whole.

@@ -94,16 +94,27 @@ def orientation_by_order(scores: Sequence[float]) -> bool | None:
     return falls > rises
 
 
-def best_first(
+def rises_are_better(
     scores: Sequence[float | None], *, higher_is_better: bool | None = None, score_kind: ScoreKind | None = None
-) -> list[int]:
-    """Indices of the scores from the best to the worst, and those of None at the end. Where nothing tells which end is
-    the better one, the higher counts as better, which most are. Among equals the earlier one goes first.
+) -> bool:
+    """As `orientation`; where nothing tells it, the higher counts as better, which most are.
 
     Raises:
         InvalidInputError: `score_kind` is unknown.
     """
-    sign = -1.0 if orientation(scores, higher_is_better=higher_is_better, score_kind=score_kind) is False else 1.0
+    return orientation(scores, higher_is_better=higher_is_better, score_kind=score_kind) is not False
+
+
+def best_first(
+    scores: Sequence[float | None], *, higher_is_better: bool | None = None, score_kind: ScoreKind | None = None
+) -> list[int]:
+    """Indices of the scores from the best to the worst, and those of None at the end. Where nothing tells which end is
+    the better one, the higher counts as better. Among equals the earlier one goes first.
+
+    Raises:
+        InvalidInputError: `score_kind` is unknown.
+    """
+    sign = 1.0 if rises_are_better(scores, higher_is_better=higher_is_better, score_kind=score_kind) else -1.0
 
     def behind(index: int) -> float:
         score = scores[index]
@@ -131,7 +142,7 @@ def is_best_first(
     Raises:
         InvalidInputError: `score_kind` is unknown.
     """
-    sign = -1.0 if orientation(scores, higher_is_better=higher_is_better, score_kind=score_kind) is False else 1.0
+    sign = 1.0 if rises_are_better(scores, higher_is_better=higher_is_better, score_kind=score_kind) else -1.0
     known = [score for index in shown if (score := scores[index]) is not None]
     if len(set(known)) < 2:
         return None

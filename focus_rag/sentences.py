@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Not after the initial of a name or a title before it: "J. R. Lee", "Dr. Lee".
+# Not after the initial of a name, a title before it, or what always goes on: "J. R. Lee", "Dr. Lee", "cf. Lee".
 _SENTENCE_END: Final = re.compile(
-    r"(?<=[.!?\u061f\u06d4])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)(?<!\bProf\.)"
+    r"(?<=[.!?\u061f\u06d4])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|Lt|cf|vs)\.)"
+    r"(?<!\b(?:Mrs|Gen|Col|Sgt|Rev|Hon|Sen|Rep|Gov|e\.g|i\.e)\.)(?<!\b(?:Prof|Capt|Pres)\.)"
     r"[\"')\]\u201d\u2019\u00bb]*\s+(?=[\"'(\[\u201c\u2018\u00ab]?[^\W_a-z])"
 )
 # What ends a sentence as it is laid out: a blank line, the next item of a list; and the full stops after which no space
@@ -20,9 +21,8 @@ _BEFORE_A_NUMBER: Final = re.compile(
     r"\b(?:Art|Ch|Eq|Figs?|Nos?|Nr|pp?|Sec|Vol|approx|ca?|b|d|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.\s+\Z",
     re.IGNORECASE,
 )
-_BEFORE_ANYTHING: Final = re.compile(
-    r"\b(?:cf|vs|e\.g|i\.e|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Sen|Rep|Gov|Pres)\.\s+\Z|(?:\A|\n)[ \t]*\d{1,3}\.\s+\Z"
-)
+_BEFORE_A_BRACKET: Final = re.compile(r"\bal\.\s+\Z")
+_NUMBER_OF_AN_ITEM: Final = re.compile(r"(?:\A|\n)[ \t]*\d{1,3}\.\s+\Z")
 _DAY: Final = re.compile(r"\b[0-3]?\d\.\s+\Z")
 _GERMAN_MONTH: Final = re.compile(
     "Januar|Februar|M\u00e4rz|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
@@ -42,8 +42,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _goes_on(match: re.Match[str]) -> bool:
-    """Whether what looks like an end is an abbreviation's: in the same paragraph small letters follow, of whatever
-    script, or the number that it announces.
+    """Whether what looks like an end is an abbreviation's or a number's: in the same paragraph small letters follow, of
+    whatever script, or what it announces.
     """
     text, end = match.string, match.end()
     following = text[end : end + 1]
@@ -52,8 +52,8 @@ def _goes_on(match: re.Match[str]) -> bool:
     near = max(end - 12, 0)
     return (
         following.islower()
-        or _BEFORE_ANYTHING.search(text, near, end) is not None
-        or (following == "(" and re.search(r"\bal\.\s+\Z", text[near:end]) is not None)
+        or _NUMBER_OF_AN_ITEM.search(text, near, end) is not None
+        or (following == "(" and _BEFORE_A_BRACKET.search(text, near, end) is not None)
         or (following.isdigit() and _BEFORE_A_NUMBER.search(text, near, end) is not None)
         or (_GERMAN_MONTH.match(text, end) is not None and _DAY.search(text, near, end) is not None)
     )

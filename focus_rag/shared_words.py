@@ -32,7 +32,6 @@ _STEM = 6
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORDS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|([^\W{_UNSPACED}]+)")
 _UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,400}}")
-_TERMS = re.compile(rf"(?=([{_UNSPACED}]{{2}}))|((?:(?![{_UNSPACED}])\w)+)")
 _SIGN = re.compile(rf"(?!\d)[{_UNSPACED}]")  # numbers are words
 # English words that ask or join; among few passages, rarity alone does not tell that they say nothing. In other
 # languages it has to.
@@ -53,7 +52,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 def terms_of(text: str) -> list[str]:
     """Words to search for; of the languages that are written without spaces, pairs of neighbouring signs."""
-    return [pair or word for pair, word in _TERMS.findall(text)]
+    return [pair or word for pair, word in _WORDS.findall(text)]
 
 
 def signs_apart(text: str) -> str:
@@ -111,5 +110,4 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[str]:
-    found = (pair or word for pair, word in _WORDS.findall(text.casefold()))
-    return [word[:_STEM] for word in found if word not in _SAY_NOTHING]
+    return [word[:_STEM] for word in terms_of(text.casefold()) if word not in _SAY_NOTHING]

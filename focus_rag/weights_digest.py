@@ -1,5 +1,5 @@
-"""Short names for what decides what a model writes: its weights, told without reading all of them, its tokenizer and
-its own generation settings.
+"""What decides what a model writes: its weights, by a short name that is told without reading all of them, and its own
+generation settings.
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ def weights_digest(model: nn.Module) -> str:
             flat = weight.detach().flatten()
             digest.update(flat[:: max(flat.numel() // _SAMPLED, 1)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def prompt_digest(tokenizer: Any) -> str:
-    """Sixteen hexadecimal digits of the vocabulary and of the chat template: both decide what a model is shown."""
-    whole = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 
 def own_generation(model: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from focus_rag.evaluation.cases import Case, CaseSource
 from focus_rag.evaluation.questions import Plan
 from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.generator import FocusGenerator
-from focus_rag.weights_digest import own_generation, prompt_digest, weights_digest
+from focus_rag.weights_digest import own_generation, weights_digest
 from focus_rag.whole_files import write_whole
 
 RUN, ANSWERS, SPEED = "run.json", "answers.jsonl", "speed.json"
@@ -56,7 +56,7 @@ def described(
         "grading": settings.grading_of(profile),
         "dtype": str(next(generator.model.parameters()).dtype),
         "weights": weights_digest(generator.model),
-        "tokenizer": prompt_digest(generator.tokenizer),
+        "tokenizer": _prompt_hash(generator.tokenizer),
         "generation": own_generation(generator.model),
         "layout": generator.prompts.layout.model_dump(mode="json"),
         "window": generator.context_window,
@@ -69,6 +69,12 @@ def described(
             "rouge-score": _version("rouge-score"),
         },
     }
+
+
+def _prompt_hash(tokenizer: Any) -> str:
+    """Of the vocabulary and of the chat template: both decide what the model is shown."""
+    whole = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
 
 def _questions_hash(groups: Sequence[Sequence[Case]]) -> str:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from focus_rag.errors import InvalidInputError
+from focus_rag.fitting.estimate import SAME, unseen_share
 
 _RESAMPLES = 2000
 _LEVEL = 0.05
-_SAME = 1e-9  # by which values differ that only rounding tells apart
 _BLOCK = 2_000_000  # values drawn at once
 
 
@@ -90,8 +90,8 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = _
     if array.size == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     if (array == array[0]).all() and array[0] in (0.0, 1.0):
-        open_end = (_LEVEL / 2) ** (1 / array.size)
-        low, high = (open_end, 1.0) if array[0] == 1.0 else (0.0, 1.0 - open_end)
+        unseen = unseen_share(array.size)
+        low, high = (1.0 - unseen, 1.0) if array[0] == 1.0 else (0.0, unseen)
     else:
         low, high = np.quantile(_resampled_means(array, seed, resamples), [_LEVEL / 2, 1 - _LEVEL / 2])
     return Interval(float(array.mean()), float(low), float(high), int(array.size))
@@ -118,9 +118,9 @@ def paired_difference(
     difference = np.asarray(method, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     if difference.size == 0:
         return Difference(math.nan, math.nan, math.nan, math.nan, 0)
-    if np.ptp(difference) < _SAME:  # resampling only ever finds the same again
-        off = 1.0 - (_LEVEL / 2) ** (1 / difference.size)
-        low, high = max(difference[0] - off, -1.0), min(difference[0] + off, 1.0)
+    if np.ptp(difference) < SAME:  # resampling only ever finds the same again
+        unseen = unseen_share(difference.size)
+        low, high = max(difference[0] - unseen, -1.0), min(difference[0] + unseen, 1.0)
     else:
         low, high = np.quantile(_resampled_means(difference, seed, resamples), [_LEVEL / 2, 1 - _LEVEL / 2])
     changed = difference[difference != 0]

@@ -190,14 +190,12 @@ def _that_fit(given: ExampleSet, model: nn.Module, tokenizer: Any, settings: Fit
     shown: dict[str, Example] = {}
     too_long: dict[str, list[Example]] = {_QUESTION_TOO_LONG: [], _GOLD_TOO_LONG: []}
     for one in given.examples:
-        if not bare.prompts.has_room_for(one.question, max_tokens=room):
-            too_long[_QUESTION_TOO_LONG].append(one)
-            continue
         worst_first = [index for index in reversed(one.best_first()) if index not in one.gold]
         try:
             prompt = bare.prompts.from_question(one.question, one.passages, max_tokens=room, drop_order=worst_first)
         except PromptTooLongError:
-            too_long[_GOLD_TOO_LONG].append(one)
+            fits = bare.prompts.has_room_for(one.question, max_tokens=room)
+            too_long[_GOLD_TOO_LONG if fits else _QUESTION_TOO_LONG].append(one)
             continue
         kept = one.of_these([index for index in range(len(one.passages)) if index not in prompt.dropped])
         if len(kept.passages) > len(kept.gold):

@@ -16,7 +16,7 @@ from focus_rag.examples import Example
 from focus_rag.fingerprint import Fingerprint
 from focus_rag.fitting.settings import FitSettings
 from focus_rag.profile import FocusProfile
-from focus_rag.weights_digest import own_generation, prompt_digest, weights_digest
+from focus_rag.weights_digest import own_generation, weights_digest
 from focus_rag.whole_files import write_whole
 
 
@@ -70,7 +70,8 @@ def fit_digest(
         )
         found.update(repr(what).encode("utf-8", "replace"))
     dtype = str(next(model.parameters()).dtype)
-    for part in (weights_digest(model), dtype, prompt_digest(tokenizer), json.dumps(own_generation(model))):
+    template = str(getattr(tokenizer, "chat_template", None))  # the vocabulary is in the fingerprint
+    for part in (weights_digest(model), dtype, template, json.dumps(own_generation(model))):
         found.update(part.encode())
     if directions_of is not None:
         found.update(directions_of.digest.encode())

@@ -89,19 +89,22 @@ def list_files(folder: str | Path, settings: DocumentSettings | None = None) -> 
     Raises:
         DocumentError: Nothing is there, nothing of a known kind is, or too much is.
     """
-    settings = settings or DocumentSettings()
-    root = user_path(folder)
+    return _found(user_path(folder), settings or DocumentSettings())[0]
+
+
+def _found(root: Path, settings: DocumentSettings) -> tuple[list[Path], list[DocumentError]]:
+    """The files of `list_files`, and the folders that cannot be read."""
     kinds = ", ".join(SUFFIXES)
     if not root.exists():
         raise DocumentError(f"No such folder: {root}. Give a folder that holds documents ({kinds}).")
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES:
             raise DocumentError(f"Cannot read {root}: its kind is not one of {kinds}.")
-        return [root]
-    files, _ = _below(root, settings)
+        return [root], []
+    files, errors = _below(root, settings)
     if not files:
         raise DocumentError(f"No documents in {root}: looked for {kinds} in it and the folders below.")
-    return files
+    return files, errors
 
 
 def _below(root: Path, settings: DocumentSettings) -> tuple[list[Path], list[DocumentError]]:
@@ -184,8 +187,7 @@ def read_folder(
     """
     root = user_path(folder)
     documents: list[Document] = []
-    files = list_files(root, settings)
-    left_out = [] if root.is_file() else _below(root, settings or DocumentSettings())[1]
+    files, left_out = _found(root, settings or DocumentSettings())
     for path in files:
         name = path.name if root.is_file() else path.relative_to(root).as_posix()
         try:

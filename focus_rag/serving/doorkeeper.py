@@ -29,19 +29,19 @@ class Doorkeeper:
         self._key = settings.api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._refusal(scope) or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """What is said to who is not let in."""
         if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) == "/health":
-            await self.app(scope, receive, send)
-        elif self._key is None:
-            if _is_elsewhere(scope):
-                said = "Without an API key only this machine is answered: give the server a key."
-                await _refusal(403, said, {})(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-        elif not hmac.compare_digest(_sent_key(scope), self._key.get_secret_value().encode()):
-            said = "The API key is missing or wrong: send it as `Authorization: Bearer KEY`."
-            await _refusal(401, said, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+            return None
+        if self._key is None:
+            said = "Without an API key only this machine is answered: give the server a key."
+            return _refused(403, said, {}) if _is_elsewhere(scope) else None
+        if hmac.compare_digest(_sent_key(scope), self._key.get_secret_value().encode()):
+            return None
+        said = "The API key is missing or wrong: send it as `Authorization: Bearer KEY`."
+        return _refused(401, said, {"WWW-Authenticate": "Bearer"})
 
 
 def _sent_key(scope: Scope) -> bytes:
@@ -64,7 +64,7 @@ def _is_elsewhere(scope: Scope) -> bool:
     return not (mapped or address).is_loopback
 
 
-def _refusal(status: int, said: str, headers: dict[str, str]) -> JSONResponse:
+def _refused(status: int, said: str, headers: dict[str, str]) -> JSONResponse:
     # What is left of the body is not read.
     body = error_body(said, "authentication_error")
     return JSONResponse(body, status, {**headers, "connection": "close"})
