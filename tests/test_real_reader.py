@@ -634,6 +634,33 @@ def test_a_run_begins_from_a_saved_model_and_leaves_the_copying_out(folder: Path
         train.ReaderTrainer(folder, tmp_path / "three", settings, start=folder)
 
 
+def test_a_run_begins_only_from_a_model_with_the_tokens_of_its_pack(
+    sources: Sources, folder: Path, pack: Pack, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    build_pack(sources, vocab_size=len(pack.tokenizer), world_texts=300).save(other)
+    assert Pack.load(other).tokenizer.get_vocab() != pack.tokenizer.get_vocab()
+    first = train.ReaderTrainer(folder, tmp_path / "one", SETTINGS)
+    first.checkpoint()
+    with pytest.raises(InvalidInputError, match="other tokens than the pack"):
+        train.ReaderTrainer(other, tmp_path / "two", SETTINGS, start=tmp_path / "one" / "model")
+
+
+def test_a_pack_takes_the_tokenizer_of_the_reader_that_is_trained_further(
+    files: tuple[Path, Path], folder: Path, pack: Pack, tmp_path: Path
+) -> None:
+    train.ReaderTrainer(folder, tmp_path / "one", SETTINGS).checkpoint()
+    saved = tmp_path / "one" / "model"
+    given = ["--squad", str(files[0]), "--questions", str(files[1]), "--out", str(tmp_path / "pack")]
+    build_pack_module.main([*given, "--tokenizer", str(saved)])
+    again = Pack.load(tmp_path / "pack")
+    assert again.tokenizer.get_vocab() == pack.tokenizer.get_vocab()
+    assert again.texts.values.tolist() == pack.texts.values.tolist()
+    train.ReaderTrainer(tmp_path / "pack", tmp_path / "two", SETTINGS, start=saved)
+    with pytest.raises(SystemExit):
+        build_pack_module.main([*given, "--tokenizer", str(tmp_path)])
+
+
 def test_the_compact_form_is_half_as_large_and_close(folder: Path, tmp_path: Path) -> None:
     trainer = train.ReaderTrainer(folder, tmp_path / "run", SETTINGS)
     trainer.run(steps=2)

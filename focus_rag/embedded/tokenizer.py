@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focus_rag.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -82,7 +84,18 @@ def wrap(model: Any) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer saved in `folder`."""
+    """The tokenizer saved in `folder`.
+
+    Raises:
+        InvalidInputError: There is none, or it cannot be read.
+    """
     from tokenizers import Tokenizer
 
-    return wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    try:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        # What the tokenizers library raises for damaged files has no type of its own.
+        return wrap(Tokenizer.from_str(text))
+    except Exception as error:
+        raise InvalidInputError(
+            f"{folder} holds no tokenizer ({error}): give the folder of a saved reader, with its tokenizer.json."
+        ) from error

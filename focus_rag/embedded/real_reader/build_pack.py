@@ -19,7 +19,7 @@ from focus_rag.embedded import names, world
 from focus_rag.embedded.real_reader.pack import Pack, Ragged
 from focus_rag.embedded.real_reader.sources import Asked, Sources, holds
 from focus_rag.embedded.real_text import fillings, sentence_ranges
-from focus_rag.embedded.tokenizer import train_tokenizer
+from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
 from focus_rag.errors import InvalidInputError
 from focus_rag.search.bm25 import BM25
 
@@ -34,7 +34,14 @@ _SPACE = "\u0120"
 """The token of a space that stands alone."""
 
 
-def build_pack(sources: Sources, *, vocab_size: int = 16_384, hard: int = 8, world_texts: int = 20_000) -> Pack:
+def build_pack(
+    sources: Sources,
+    *,
+    vocab_size: int = 16_384,
+    hard: int = 8,
+    world_texts: int = 20_000,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Pack:
     """Tokenise what was read.
 
     Args:
@@ -42,6 +49,7 @@ def build_pack(sources: Sources, *, vocab_size: int = 16_384, hard: int = 8, wor
         vocab_size: Tokens of the tokenizer, learnt on the training part and on generated text.
         hard: Paragraphs that BM25 ranks high, for each question that brought none.
         world_texts: Generated texts for the tokenizer.
+        tokenizer: The one to use, of the reader that a training is to begin from; None learns one.
 
     Raises:
         InvalidInputError: No question, or nothing to train on beside what is held out.
@@ -53,9 +61,11 @@ def build_pack(sources: Sources, *, vocab_size: int = 16_384, hard: int = 8, wor
             f"{len(sources.questions)} questions were read; a pack needs some to train on and some on held-out "
             "articles (one article in ten)."
         )
+    if tokenizer is not None:
+        vocab_size = len(tokenizer)
     if not 300 <= vocab_size <= 65_536:
         raise InvalidInputError(f"vocab_size must be 300 to 65,536 (tokens are stored in two bytes); got {vocab_size}.")
-    tokenizer = train_tokenizer(_tokenizer_texts(sources, world_texts), vocab_size)
+    tokenizer = tokenizer or train_tokenizer(_tokenizer_texts(sources, world_texts), vocab_size)
     titles = {"": 0}
     for text in sources.texts:
         titles.setdefault(text.title, len(titles))
@@ -217,7 +227,11 @@ def main(arguments: list[str] | None = None) -> None:
         default=[],
         help="evaluation files; their questions and gold passages are left out",
     )
-    parser.add_argument("--vocab-size", type=int, default=16_384)
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument("--vocab-size", type=int, default=16_384, help="tokens of the tokenizer that is learnt")
+    vocabulary.add_argument(
+        "--tokenizer", type=Path, help="folder of the saved reader that the training is to begin from (--start)"
+    )
     parser.add_argument("--hard", type=int, default=8, help="hard distractors found for each question that brings none")
     parser.add_argument("--fit-questions", type=int, default=400, help="held-out questions written for `focus-rag fit`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
@@ -230,7 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
             sources.read_articles(file)
         for file in given.questions:
             sources.read_questions(file)
-        pack = build_pack(sources, vocab_size=given.vocab_size, hard=given.hard)
+        tokenizer = load_tokenizer(given.tokenizer) if given.tokenizer else None
+        pack = build_pack(sources, vocab_size=given.vocab_size, hard=given.hard, tokenizer=tokenizer)
         given.out.mkdir(parents=True, exist_ok=True)
         with gzip.open(given.out / "held_out.jsonl.gz", "wt", encoding="utf-8") as lines:
             lines.writelines(

@@ -27,6 +27,7 @@ from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
 from focus_rag.embedded.real_reader.pack import Pack
 from focus_rag.embedded.real_reader.stream import Batch, Stream, StreamSettings, batch_of
 from focus_rag.embedded.rows import Row
+from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.embedded.train import TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
 
@@ -159,7 +160,8 @@ class ReaderTrainer:
 
     Raises:
         InvalidInputError: The model is larger than a checkpoint may be, there is nothing to resume, there is something
-            that would be overwritten, or the checkpoint belongs to another pack or shape.
+            that would be overwritten, the checkpoint belongs to another pack or shape, or the model to begin from has
+            other tokens than the pack.
     """
 
     def __init__(
@@ -200,6 +202,7 @@ class ReaderTrainer:
             self._load_progress(saved)
         elif start is not None:
             load_weights(self.model, start)
+            self._require_its_tokens(start)
             self.progress.started = True
         if self.progress.started:
             read = tuple(mix for mix in settings.curriculum if set(mix.shares) != {"world"})
@@ -229,6 +232,13 @@ class ReaderTrainer:
                 layer.compile(dynamic=True)
             self._meet_compiler()
         self._dev: dict[int, list[Batch]] | None = None
+
+    def _require_its_tokens(self, start: Path) -> None:
+        """A vocabulary of the same size with other words in it would fit the weights and scramble them."""
+        if load_tokenizer(start).get_vocab() != self.pack.tokenizer.get_vocab():
+            raise InvalidInputError(
+                f"The reader in {start} has other tokens than the pack: make the pack with `--tokenizer {start}`."
+            )
 
     def _meet_compiler(self) -> None:
         """Have the layers compiled, forward and backward, while the workers draw the first pool."""
