@@ -85,13 +85,48 @@ def test_without_lineage_the_query_in_the_prompt_decides_between_retrievals() ->
 
 def test_without_lineage_or_query_the_retrieval_that_explains_most_wins_and_ties_lose_their_scores() -> None:
     registry, found = PassageRegistry(), texts(5)
-    registry.put("a", rows(found[:3], [0.9, 0.8, 0.7]), query="one")
     registry.put("b", rows(found[1:4], [0.6, 0.5, 0.4]), query="two")
+    registry.put("a", rows(found[:3], [0.9, 0.8, 0.7]))
     best = registry.lookup(None, "\n".join(found[:3]))
     assert [p.score for p in best.passages] == [0.9, 0.8, 0.7]
     tied = registry.lookup(None, "\n".join(found[1:3]))
     assert [p.score for p in tied.passages] == [None, None]
     assert "several queries" in tied.note
+
+
+def test_passages_of_a_question_that_is_not_asked_here_lose_scores_and_question() -> None:
+    registry, found = PassageRegistry(), texts(3)
+    registry.put("somebody else", rows(found, [0.9, 0.8, 0.7]), query="Who built the mill?")
+    got = registry.lookup(None, "\n".join(found) + "\nWho burnt it down?")
+    assert (got.how, got.query, [p.score for p in got.passages]) == ("registry", None, [None] * 3)
+    assert "does not stand in the prompt" in got.note
+    asked = registry.lookup(None, "\n".join(found) + "\nwho built\nthe mill?")
+    assert (asked.query, [p.score for p in asked.passages]) == ("Who built the mill?", [0.9, 0.8, 0.7])
+
+
+def test_a_conversation_is_about_its_last_question() -> None:
+    registry, found = PassageRegistry(), texts(4)
+    registry.put("a", rows(found[:2], [0.9, 0.8]), query="Who built it?")
+    registry.put("b", rows(found[2:], [0.7, 0.6]), query="Who burnt it?")
+    first, second = "\n".join(found[:2]) + "\nWho built it?", "\n".join(found[2:]) + "\nWho burnt it?"
+    assert registry.lookup(None, f"{first}\nAnn Cole.\n{second}").query == "Who burnt it?"
+    together = "\n".join(found) + "\nWho built it? Who burnt it?"
+    assert registry.lookup(None, together).query == "Who built it? Who burnt it?"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_scores_of_several_searches_are_compared_only_by_who_ranks_by_them(fused: bool) -> None:
+    registry, found = PassageRegistry(), texts(4)
+    scores = [0.9, 0.5, 0.8, 0.4]
+    _, outer, call = chain(registry)
+    for i in range(2):
+        registry.record(f"base {i}", outer, query=f"rewritten {i}", source="store")
+        registry.put(f"base {i}", rows(found[2 * i : 2 * i + 2], scores[2 * i : 2 * i + 2]))
+    order = [0, 2, 1, 3] if fused else [0, 1, 2, 3]
+    registry.put(outer, rows([found[i] for i in order], [scores[i] for i in order]), query="q", source="store")
+    got = registry.lookup(call, "\n".join(found) + "\nq")
+    assert [p.score for p in got.passages] == (scores if fused else [None] * 4)
+    assert ("several searches" in got.note) != fused and got.query == "q"
 
 
 def test_passages_that_were_not_retrieved_together_lose_their_scores() -> None:
@@ -112,7 +147,7 @@ def test_the_later_of_two_retrievals_with_the_same_query_counts() -> None:
     registry, found = PassageRegistry(), texts(3)
     registry.put("a", rows(found, [0.9, 0.8, 0.7]), query="one")
     registry.put("b", rows(found, [3.0, 2.0, 1.0]), query="one")
-    assert [p.score for p in registry.lookup(None, "\n".join(found)).passages] == [3.0, 2.0, 1.0]
+    assert [p.score for p in registry.lookup(None, "\n".join(found) + "\none").passages] == [3.0, 2.0, 1.0]
 
 
 def test_a_reranker_overrides_scores_and_handing_on_without_scores_loses_none() -> None:
@@ -147,7 +182,7 @@ def test_white_space_truncation_and_reordering_are_survived() -> None:
     spaced = [text.replace(" ", "\n  ", 7) for text in found]
     _, retriever, call = chain(registry)
     registry.put(retriever, rows(spaced, [0.3, 0.2, 0.1]), query="q")
-    prompt = f"> {found[2]}\n\n{found[0][: len(found[0]) // 2]}"
+    prompt = f"> {found[2]}\n\n{found[0][: len(found[0]) // 2]}\n\nq"
     for run in (call, None):
         assert [p.score for p in registry.lookup(run, prompt).passages] == [0.1, 0.3]
 
@@ -255,11 +290,11 @@ def test_what_a_run_was_recorded_with_goes_for_what_it_returns() -> None:
     registry, found = PassageRegistry(), texts(4)
     registry.record("root")
     for name, part in (("bm25", found[:2]), ("faiss", found[2:])):
-        registry.record(name, "root", gate=True, query=f"asked of {name}", source=name)
+        registry.record(name, "root", gate=True, query="asked of both", source=name)
         registry.put(name, rows(part, [0.9, 0.8]))
     registry.record("call", "root")
     assert "different retrievers" in registry.lookup("call", "\n".join(found)).note
-    assert [p.score for p in registry.lookup(None, f"{found[0]}\nasked of bm25").passages] == [0.9]
+    assert [p.score for p in registry.lookup(None, f"{found[0]}\nasked of both").passages] == [0.9]
 
 
 @pytest.mark.parametrize(
@@ -431,10 +466,10 @@ class _Vanishing(Retrieval):
 
 def test_a_retrieval_evicted_between_two_looks_at_it_stops_nothing() -> None:
     text = StoredText("A text that stood in the prompt a moment ago.")
-    hit = Hit(Origin("store", True))
+    hit = Hit(Origin("store", "q", True))
     hit.scores, hit.ids = [0.5], [None]
     recent = [Retrieval("q", {text: hit}), _Vanishing("other", {text: hit})]
-    assert [passage.score for passage in from_registry(text.text, {text: [0]}, recent, 0).passages] == [0.5]
+    assert [passage.score for passage in from_registry(f"{text.text} q", {text: [0]}, recent, 0).passages] == [0.5]
 
 
 def test_scores_that_coincide_with_those_of_another_retriever_keep_their_own_orientation() -> None:

@@ -12,7 +12,8 @@ content, and the runs only rank who may have retrieved them:
 
 `lookup` looks among the passages of the run and its ancestors, nearest first (*lineage*); if none of them stands in the
 prompt, among all recent ones (*registry*), where a text that several queries retrieved gets the scores of the query
-that stands in the prompt, and where a few words of it, as an answer quotes them, do not count. Calls inside a gate (a
+that stands in the prompt, where passages of a query that does not stand there have neither scores nor a question, and
+where a few words of a text, as an answer quotes them, do not count. Calls inside a gate (a
 reranker that asks the model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or
 told apart are withheld, never guessed.
 
@@ -205,8 +206,10 @@ class PassageRegistry:
                 elif told is not None and told != higher_is_better:
                     higher_is_better = None
                 asked = next((run.asked for run in lineage if run.asked), None)
-                own = Origin(source, higher_is_better)
-                repeated = self._new_retrieval(query, asked, rows, lambda *hit: given(*hit) or own, earlier)
+                own = Origin(source, query or asked, higher_is_better)
+                repeated = self._new_retrieval(
+                    query, asked, rows, lambda *hit: given(*hit) or own, earlier, is_ranked=told is not None
+                )
             for run in lineage:
                 run.hold(repeated, self.max_retrievals)
             self._shrink()
@@ -231,8 +234,12 @@ class PassageRegistry:
         rows: Sequence[_Row],
         origin_of: Callable[[StoredText, float | None], Origin],
         earlier: Sequence[Retrieval],
+        *,
+        is_ranked: bool,
     ) -> Retrieval:
-        """File rows; texts that repeat a hit of an earlier retrieval, or have no score, keep that hit."""
+        """File rows, which may stand in the order of their scores; texts that repeat a hit of an earlier retrieval, or
+        have no score, keep that hit.
+        """
         hits: dict[StoredText, Hit] = {}
         for content, score, id_ in rows:
             text = self._remembered(content)
@@ -246,7 +253,7 @@ class PassageRegistry:
             query = query or next((r.query for r in earlier[:_NEAREST] if r.query and _share_parts(r.hits, hits)), None)
         for text, hit in hits.items() if earlier else ():
             hits[text] = next((old for r in earlier if (old := r.hits.get(text)) and old.agrees(hit)), hit)
-        retrieval = Retrieval(query, hits, asked)
+        retrieval = Retrieval(query, hits, asked, is_ranked=is_ranked)
         for text in hits:
             text.found_by(retrieval)
         self._retrievals.append(retrieval)

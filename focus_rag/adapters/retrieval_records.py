@@ -74,12 +74,13 @@ class StoredText:
 
 
 class Origin:
-    """Who gave a score, and which way up it is."""
+    """Who gave a score, in which search, and which way up it is."""
 
-    __slots__ = ("higher_is_better", "source")
+    __slots__ = ("higher_is_better", "search", "source")
 
-    def __init__(self, source: str | None, higher_is_better: bool | None) -> None:
+    def __init__(self, source: str | None, search: str | None, higher_is_better: bool | None) -> None:
         self.source = source
+        self.search = search
         self.higher_is_better = higher_is_better
 
 
@@ -106,13 +107,20 @@ class Hit:
 class Retrieval:
     """The result of one retrieval. Eviction empties `hits`, so that runs and texts may go on pointing here."""
 
-    __slots__ = ("asked", "hits", "query", "serial")
+    __slots__ = ("asked", "hits", "is_ranked", "query", "serial")
 
-    def __init__(self, query: str | None, hits: dict[StoredText, Hit], asked: str | None = None) -> None:
+    def __init__(
+        self, query: str | None, hits: dict[StoredText, Hit], asked: str | None = None, *, is_ranked: bool = False
+    ) -> None:
         self.query = query
         self.asked = asked
         self.hits = hits
+        self.is_ranked = is_ranked
         self.serial = next(_SERIALS)
+
+    def search_of(self, hit: Hit) -> str | None:
+        """In which search a hit got its score: this one where it ranked them all, else the one that the hit is from."""
+        return (self.query or self.asked) if self.is_ranked else hit.origin.search
 
     def asked_in(self, prompt: str) -> str | None:
         """What it was for; where nobody knows, what the run that brought it was given, if that stands in the prompt."""
@@ -147,6 +155,9 @@ def from_registry(
         (place, _), covered, _ = fits[best]
         if place < 0 and covered < len(places):
             return captured(prompt, places, order, "registry", retrieved, "these passages were not retrieved together")
+        if place < 0 and best.query and not _says(prompt, best.query):
+            doubt = "what these passages were retrieved for does not stand in the prompt"
+            return captured(prompt, places, order, "registry", retrieved, doubt)
         # The same query twice is a retriever and the reranker around it: the later one counts.
         others = [
             retrieval
@@ -189,7 +200,7 @@ def captured(
             continue
         if hit.is_scored:
             origins.add(hit.origin)
-            searches.add(retrieval.query or retrieval.asked)
+            searches.add(retrieval.search_of(hit))
         if asked := retrieval.asked_in(prompt):
             queries[asked] = None
         for i, start in enumerate(starts):
@@ -197,17 +208,35 @@ def captured(
             found.append((start, text.text, hit.scores[known], hit.ids[known]))
     found.sort(key=lambda row: row[0])
     # In doubt about the retrieval, whose question it is must not be guessed; one about scores alone says nothing of it.
-    query = None if doubt else " ".join(queries) or None
-    if len({origin.source for origin in origins} - {None}) > 1:
-        doubt = doubt or "the scores come from different retrievers and cannot be compared"
+    query = None if doubt else " ".join(_being_answered(queries, prompt, [row[0] for row in found])) or None
     if len(searches - {None}) > 1:
         doubt = doubt or "the scores come from several searches and cannot be compared"
+    if len({origin.source for origin in origins} - {None}) > 1:
+        doubt = doubt or "the scores come from different retrievers and cannot be compared"
     ways = {origin.higher_is_better for origin in origins} - {None}
     if len(ways) > 1:
         doubt = doubt or "some scores are distances and some are similarities"
     passages = tuple(Passage(text, None if doubt else score, id=id_) for _, text, score, id_ in found if text)
     way = None if doubt or not ways else ways.pop()
     return CapturedPassages(passages, how if passages else "none", way, query, None, retrieved, doubt)
+
+
+def _being_answered(queries: Iterable[str], prompt: str, starts: Sequence[int]) -> list[str]:
+    """Without the questions of a conversation that are answered already: passages stand between them and the last one.
+
+    Args:
+        queries: What the passages were retrieved for.
+        prompt: What the model is shown.
+        starts: First characters of the passages.
+    """
+    ends = {query: query_rank(query, prompt)[0] for query in queries}
+    last = max(ends.values(), default=-1)
+    return [query for query, end in ends.items() if end < 0 or not any(end <= start < last for start in starts)]
+
+
+def _says(prompt: str, query: str) -> bool:
+    """Whether a query stands in a prompt, in whatever case and white space."""
+    return " ".join(query.split()).casefold() in " ".join(prompt.split()).casefold()
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:
