@@ -72,7 +72,8 @@ class FittedAlpha(_Policy):
     """Alpha measured on labelled questions: a grid over passage count and noise, bilinear between its knots.
 
     Interpolation runs over (log count, noise), so it is monotone wherever the knots are and never leaves
-    their range; outside the grid the nearest edge holds. One passage or none: 0.
+    their range; outside the grid the nearest edge holds. Among fewer passages than the first count above 1 it is 0:
+    there nothing was measured.
 
     Attributes:
         counts: Passage counts of the knots, rising, at least 1.

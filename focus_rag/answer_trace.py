@@ -27,6 +27,9 @@ def trace_answer(
 ) -> AnswerTrace:
     """Answer a question and keep the attention behind each token.
 
+    The tokens are those that the answer's text is cut into: where the model wrote it in others, as it may a number, the
+    shares are those of the text written so.
+
     Args:
         generator: The generator; without a profile there are no contextual heads, and no token has shares.
         question: The question.

@@ -271,6 +271,11 @@ def _refuse_by_name(family: str, config: Any) -> None:
             f"{family!r} attends twice in each layer and subtracts the one from the other, so a head has no attention "
             f"of its own to steer or to measure. {_SUPPORTED}"
         )
+    if getattr(config, "reorder_and_upcast_attn", False) and config._attn_implementation == "eager":
+        raise UnsupportedModelError(
+            f"{family!r} with reorder_and_upcast_attn computes eager attention itself and cannot be steered there: "
+            "load it with attn_implementation='sdpa'."
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     linear = sorted(
         kind for kind in kinds if "linear" in kind or "mamba" in kind or "conv" in kind or "recurrent" in kind

@@ -14,8 +14,8 @@ The estimate is ``1 - expected relevant passages / passages`` with
 Both features ignore shifts and positive rescalings, so squared L2, inner product and BM25 may be handed over
 as they are. The shape of a list cannot tell "all good" from "all bad"; only a known scale can: for
 `score_kind` "probability" and "cross_encoder_logit" the expected number of relevant passages is the sum of
-the probabilities, and for "cosine" and "bm25" a score of zero or less is irrelevant for certain. Without at
-least three different-looking scores the count speaks alone, as if one passage were relevant: ``1 - 1 / n``.
+the probabilities, and for "cosine" and "bm25" a score of zero or less is irrelevant for certain. With fewer than
+three scores, or with equal ones alone, the count speaks, as if one passage were relevant: ``1 - 1 / n``.
 So does a list that only repeats ranks (reciprocal rank fusion of one list, equal steps).
 
 How good that is (benchmarks/noise_estimate.py). The logistic function was fitted on BM25 scores of the train questions
@@ -72,7 +72,7 @@ def estimate_noise(
         scores: One per passage, in retrieval order. None, NaN, infinities and strings that are no number
             count as missing; the passages without a score are taken to be as noisy as the others.
         higher_is_better: Orientation. By default the score kind tells it, else the order: rising scores are
-            distances.
+            distances. Where neither tells it, the higher counts as better.
         score_kind: What the retriever computes, where known. It is believed.
 
     Returns:

@@ -122,6 +122,15 @@ def test_families_nobody_listed(family, overrides):
     assert (steered(model, tiny_profile(model, site="normed")) - bare).abs().max() > 1e-2
 
 
+def test_eager_attention_that_a_model_computes_itself_is_refused_and_other_kernels_are_not():
+    changes = {"num_key_value_heads": None, "reorder_and_upcast_attn": True}
+    with pytest.raises(UnsupportedModelError, match="attn_implementation='sdpa'"):
+        ModelLayout.of(tiny_model("gpt2", attention="eager", **changes))
+    model = tiny_model("gpt2", attention="sdpa", **changes)
+    bare = model(IDS, use_cache=False).logits
+    assert (steered(model, tiny_profile(model)) - bare).abs().max() > 1e-2
+
+
 def test_the_generic_rule_does_not_pass_where_it_guesses_wrong(monkeypatch):
     """Per-head queries that the guess reads with heads and tokens swapped, and a norm after RoPE."""
     monkeypatch.delitem(model_layout._FAMILIES, "llama4_text")

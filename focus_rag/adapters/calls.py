@@ -57,7 +57,12 @@ class FocusCall:
 
     def report(self, answer: Answer) -> dict[str, Any]:
         """What a framework's response carries of the answer, in plain JSON types."""
-        return {**answer.report(), "found": self.found, "note": self.note}
+        return {
+            **answer.report(),
+            "finish_reason": answer.finish_reason,
+            "found": self.found,
+            "note": self.note,
+        }
 
 
 class FocusSettings(BaseModel):
@@ -84,6 +89,7 @@ class FocusSettings(BaseModel):
 
     Raises:
         InvalidInputError: A setting cannot be used, or the model cannot be loaded.
+        ValidationError: Of pydantic, where a setting is of no kind that its field takes.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())

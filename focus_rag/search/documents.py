@@ -42,7 +42,8 @@ class DocumentSettings(BaseModel):
     """What is read and how it is cut.
 
     Attributes:
-        chunk_words: Words a passage aims at; it ends with a sentence, so it may hold fewer, never more.
+        chunk_words: Words a passage aims at; it ends with a sentence, so it may hold fewer, never more. A sentence that
+            is longer by itself is cut.
         max_file_bytes: A larger file is refused.
         max_files: A folder with more readable files is refused.
     """

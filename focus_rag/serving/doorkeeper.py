@@ -15,7 +15,7 @@ from focus_rag.serving.settings import ServiceSettings
 
 class Doorkeeper:
     """ASGI middleware: who sends the key is let in; without a key everybody on this machine and nobody else. How the
-    server is (`/health`) is told to all.
+    server is (`/health`) is told to all; under which host names is another middleware's matter.
 
     Whoever starts an application decides where it listens, so its settings do not say who can reach it.
 

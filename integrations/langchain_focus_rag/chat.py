@@ -34,8 +34,8 @@ class ChatFocus(LangChainSettings, BaseChatModel):
     `response_metadata["focus_rag"]`: alpha, noise, reason, how the passages were found, and how much attention each
     got.
 
-    `with_structured_output` holds answers to a schema (extra `[structured]`). It has no tools (`bind_tools` raises
-    NotImplementedError) and, as a loaded model cannot be written down, is not serialised by `dumpd`. A cache answers by
+    `with_structured_output` holds answers to a schema (extra `[structured]`). It calls no tools (`bind_tools` says so)
+    and, as a loaded model cannot be written down, is not serialised by `dumpd`. A cache answers by
     prompt and settings; the scores of captured passages are not part of its key.
 
     Example:
@@ -74,6 +74,17 @@ class ChatFocus(LangChainSettings, BaseChatModel):
         of the schema: say in the prompt what is wanted.
         """
         return structured(self, schema, include_raw=include_raw, **kwargs)
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        """Refused, because the model calls no tools.
+
+        Raises:
+            NotImplementedError: Always; it is what LangChain takes for a model without tools.
+        """
+        raise NotImplementedError(
+            "ChatFocus calls no tools: retrieve before it, in a step of the chain or a node of the graph, and use "
+            "with_structured_output where its answer is to be data."
+        )
 
     def batch(
         self,

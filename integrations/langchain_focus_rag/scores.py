@@ -50,6 +50,9 @@ class ScoredVectorStoreRetriever(VectorStoreRetriever):
 def keep_scores(retriever: VectorStoreRetriever) -> ScoredVectorStoreRetriever:
     """The same retriever, with scores: `keep_scores(store.as_retriever(search_kwargs={"k": 10}))`.
 
+    Documents that several searches found with different scores are no longer equal: inside a retriever that asks in
+    several ways and merges what it gets, they come once for each way, unless `keep_best` stands around it.
+
     Args:
         retriever: What `VectorStore.as_retriever` returned, of any search type.
 

@@ -59,6 +59,7 @@ class FocusLLM(FocusSettings, CustomLLM):
 
     Raises:
         InvalidInputError: A setting cannot be used, or the model cannot be loaded.
+        ValidationError: Of pydantic, where a setting is of no kind that its field takes.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())

@@ -108,6 +108,7 @@ def test_answers_are_the_generators_own(tiny: FocusGenerator) -> None:
     assert [use["score"] for use in report["passages"]] == [d.metadata["score"] for d in found]
     assert message.usage_metadata["input_tokens"] == answer.usage.prompt_tokens
     assert message.response_metadata["finish_reason"] == answer.finish_reason
+    assert message.response_metadata["focus_rag"]["finish_reason"] == answer.finish_reason
     assert (
         chain(FocusLLM(generator=tiny), found).invoke(QUESTION)
         == tiny.generate([{"role": "user", "content": f"Human: {prompt}"}], passages=passages).text
@@ -1084,7 +1085,7 @@ def test_a_chain_of_structured_output_is_focused_as_any_other(tiny: FocusGenerat
     message = chain(llm.with_structured_output(Reply, include_raw=True), found).invoke(QUESTION)
     assert isinstance(message["parsed"], Reply) and message["parsing_error"] is None
     plain = report_of(chain(llm, found).invoke(QUESTION))
-    by_answer = dict.fromkeys(("passages", "evidence", "support", "confidence"))
+    by_answer = dict.fromkeys(("passages", "evidence", "support", "confidence", "finish_reason"))
     assert (
         {**report_of(message["raw"]), **by_answer} == {**plain, **by_answer}
         and plain["found"] == "lineage"
@@ -1173,3 +1174,8 @@ def test_passages_said_by_bind_reach_structured_output() -> None:
 def test_structured_output_by_no_known_method() -> None:
     with pytest.raises(InvalidInputError, match="method must be one of"):
         model_of("chat")[0].with_structured_output(Reply, method="telepathy")
+
+
+def test_tools_are_refused_in_words() -> None:
+    with pytest.raises(NotImplementedError, match="calls no tools"):
+        ChatFocus(RecordingGenerator()).bind_tools([])

@@ -53,6 +53,10 @@ class _ChatFocusSuite:
         return False
 
     @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
     def supports_json_mode(self) -> bool:
         return True
 
