@@ -140,6 +140,7 @@ def from_registry(
     """
     # Eviction by another thread replaces the hits of a retrieval at any time.
     hits = {retrieval: retrieval.hits for retrieval in recent}
+    said = _plain(prompt)
 
     def fit(retrieval: Retrieval) -> tuple[tuple[int, int], int, bool]:
         starts = [places[text][0] for text in hits[retrieval] if text in places]
@@ -155,7 +156,7 @@ def from_registry(
         (place, _), covered, _ = fits[best]
         if place < 0 and covered < len(places):
             return captured(prompt, places, order, "registry", retrieved, "these passages were not retrieved together")
-        if place < 0 and best.query and not _says(prompt, best.query):
+        if place < 0 and best.query and _plain(best.query) not in said:
             doubt = "what these passages were retrieved for does not stand in the prompt"
             return captured(prompt, places, order, "registry", retrieved, doubt)
         # The same query twice is a retriever and the reranker around it: the later one counts.
@@ -234,9 +235,9 @@ def _being_answered(queries: Iterable[str], prompt: str, starts: Sequence[int]) 
     return [query for query, end in ends.items() if end < 0 or not any(end <= start < last for start in starts)]
 
 
-def _says(prompt: str, query: str) -> bool:
-    """Whether a query stands in a prompt, in whatever case and white space."""
-    return " ".join(query.split()).casefold() in " ".join(prompt.split()).casefold()
+def _plain(text: str) -> str:
+    """A text in one case and with single spaces, to be looked for."""
+    return " ".join(text.split()).casefold()
 
 
 def query_rank(query: str | None, prompt: str) -> tuple[int, int]:
