@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -466,7 +468,7 @@ def test_a_run_in_parts_with_its_scratch_is_one_run(folder: Path, tmp_path: Path
         trainer.rate = lambda done: 1.0  # type: ignore[method-assign]
         trainer.run(steps=steps)
     assert trainer.restored
-    assert vars(trainer.progress) == {**vars(whole.progress), "seconds": trainer.progress.seconds}
+    assert vars(trainer.progress) == {**vars(whole.progress), "seconds": trainer.progress.seconds, "run": ANY}
     saved, wanted = trainer.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(saved[name], wanted[name]) for name in wanted)
 
@@ -492,6 +494,62 @@ def test_without_scratch_a_run_goes_on_from_the_checkpoint_and_warms_up_again(fo
     assert kinds.count("dev") == 2
     dev = next(line for line in lines(tmp_path) if line["kind"] == "dev")
     assert dev["1 passages"]["n"] == 4  # type: ignore[index]
+
+
+def test_full_weights_of_another_training_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train.ReaderTrainer(folder, tmp_path / name, SETTINGS, scratch=tmp_path / f"scratch {name}").run(steps=1)
+    resumed = [
+        train.ReaderTrainer(folder, tmp_path / "two", SETTINGS, scratch=tmp_path / f"scratch {name}", resume=True)
+        for name in ("one", "two")
+    ]
+    assert [trainer.restored for trainer in resumed] == [False, True]
+    assert resumed[0].progress.warm_from == 1
+
+
+@pytest.mark.parametrize("name", ["batch_tokens", "pool_batches", "curriculum"])
+def test_another_order_of_batches_is_not_gone_on_with(name: str, folder: Path, tmp_path: Path) -> None:
+    train.ReaderTrainer(folder, tmp_path, SETTINGS).checkpoint()
+    changed = {"batch_tokens": 1400, "pool_batches": 2, "curriculum": (MIX, MIX)}[name]
+    other = SETTINGS.model_copy(update={name: changed})
+    with pytest.raises(InvalidInputError, match=f"another {name}"):
+        train.ReaderTrainer(folder, tmp_path, other, resume=True)
+    file = tmp_path / "model" / "progress.json"
+    older = json.loads(file.read_text(encoding="utf-8"))
+    for unsaid in ("batch_tokens", "pool_batches", "curriculum", "run"):
+        del older[unsaid]
+    file.write_text(json.dumps(older), encoding="utf-8")
+    train.ReaderTrainer(folder, tmp_path, other, resume=True)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_the_checkpoint_is_replaced_loses_none(
+    renames: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = train.ReaderTrainer(folder, tmp_path, SETTINGS)
+    trainer.checkpoint()
+    trainer.progress.step, done, rename = 7, [], Path.rename
+
+    def killed(path: Path, to: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(path)
+        return rename(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.checkpoint()
+    assert train.ReaderTrainer(folder, tmp_path, SETTINGS, resume=True).progress.step == 7 * renames
+    # The new one is incomplete: the old one comes back.
+    for left in ("model.new", "model.old"):
+        shutil.rmtree(tmp_path / left, ignore_errors=True)
+    (tmp_path / "model").rename(tmp_path / "model.old")
+    (tmp_path / "model.new").mkdir()
+    again = train.ReaderTrainer(folder, tmp_path, SETTINGS, resume=True)
+    assert again.progress.step == 7 * renames
+    again.checkpoint()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_rate_falls_to_nothing_over_the_whole_budget(folder: Path, tmp_path: Path) -> None:

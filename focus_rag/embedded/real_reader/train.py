@@ -13,9 +13,10 @@ import argparse
 import json
 import math
 import random
+import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from focus_rag.embedded.rows import Row
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.embedded.train import TrainSettings
 from focus_rag.errors import FocusRagError, InvalidInputError
+from focus_rag.whole_files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,9 @@ LARGEST_FILE = "15MB"
 LARGEST_MODEL = 64_000_000
 """Bytes of a checkpoint in all, in files of at most `LARGEST_FILE`."""
 _TOKENIZER_BYTES = 2_000_000
+_PROGRESS = "progress.json"
+_FOLLOWED = ("seed", "shape", "batch_tokens", "pool_batches", "curriculum")
+"""Settings that weights and the order of the batches follow from: a resumed run has to have the same."""
 
 
 class ReaderSettings(TrainSettings):
@@ -102,6 +107,7 @@ class Progress:
         seconds: Training time so far, of all runs.
         warm_from: Step at which the optimizer states began.
         started: Whether it began from a saved model, without the stretches of copying.
+        run: Drawn once for each training, which tells it from others of the same settings.
     """
 
     step: int = 0
@@ -111,6 +117,7 @@ class Progress:
     seconds: float = 0.0
     warm_from: int = 0
     started: bool = False
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 def answer_loss(model: LlamaForCausalLM, batch: Batch, device: str, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,8 +167,8 @@ class ReaderTrainer:
 
     Raises:
         InvalidInputError: The model is larger than a checkpoint may be, there is nothing to resume, there is something
-            that would be overwritten, the checkpoint belongs to another pack or shape, or the model to begin from has
-            other tokens than the pack.
+            that would be overwritten, the checkpoint belongs to another pack or other settings, or the model to begin
+            from has other tokens than the pack.
     """
 
     def __init__(
@@ -183,7 +190,8 @@ class ReaderTrainer:
         shape = settings.shape.model_copy(update={"vocab_size": len(self.pack.tokenizer)})
         settings = settings.model_copy(update={"shape": shape})
         self.settings = settings
-        saved = out / "model" / "progress.json"
+        self._recover()
+        saved = out / "model" / _PROGRESS
         if resume != saved.exists():
             raise InvalidInputError(
                 f"There is nothing to resume in {out}: start without --resume."
@@ -204,9 +212,8 @@ class ReaderTrainer:
             load_weights(self.model, start)
             self._require_its_tokens(start)
             self.progress.started = True
-        if self.progress.started:
-            read = tuple(mix for mix in settings.curriculum if set(mix.shares) != {"world"})
-            self.settings = settings = settings.model_copy(update={"curriculum": read})
+            self._leave_copying_out()
+        settings = self.settings
         self.model.to(device)
         self.optimizers = Optimizers(self.model, settings)
         self.restored = resume and self._load_scratch()
@@ -232,6 +239,10 @@ class ReaderTrainer:
                 layer.compile(dynamic=True)
             self._meet_compiler()
         self._dev: dict[int, list[Batch]] | None = None
+
+    def _leave_copying_out(self) -> None:
+        read = tuple(mix for mix in self.settings.curriculum if set(mix.shares) != {"world"})
+        self.settings = self.settings.model_copy(update={"curriculum": read})
 
     def _require_its_tokens(self, start: Path) -> None:
         """A vocabulary of the same size with other words in it would fit the weights and scramble them."""
@@ -376,26 +387,39 @@ class ReaderTrainer:
         return self.out
 
     def checkpoint(self) -> None:
-        """Replace the checkpoint in `out`, and the full state in `scratch`."""
-        fresh = self.out_folder() / "model.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        """Replace the checkpoint in `out`, and the full state in `scratch`; a kill in between loses neither the old
+        checkpoint nor the new one.
+        """
+        fresh, model, aside = (self.out_folder() / name for name in ("model.new", "model", "model.old"))
+        for left in (fresh, aside):
+            shutil.rmtree(left, ignore_errors=True)
         save(self.model, self.pack.tokenizer, fresh, LARGEST_FILE)
-        state = {
-            **vars(self.progress),
-            "pack": self.pack.digest,
-            "seed": self.settings.seed,
-            "shape": self.settings.shape.model_dump(),
-        }
-        (fresh / "progress.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(self.out / "model", ignore_errors=True)
-        fresh.rename(self.out / "model")
+        said = json.dumps({**vars(self.progress), **self._followed()}, indent=1) + "\n"
+        write_whole(fresh / _PROGRESS, said)
+        if model.exists():
+            model.rename(aside)
+        fresh.rename(model)
+        shutil.rmtree(aside, ignore_errors=True)
         if self.scratch is not None:
-            save_state(self.scratch / STATE, self.model, self.optimizers, {"step": str(self.progress.step)})
+            save_state(self.scratch / STATE, self.model, self.optimizers, {"progress": said})
+
+    def _recover(self) -> None:
+        """Put a checkpoint back whose replacement was cut short: the new one where it is complete, or else the old."""
+        for name in ("model.new", "model.old"):
+            left = self.out / name
+            if (left / _PROGRESS).exists() and not (self.out / "model").exists():
+                left.rename(self.out / "model")
+
+    def _followed(self) -> dict[str, Any]:
+        """The pack and the settings that a checkpoint belongs to, as JSON has them."""
+        return {"pack": self.pack.digest, **self.settings.model_dump(mode="json", include=set(_FOLLOWED))}
 
     def _load_progress(self, saved: Path) -> None:
         state = json.loads(saved.read_text(encoding="utf-8"))
-        expected = {"pack": self.pack.digest, "seed": self.settings.seed, "shape": self.settings.shape.model_dump()}
-        wrong = [name for name, value in expected.items() if state.pop(name) != value]
+        if state.get("started"):
+            self._leave_copying_out()
+        # What an older checkpoint does not say, it is not refused for.
+        wrong = [name for name, value in self._followed().items() if state.pop(name, value) != value]
         if wrong:
             raise InvalidInputError(
                 f"The checkpoint in {self.out} was made with another {' and another '.join(wrong)}: resume with the "
@@ -405,9 +429,10 @@ class ReaderTrainer:
         load_weights(self.model, saved.parent)
 
     def _load_scratch(self) -> bool:
-        """Whether full-precision weights and optimizer states of this very step were there."""
+        """Whether full-precision weights and optimizer states of this very checkpoint were there."""
         file = None if self.scratch is None else self.scratch / STATE
-        if file is None or not file.exists() or state_said(file)["step"] != str(self.progress.step):
+        said = (self.out / "model" / _PROGRESS).read_text(encoding="utf-8")
+        if file is None or not file.exists() or state_said(file).get("progress") != said:
             return False
         load_state(file, self.model, self.optimizers, self.device)
         return True
