@@ -325,6 +325,27 @@ def test_exchanged_answers_stand_in_the_passage_in_place_of_the_old_ones(pack: P
     assert exchanged > 20
 
 
+def test_an_answer_that_cannot_be_exchanged_is_kept(tmp_path: Path) -> None:
+    """In brackets or quotes an answer is other tokens than by itself."""
+    rows = [
+        {
+            "question": f"When was mill {number} built?",
+            "answers": [str(1800 + number)],
+            "passages": [{"text": f"Mill {number} ({1800 + number}) is of stone.", "title": "", "is_gold": True}],
+            "split": "train",
+        }
+        for number in range(40)
+    ]
+    found = Sources()
+    found.read_questions(jsonl(tmp_path / "mills.jsonl", rows))
+    maker, rng = RowMaker(build_pack(found, vocab_size=700, world_texts=100)), random.Random(0)
+    mix = MIX.model_copy(update={"missing": 0.0, "exchanged": 1.0, "follow_ups": (0, 0)})
+    for _ in range(40):
+        row = maker.question_row(rng, mix)
+        (answer,) = turns(maker.pack, row)
+        assert f"({answer})" in maker.pack.tokenizer.decode(row.tokens)
+
+
 def test_loose_gaps_ask_for_a_word_of_a_passage_with_words_of_its_sentence(pack: Pack) -> None:
     maker, rng = RowMaker(pack), random.Random(6)
     mix = MIX.model_copy(

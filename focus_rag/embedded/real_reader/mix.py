@@ -241,13 +241,14 @@ class RowMaker:
 
     def _other_answer(self, rng: random.Random, mix: Mix, answer: Array, gold: int) -> Array | None:
         """Another name for a name, another number for a number, that does not stand in the paragraph; None where it is
-        kept.
+        kept, as in a paragraph that has it in other tokens, after a bracket, say.
         """
         kind = self.words.kind(answer.tolist())
         if kind == "phrase" or rng.random() >= mix.exchanged:
             return None
-        other = self.pack.answers[rng.choice(self._of_kind[kind])]
-        return None if _holds(self.pack.texts[gold], other) else other
+        other, text = self.pack.answers[rng.choice(self._of_kind[kind])], self.pack.texts[gold].tolist()
+        is_kept = replaced(text, answer.tolist(), other.tolist()) == text
+        return None if is_kept or _holds(self.pack.texts[gold], other) else other
 
     def _stands(self, question: int, shown: list[int], contents: list[list[int]]) -> bool:
         """Whether the answer of a question still stands in its passage as it is shown."""
