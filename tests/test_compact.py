@@ -46,6 +46,9 @@ def test_what_cannot_be_done_is_said(saved: Path, tmp_path: Path) -> None:
     compact.compact(saved, tmp_path / "small")
     with pytest.raises(InvalidInputError, match="exists"):
         compact.compact(saved, tmp_path / "small")
+    with pytest.raises(InvalidInputError, match="already"):
+        compact.compact(tmp_path / "small", tmp_path / "smaller")
+    assert not (tmp_path / "smaller").exists()
     config = tmp_path / "small" / "config.json"
     config.write_text(
         config.read_text(encoding="utf-8").replace('"hidden_size": 128', '"hidden_size": 64'), encoding="utf-8"

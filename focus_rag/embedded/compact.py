@@ -54,13 +54,18 @@ def compact(model: Path, out: Path) -> int:
     """Write a saved model in the small form, in files under 15 MB; returns the bytes of the folder.
 
     Raises:
-        InvalidInputError: There is no saved model, or `out` exists.
+        InvalidInputError: There is no saved model, it is in the small form already, or `out` exists.
     """
     from safetensors.torch import save_file
 
+    saved = saved_tensors(model)
+    if any(name.endswith(_SCALE) for name in saved):
+        raise InvalidInputError(
+            f"{model} is in the small form already: give a model that transformers loads, or copy the folder as it is."
+        )
     files: list[dict[str, torch.Tensor]] = [{}]
     size = 0
-    for name, one in quantised(saved_tensors(model)).items():
+    for name, one in quantised(saved).items():
         if size + one.nbytes > _LARGEST_FILE and files[-1]:
             files.append({})
             size = 0
