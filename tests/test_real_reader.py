@@ -219,6 +219,25 @@ def test_a_pack_that_is_too_large_or_missing_is_refused(
         Pack.load(tmp_path / "nothing")
 
 
+def test_a_pack_that_was_cut_short_or_changed_is_none(pack: Pack, tmp_path: Path) -> None:
+    pack.save(tmp_path)
+    assert Pack.load(tmp_path).texts.values.tolist() == pack.texts.values.tolist()
+    tokenizer = tmp_path / "tokenizer.json"
+    text = tokenizer.read_text(encoding="utf-8")
+    tokenizer.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=r"not those.*build_pack"):
+        Pack.load(tmp_path)
+    pack.save(tmp_path)
+    tokenizer.unlink()
+    tokenizer.mkdir()  # the next pack cannot be written to its end
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the tokenizers library has no type of its own
+        pack.save(tmp_path)
+    tokenizer.rmdir()
+    tokenizer.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="build_pack"):
+        Pack.load(tmp_path)
+
+
 def turns(pack: Pack, row: Row) -> list[str]:
     """What the model is to say, turn by turn."""
     said = [token if weight else -1 for token, weight in zip(row.tokens, row.weights, strict=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focus_rag.embedded import names, world
-from focus_rag.embedded.real_reader.pack import Pack, Ragged
+from focus_rag.embedded.real_reader.pack import Pack, Ragged, begin_pack
 from focus_rag.embedded.real_reader.sources import Asked, Sources, holds
 from focus_rag.embedded.real_text import fillings, sentence_ranges
 from focus_rag.embedded.tokenizer import load_tokenizer, train_tokenizer
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
             sources.read_questions(file)
         tokenizer = load_tokenizer(given.tokenizer) if given.tokenizer else None
         pack = build_pack(sources, vocab_size=given.vocab_size, hard=given.hard, tokenizer=tokenizer)
-        given.out.mkdir(parents=True, exist_ok=True)
+        begin_pack(given.out)
         with gzip.open(given.out / "held_out.jsonl.gz", "wt", encoding="utf-8") as lines:
             lines.writelines(
                 json.dumps(row, ensure_ascii=False) + "\n" for row in held_out_examples(sources, given.fit_questions)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from focus_rag.embedded.tokenizer import load_tokenizer
 from focus_rag.errors import InvalidInputError
+from focus_rag.whole_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,12 +114,14 @@ class Pack:
     def save(self, folder: Path) -> int:
         """Write the pack; returns its size in bytes, all files of the folder counted.
 
+        `pack.json` is taken away first and written last: there is no pack in between.
+
         Raises:
             InvalidInputError: It is larger than can be carried.
         """
         import numpy as np
 
-        folder.mkdir(parents=True, exist_ok=True)
+        begin_pack(folder)
         arrays: dict[str, Array] = {}
         for name in _ARRAYS:
             value = getattr(self, name)
@@ -127,14 +131,14 @@ class Pack:
                 arrays[name] = value
         np.savez_compressed(folder / "pack.npz", allow_pickle=False, **arrays)
         self.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        about = {**self.about, "sha256": hashlib.sha256((folder / "pack.npz").read_bytes()).hexdigest()}
-        (folder / "pack.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        about = json.dumps({**self.about, "sha256": _digest(*_contents(folder))}, indent=1) + "\n"
+        size = len(about.encode()) + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         if size > LARGEST_BYTES:
             raise InvalidInputError(
                 f"The pack in {folder} takes {size / 2**20:.1f} MiB and may take {LARGEST_BYTES / 2**20:.0f}: give "
                 "fewer files or a smaller --hard."
             )
+        write_whole(folder / "pack.json", about)
         return size
 
     @classmethod
@@ -148,18 +152,36 @@ class Pack:
 
         try:
             about = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
-            with np.load(folder / "pack.npz", allow_pickle=False) as found:
+            contents = _contents(folder)
+            if _digest(*contents) != about["sha256"]:
+                raise ValueError("its files are not those that pack.json was written for")
+            with np.load(io.BytesIO(contents[0]), allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
             parts: dict[str, Any] = {
                 name: Ragged(arrays[name], arrays[f"{name}.ends"]) if f"{name}.ends" in arrays else arrays[name]
                 for name in _ARRAYS
             }
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InvalidInputError(
                 f"{folder} holds no data pack ({error}): make one with `python -m "
                 "focus_rag.embedded.real_reader.build_pack`."
             ) from error
         return cls(**parts, tokenizer=load_tokenizer(folder), about=about)
+
+
+def begin_pack(folder: Path) -> None:
+    """Make the folder, and no pack of it until the next one is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pack.json").unlink(missing_ok=True)
+
+
+def _contents(folder: Path) -> tuple[bytes, bytes]:
+    """What a pack's digest is of."""
+    return (folder / "pack.npz").read_bytes(), (folder / "tokenizer.json").read_bytes()
+
+
+def _digest(arrays: bytes, tokenizer: bytes) -> str:
+    return hashlib.sha256(hashlib.sha256(arrays).digest() + tokenizer).hexdigest()
 
 
 _ARRAYS = tuple(one.name for one in fields(Pack) if one.name not in ("tokenizer", "about"))
