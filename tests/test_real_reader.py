@@ -6,6 +6,9 @@ import gzip
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -493,6 +496,36 @@ def test_processes_draw_the_same_stream(folder: Path) -> None:
         many.close()
 
 
+def test_processes_that_draw_end_with_the_one_they_draw_for(folder: Path) -> None:
+    code = (
+        "import multiprocessing, os, sys\n"
+        "from pathlib import Path\n"
+        "from tests.test_real_reader import STREAM, Stream\n"
+        "if __name__ == '__main__':\n"
+        f"    stream = Stream(Path({str(folder)!r}), STREAM, workers=1)\n"
+        "    stream.next()\n"
+        "    print('drawn', flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    # The end of the output is only there when the process that draws, which inherits it, is gone too.
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60, cwd=Path(__file__).parents[1]
+    )  # fmt: skip
+    assert done.stdout == "drawn\n"
+
+
+def test_a_run_that_is_refused_lets_its_processes_go(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Stream] = []
+    monkeypatch.setattr(Stream, "close", lambda stream: closed.append(stream))
+    monkeypatch.setattr(train.ReaderTrainer, "_require_finite", lambda *_: 1 / 0)
+    given = ["--pack", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu", "--toy", "--workers", "0"]
+    with pytest.raises(ZeroDivisionError):
+        train.main([*given, "--batch-tokens", "1500", "--steps", "1"])
+    assert len(closed) == 1
+
+
 def lines(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -601,6 +634,13 @@ def test_the_rate_falls_to_nothing_over_the_whole_budget(folder: Path, tmp_path:
     trainer.progress.seconds = 60 * SETTINGS.budget_minutes
     trainer.run(steps=5)
     assert trainer.progress.step == 100
+
+
+def test_the_budget_counts_a_run_from_its_start_as_its_minutes_do(folder: Path, tmp_path: Path) -> None:
+    trainer = train.ReaderTrainer(folder, tmp_path, SETTINGS)
+    trainer.run(steps=1, began=time.monotonic() - 60 * SETTINGS.budget_minutes)
+    assert trainer.progress.step == 0
+    assert trainer.progress.seconds >= 60 * SETTINGS.budget_minutes
 
 
 def test_a_run_ends_with_its_minutes(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ packed sequences with a mask per document do not; what it costs is the padding, 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -204,7 +206,16 @@ _opened: tuple[RowMaker, StreamSettings] | None = None
 def _open(folder: Path, settings: StreamSettings) -> None:
     """In each process, once."""
     global _opened
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _opened = RowMaker(Pack.load(folder), longest=settings.longest), settings
+
+
+def _end_with_parent() -> None:
+    """A process that was killed sends its own no word: without this they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _draw(number: int) -> list[Batch]:

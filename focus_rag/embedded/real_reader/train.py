@@ -1,10 +1,10 @@
 """Train the reader of real text: `python -m focus_rag.embedded.real_reader.train --pack DIR --out DIR --minutes 9`.
 
 Everything is read from the pack. A run stops after `--minutes` with a checkpoint and goes on with `--resume`; the
-learning rate follows the whole budget (`--budget-minutes`), not the single run. The checkpoint is the bfloat16 model in
-files under 16 MB, loadable by transformers. Full-precision weights and optimizer states are larger than what may be
-carried, so they go to `--scratch`, a folder that stays on the machine; where it is gone, a run goes on from the
-bfloat16 weights with new optimizer states and warms up again.
+learning rate follows the whole budget (`--budget-minutes`), not the single run. Both count a run from its start. The
+checkpoint is the bfloat16 model in files under 16 MB, loadable by transformers. Full-precision weights and optimizer
+states are larger than what may be carried, so they go to `--scratch`, a folder that stays on the machine; where it is
+gone, a run goes on from the bfloat16 weights with new optimizer states and warms up again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class ReaderSettings(TrainSettings):
     Attributes:
         shape: 23 million parameters at a vocabulary of 16,384; the pack's vocabulary replaces `vocab_size`.
         warmup: Steps until the full learning rate, and again where optimizer states were lost.
-        budget_minutes: Training time of all runs together, which the learning rate follows.
+        budget_minutes: Minutes of all runs together, which the learning rate follows; each is counted as `--minutes`
+            counts it, from its start, so that runs that use up the budget end at a learning rate of 0.
         batch_tokens: Tokens of a step, padding included.
         pool_batches: Batches drawn and sorted by length together.
         log_every: Steps between lines of the metrics.
@@ -104,7 +105,7 @@ class Progress:
         pool: Pool of the stream to go on in.
         batch: Batches of it that are done.
         tokens: Tokens seen, padding not counted.
-        seconds: Training time so far, of all runs.
+        seconds: Time so far of all runs, their starts included.
         warm_from: Step at which the optimizer states began.
         started: Whether it began from a saved model, without the stretches of copying.
         run: Drawn once for each training, which tells it from others of the same settings.
@@ -219,6 +220,7 @@ class ReaderTrainer:
         self.restored = resume and self._load_scratch()
         if resume and not self.restored:
             self.progress.warm_from = self.progress.step
+        self._compiled, self._dev = compiled, dict[int, list[Batch]]()
         self.stream = Stream(
             pack,
             StreamSettings(
@@ -232,13 +234,6 @@ class ReaderTrainer:
             self.progress.batch,
             workers,
         )
-        if compiled:
-            # Layer by layer: one compilation serves all of them, and the causal mask is decided outside, where none is
-            # made.
-            for layer in self.model.model.layers:
-                layer.compile(dynamic=True)
-            self._meet_compiler()
-        self._dev: dict[int, list[Batch]] | None = None
 
     def _leave_copying_out(self) -> None:
         read = tuple(mix for mix in self.settings.curriculum if set(mix.shares) != {"world"})
@@ -252,7 +247,12 @@ class ReaderTrainer:
             )
 
     def _meet_compiler(self) -> None:
-        """Have the layers compiled, forward and backward, while the workers draw the first pool."""
+        """Have the layers compiled, forward and backward, while the workers draw the first pool.
+
+        Layer by layer: one compilation serves all of them, and the causal mask is decided outside, where none is made.
+        """
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=True)
         rows = [Row([1] * 96, [0.0] * 64 + [1.0] * 32) for _ in range(5)]
         loss, _ = answer_loss(self.model, batch_of(rows, 0), self.device, self.settings.bf16)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -277,15 +277,17 @@ class ReaderTrainer:
         """Train until the budget is used up, or this run's minutes or steps are.
 
         Args:
-            minutes: Of this run, from `began` on.
+            minutes: Of this run, from `began` on, as those of the budget are.
             steps: Of this run.
             began: `time.monotonic()` at which the process began; now, if left out.
 
         Raises:
             FocusRagError: The loss is no longer a number; the last checkpoint stands.
         """
+        began = time.monotonic() if began is None else began
+        if self._compiled:
+            self._meet_compiler()
         entered = saved = time.monotonic()
-        began = entered if began is None else began
         before, first_step = self.progress.seconds, self.progress.step
         with (self.out_folder() / "metrics.jsonl").open("a", encoding="utf-8") as log:
             start = {
@@ -300,7 +302,7 @@ class ReaderTrainer:
             marked, tokens, padded = entered, self.progress.tokens, 0
             while True:
                 now = time.monotonic()
-                self.progress.seconds = before + now - entered
+                self.progress.seconds = before + now - began
                 done = self.progress.seconds / (60 * self.settings.budget_minutes)
                 over = minutes is not None and now - began >= 60 * minutes
                 if done >= 1.0 or over or (steps is not None and self.progress.step - first_step >= steps):
@@ -348,7 +350,7 @@ class ReaderTrainer:
         """Loss and exact first answers, given the tokens before, on questions of held-out training articles."""
         import torch
 
-        if self._dev is None:
+        if not self._dev:
             self._dev = {count: list(self._dev_batches(count)) for count in self.settings.dev_passages}
         found: dict[str, Any] = {"kind": "dev", "step": self.progress.step, "seconds": round(self.progress.seconds, 1)}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -456,7 +458,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training")
     parser.add_argument("--minutes", type=float, help="stop this run after so many minutes, its start included")
     parser.add_argument(
-        "--budget-minutes", type=float, help="training time of all runs together; the learning rate follows it"
+        "--budget-minutes",
+        type=float,
+        help="minutes of all runs together, their starts included; the learning rate follows them down to 0",
     )
     parser.add_argument("--steps", type=int, help="stop this run after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -498,6 +502,7 @@ def main(arguments: list[str] | None = None) -> None:
         changes["budget_minutes"] = given.budget_minutes
     if given.batch_tokens:
         changes["batch_tokens"] = given.batch_tokens
+    trainer = None
     try:
         trainer = ReaderTrainer(
             given.pack,
@@ -513,7 +518,9 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.run(minutes=given.minutes, steps=given.steps, began=began)
     except FocusRagError as error:
         parser.error(str(error))
-    trainer.stream.close()
+    finally:
+        if trainer is not None:
+            trainer.stream.close()
 
 
 if __name__ == "__main__":
