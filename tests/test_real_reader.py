@@ -173,6 +173,50 @@ def test_questions_and_gold_passages_of_evaluation_files_are_left_out(files: tup
     assert found.left_out["paragraph of an evaluation file"] == 2
 
 
+def test_evaluation_files_in_other_formats_are_left_out_too(files: tuple[Path, Path], tmp_path: Path) -> None:
+    squad = tmp_path / "dev.json"
+    squad.write_text(json.dumps({"version": "1.1", "data": articles()[:2]}), encoding="utf-8")
+    middle = retrieved(5)
+    middle["ctxs"] = [
+        {"title": one["title"], "text": one["text"], "hasanswer": one["is_gold"], "isgold": one["is_gold"]}
+        for one in middle.pop("passages")  # type: ignore[attr-defined]
+    ]
+    found = Sources()
+    found.leave_out(squad)
+    found.leave_out(jsonl(tmp_path / "middle.jsonl", [{**middle, "question": "Something else?"}]))
+    found.read_articles(files[0])
+    found.read_questions(files[1])
+    assert len(found.questions) == 95
+    assert not any("Falm0outh" in text.text or "Falm1outh" in text.text for text in found.texts)
+    assert "Hill 5 is 95 metres high." not in [text.text for text in found.texts]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"question": "Who?", "passages": None}, "Row 1"),
+        ({"question": "Who?", "passages": ["text"]}, "Row 1"),
+        ({"question": "Who?", "passages": [{"text": None, "is_gold": True}]}, "Row 1"),
+        ({"key": "a", "value": "b"}, "Row 1"),
+        ({"question": "Who?", "passages": [{"text": "x", "is_gold": False}]}, "1 questions and 0 gold passages"),
+        ({"question": "Who?"}, "1 questions and 0 gold passages"),
+        ({"title": "T", "paragraphs": []}, "0 questions"),
+    ],
+)
+def test_an_evaluation_file_that_nothing_is_left_out_by_is_refused(
+    row: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        Sources().leave_out(jsonl(tmp_path / "x.jsonl", [row]))
+
+
+@pytest.mark.parametrize("answers", ["Paris", None, [3]])
+def test_answers_that_are_no_list_of_texts_are_refused(answers: object, tmp_path: Path) -> None:
+    rows = [retrieved(0), {**retrieved(1), "answers": answers}]
+    with pytest.raises(InvalidInputError, match="Row 2"):
+        Sources().read_questions(jsonl(tmp_path / "x.jsonl", rows))
+
+
 @pytest.mark.parametrize(
     "data", [{"data": [{"title": "T"}]}, {"data": ["T"]}, {"data": [{"title": "T", "paragraphs": [{"context": 3}]}]}]
 )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,26 @@ class Sources:
     def leave_out(self, file: Path) -> None:
         """Remember the questions and gold passages of an evaluation file; call before anything is read.
 
+        It holds articles in SQuAD format, or rows with a question and `passages`, or `ctxs` as of lost in the middle.
+
         Raises:
-            InvalidInputError: The file cannot be read.
+            InvalidInputError: The file cannot be read, a row of it is neither, or there is no question or no gold
+                passage in it.
         """
-        for row in json_rows(file):
-            if isinstance(row, dict) and isinstance(row.get("question"), str):
-                self._banned_questions.add(normalised(row["question"]))
-                gold = [one for one in row.get("passages", ()) if one.get("is_gold")]
-                self._banned_texts.update(normalised(one["text"]) for one in gold)
+        questions: set[str] = set()
+        golds: set[str] = set()
+        for number, row in enumerate(json_rows(file), start=1):
+            with _expecting(f"Row {number} of {file} is neither a question with passages nor an article"):
+                asked, held = _evaluated(row)
+                questions.update(map(normalised, asked))
+                golds.update(map(normalised, held))
+        if not questions or not golds:
+            raise InvalidInputError(
+                f"{file} holds {len(questions)} questions and {len(golds)} gold passages to leave out: give an "
+                "evaluation file that has both, in SQuAD format or with its gold passages marked by `is_gold`."
+            )
+        self._banned_questions |= questions
+        self._banned_texts |= golds
 
     def read_articles(self, file: Path) -> None:
         """Read a file in SQuAD format: every paragraph, and the questions on it.
@@ -95,15 +108,13 @@ class Sources:
             InvalidInputError: The file does not follow the format.
         """
         self.names.append(file.name)
-        try:
+        with _expecting(f"{file} is not in SQuAD format"):
             for article in json_rows(file):
                 for paragraph in article["paragraphs"]:  # type: ignore[index]
                     gold = self._text(article["title"], paragraph["context"])  # type: ignore[index]
                     for asked in paragraph["qas"]:
                         answers = _answer_texts(asked["answers"])
                         self._question(asked["question"], answers, gold, (), article["title"])  # type: ignore[index]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidInputError(f"{file} is not in SQuAD format ({type(error).__name__}: {error}).") from error
 
     def read_questions(self, file: Path) -> None:
         """Read questions with retrieved passages, one JSON object per line, each saying `"split": "train"`.
@@ -119,12 +130,8 @@ class Sources:
                     f'Row {number} of {file} says split {split!r}: only rows that say "train" are trained on. '
                     "Evaluation files belong to --leave-out."
                 )
-            try:
+            with _expecting(f"Row {number} of {file} is no question with passages"):
                 self._retrieved(row)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise InvalidInputError(
-                    f"Row {number} of {file} lacks something ({type(error).__name__}: {error})."
-                ) from error
 
     def _retrieved(self, row: dict[str, Any]) -> None:
         numbers = [self._text(one.get("title") or "", one["text"]) for one in row["passages"]]
@@ -133,7 +140,8 @@ class Sources:
         hard = [
             number for one, number in pairs if not one["is_gold"] and not one.get("has_answer") and number is not None
         ]
-        self._question(row["question"], row["answers"], golds[0] if golds else None, hard, row["question"])
+        answers = _answer_texts(row["answers"])
+        self._question(row["question"], answers, golds[0] if golds else None, hard, row["question"])
 
     def _text(self, title: str, text: str) -> int | None:
         """The index of a paragraph, new or known; None where it is one of an evaluation file."""
@@ -169,7 +177,32 @@ def holds(text: str, answers: Sequence[str]) -> bool:
     return any(answer.lower() in text for answer in answers)
 
 
-def _answer_texts(answers: Sequence[Any]) -> list[str]:
+@contextmanager
+def _expecting(otherwise: str) -> Iterator[None]:
+    """Refuse what is laid out in another way, with what is wrong then."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError(f"{otherwise} ({type(error).__name__}: {error}).") from error
+
+
+_GOLD_MARKS = ("is_gold", "isgold", "has_answer", "hasanswer")
+
+
+def _evaluated(row: Any) -> tuple[list[str], list[str]]:
+    """The questions and gold passages of one row of an evaluation file."""
+    if "paragraphs" in row:
+        asked = [one["question"] for paragraph in row["paragraphs"] for one in paragraph["qas"]]
+        return asked, [paragraph["context"] for paragraph in row["paragraphs"]]
+    shown = row.get("passages", row.get("ctxs", []))
+    mark = next((name for name in _GOLD_MARKS if any(name in one for one in shown)), None)
+    golds = [one["text"] for one in shown if str(one.get(mark)).lower() in ("true", "1", "1.0")]
+    return [row["question"]], golds
+
+
+def _answer_texts(answers: Any) -> list[str]:
+    if not isinstance(answers, list):
+        raise TypeError(f"answers are a list of texts, not {answers!r}")
     return [one if isinstance(one, str) else one["text"] for one in answers]
 
 
