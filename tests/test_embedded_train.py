@@ -12,6 +12,7 @@ import torch
 
 from focus_rag.embedded import train, world
 from focus_rag.embedded.batches import BatchStream, Stage, one_row
+from focus_rag.embedded.optimizers import STATE, save_state, state_said
 from focus_rag.embedded.questions import question_row
 from focus_rag.embedded.reader_model import ModelShape, new_model
 from focus_rag.embedded.real_text import cloze, load_real_text
@@ -230,6 +231,32 @@ def test_a_run_goes_on_from_its_checkpoint_and_its_model_loads(tmp_path: Path) -
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         train.Trainer(tmp_path, SETTINGS, STAGES, resume=True)
+
+
+def test_a_training_is_neither_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
+    train.Trainer(tmp_path / "one", SETTINGS, STAGES).checkpoint()
+    there = (tmp_path / "one" / "tokenizer.json").read_text(encoding="utf-8")
+    other = SETTINGS.model_copy(update={"seed": 1})
+    with pytest.raises(InvalidInputError, match="already"):
+        train.Trainer(tmp_path / "one", other, STAGES)
+    with pytest.raises(InvalidInputError, match="one of them"):
+        train.Trainer(tmp_path / "one", SETTINGS, STAGES, resume=True, start=tmp_path / "one" / "model")
+    assert (tmp_path / "one" / "tokenizer.json").read_text(encoding="utf-8") == there
+    smaller = SETTINGS.model_copy(update={"shape": SHAPE.model_copy(update={"layers": 1})})
+    with pytest.raises(InvalidInputError, match="another shape"):
+        train.Trainer(tmp_path / "two", smaller, STAGES, start=tmp_path / "one" / "model")
+    assert not (tmp_path / "two").exists()
+    train.new_tokenizer(other, None).backend_tokenizer.save(str(tmp_path / "one" / "tokenizer.json"))
+    with pytest.raises(InvalidInputError, match="trained with"):
+        train.Trainer(tmp_path / "one", SETTINGS, STAGES, resume=True)
+
+
+def test_a_state_that_does_not_name_its_tokens_can_be_resumed(tmp_path: Path) -> None:
+    first = train.Trainer(tmp_path, SETTINGS, STAGES)
+    first.checkpoint()
+    said = {name: value for name, value in state_said(tmp_path / STATE).items() if name != "tokens"}
+    save_state(tmp_path / STATE, first.model, first.optimizers, said)
+    assert train.Trainer(tmp_path, SETTINGS, STAGES, resume=True).step == 0
 
 
 def test_first_layer_starts_with_heads_that_look_one_and_two_tokens_back(tokenizer) -> None:  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ and one seed gives the same weights each time.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focus_rag.embedded import names, world
 from focus_rag.embedded.batches import BatchStream, Stage
-from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state
+from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state, state_said
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_text import RealText, load_real_text
 from focus_rag.embedded.rows import Row
@@ -160,7 +161,8 @@ class Trainer:
         start: Folder of a saved model whose weights and tokenizer the run starts from, with new optimizer states.
 
     Raises:
-        InvalidInputError: `resume` without a checkpoint in `out`, or `start` of another shape.
+        InvalidInputError: `resume` without a checkpoint in `out`, with `start`, or with another tokenizer than that of
+            the checkpoint; a checkpoint in `out` that would be overwritten; or `start` of another shape.
     """
 
     def __init__(
@@ -174,20 +176,18 @@ class Trainer:
         start: Path | None = None,
     ) -> None:
         self.out, self.settings, self.stages, self.device = out, settings, stages, device
-        out.mkdir(parents=True, exist_ok=True)
+        self._check_place(resume, start)
         if resume:
-            if not (out / STATE).exists():
-                raise InvalidInputError(f"There is nothing to resume in {out}: start without --resume.")
             self.tokenizer = load_tokenizer(out)
         else:
             self.tokenizer = load_tokenizer(start) if start else new_tokenizer(settings, real)
-            self.tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
         self.model = new_model(settings.shape, self.tokenizer, settings.seed).to(device)
-        if start is not None and not resume:
+        if start is not None:
             load_weights(self.model, start)
         self.optimizers = Optimizers(self.model, settings)
         self.step = self.stage = self.stage_step = 0
         if resume:
+            self._require_its_tokens()
             said = load_state(out / STATE, self.model, self.optimizers, device)
             self.step, self.stage_step = int(said["step"]), int(said["stage_step"])
             self.stage = min(int(said["stage"]), len(stages) - 1)
@@ -196,10 +196,38 @@ class Trainer:
             self.tokenizer, real, seed=settings.seed + 7919 * self.step, longest=settings.shape.max_position_embeddings
         )
         self._running = 0.0
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+
+    def _check_place(self, resume: bool, start: Path | None) -> None:
+        if resume and start is not None:
+            raise InvalidInputError(
+                "--resume goes on from the checkpoint in --out and --start begins from another model: give one of them."
+            )
+        if resume != (self.out / STATE).exists():
+            raise InvalidInputError(
+                f"There is nothing to resume in {self.out}: start without --resume."
+                if resume
+                else f"{self.out} holds a training already: go on with --resume, or give another --out."
+            )
+
+    def _tokens(self) -> str:
+        """Tells vocabularies apart."""
+        return hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()
+
+    def _require_its_tokens(self) -> None:
+        """A vocabulary of the same size with other words in it would fit the weights and scramble them."""
+        tokens = self._tokens()
+        if state_said(self.out / STATE).get("tokens", tokens) != tokens:
+            raise InvalidInputError(
+                f"{self.out / 'tokenizer.json'} is not what the checkpoint beside it was trained with: take the one in "
+                f"{self.out / 'model'}, or start anew."
+            )
 
     def checkpoint(self) -> None:
         """Write everything needed to go on, and the model as it would be shipped."""
-        said = {"step": self.step, "stage": self.stage, "stage_step": self.stage_step}
+        said = {"step": self.step, "stage": self.stage, "stage_step": self.stage_step, "tokens": self._tokens()}
         save_state(self.out / STATE, self.model, self.optimizers, {name: str(value) for name, value in said.items()})
         save(self.model, self.tokenizer, self.out / "model")
 
