@@ -178,6 +178,15 @@ def check_export(profile: FocusProfile, folder: Path, alpha: object) -> None:
             "The directions of this profile enter after RoPE (site 'post_rope'), where no bias can put them: they "
             f"cannot be baked. {_FIT_AGAIN}"
         )
+    require_empty(folder)
+
+
+def require_empty(folder: Path) -> None:
+    """Refuse a place that holds something.
+
+    Raises:
+        InvalidInputError: It is a file, or a folder that is not empty.
+    """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InvalidInputError(
             f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another place or empty it."

@@ -296,6 +296,10 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["demo", "--questions", "0"], "at least 1"),
         (["fit", "--out", "{tmp}/out", "--seed", "99999999999999999999"], "seed"),
         (["eval", "--out", "{tmp}/out", "--max-new-tokens", "5000"], "together"),
+        (["eval", "--out", "{tmp}/out", "--docs", "{docs}"], "--data"),
+        (["eval", "--out", "{tmp}/out", "--score-kind", "bm25"], "--data"),
+        (["eval", "--out", "{tmp}/out", "--data", "{docs}", "--rich", "0.5"], "--rich"),
+        (["import", "{tmp}", "--model", "a/b", "--out", "{docs}"], "not an empty folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, capsys):
@@ -305,6 +309,11 @@ def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, cap
     (line,) = out.err.strip().splitlines()
     assert line.startswith("focus-rag: ") and says in line
     assert out.out == ""
+
+
+def test_a_device_without_weights_is_refused(saved, docs, capsys):
+    assert main(["ask", "q", "--docs", str(docs), *saved, "--device", "meta"]) == 2
+    assert "'meta'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_profile_that_cannot_be_written_is_refused_before_it_is_fitted(saved, tmp_path, capsys):

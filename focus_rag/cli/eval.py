@@ -120,6 +120,7 @@ def command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
+    _require_used(data, docs, rich, score_kind)
     source = _source(data, docs, rich, score_kind)
     for_dev = None if dev is None else _source(dev, docs, rich, score_kind)
     for reason, places in getattr(source, "skipped", {}).items():
@@ -151,6 +152,18 @@ def _some(places: Sequence[str], most: int = 5) -> str:
     """The first places and how many more there are."""
     more = len(places) - most
     return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _require_used(data: Path | None, docs: Path | None, rich: float, score_kind: ScoreKind | None) -> None:
+    """Refuse an option that the questions asked would leave unread."""
+    from focus_rag.errors import InvalidInputError
+
+    if data is None and docs is not None:
+        raise InvalidInputError("--docs are what the questions of --data are about; give them too, or leave it out.")
+    if data is None and score_kind is not None:
+        raise InvalidInputError("--score-kind says what the scores of --data are; give them too, or leave it out.")
+    if data is not None and rich:
+        raise InvalidInputError("--rich is for the generated questions; leave it out with --data.")
 
 
 def _source(data: Path | None, docs: Path | None, rich: float, score_kind: ScoreKind | None) -> CaseSource:

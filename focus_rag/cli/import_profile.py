@@ -17,7 +17,7 @@ def command(
         typer.Argument(help="Folder with head_features/ and contextual_heads_scores_full_seq/.", show_default=False),
     ],
     model: Annotated[str, typer.Option("--model", help="Hub id of the model, e.g. meta-llama/Llama-3.2-3B-Instruct.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the profile to.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the profile to; it must not exist, or be empty.")],
     top_k: Annotated[int, typer.Option("--top-k", help="How many of the best contextual heads to keep.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,8 +25,10 @@ def command(
 
     Example: focus-rag import ./published --model Qwen/Qwen2.5-7B-Instruct --out ./qwen
     """
+    from focus_rag.export import require_empty
     from focus_rag.profile import FocusProfile
 
+    require_empty(out)
     profile = FocusProfile.from_published(folder, model=model, top_k=top_k)
     written = profile.save(out)
     if as_json:

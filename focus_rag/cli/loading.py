@@ -204,7 +204,11 @@ def move_model(generator: FocusGenerator, device: str | None) -> None:
     """
     if device is None:
         return
+    import torch
+
     try:
+        if torch.device(device).type == "meta":
+            raise InvalidInputError("The model cannot be moved to 'meta', which holds no weights: give cpu or cuda.")
         generator.model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch without CUDA asserts that it has it
         raise InvalidInputError(f"The model cannot be moved to {device!r}: {str(error).splitlines()[0]}") from error
