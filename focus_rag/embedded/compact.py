@@ -88,8 +88,14 @@ def expand(folder: Path, out: Path) -> None:
     from transformers import AutoConfig, LlamaForCausalLM
 
     weights = dequantised(saved_tensors(folder))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{folder} is no compact model: it lacks a config.json that transformers understands."
+        ) from error
     with torch.device("meta"):
-        named = dict(LlamaForCausalLM(AutoConfig.from_pretrained(folder)).named_parameters())  # the tied head once
+        named = dict(LlamaForCausalLM(config).named_parameters())  # the tied head once
     wrong = [
         name
         for name in {**named, **weights}
@@ -107,7 +113,10 @@ def _start(source: Path, out: Path) -> None:
     """A new folder with everything but the weights."""
     if out.exists():
         raise InvalidInputError(f"{out} exists already: give a folder that does not.")
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise InvalidInputError(f"The folder {out} cannot be made ({error.strerror}): give another place.") from error
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
             shutil.copy(file, out / file.name)

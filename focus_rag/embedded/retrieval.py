@@ -12,11 +12,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from focus_rag.abstention import NOT_STATED
 from focus_rag.embedded import world
+from focus_rag.embedded.arguments import new_file, whole_number
 from focus_rag.embedded.names import Split
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import ExampleSet, examples_from_rows
@@ -204,13 +204,13 @@ def main(arguments: list[str] | None = None) -> None:
         description="Write questions of the generated world with their passages.",
     )
     parser.add_argument("--split", choices=("train", "dev", "test"), default="dev")
-    parser.add_argument("--questions", type=int, default=320)
+    parser.add_argument("--questions", type=whole_number(1), default=320)
     parser.add_argument("--passages", type=int, default=20, help="passages of each question")
     parser.add_argument("--noise", type=float, default=1.0, help="share of hard distractors")
     parser.add_argument("--rich", type=float, default=0.0, help="share of facts and questions not put plainly")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--retriever", choices=tuple(_RETRIEVERS), default="bm25")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=new_file, required=True)
     given = parser.parse_args(arguments)
     try:
         examples = evaluation_examples(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focus_rag.embedded import names, world
+from focus_rag.embedded.arguments import above_zero, device, folder, whole_number
 from focus_rag.embedded.batches import BatchStream, Stage
 from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state, state_said
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
@@ -296,27 +297,25 @@ def main(arguments: list[str] | None = None) -> None:
         description="Train the embedded reader.",
         epilog="Example: python -m focus_rag.embedded.train --out runs/reader --minutes 90 --threads 2",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--minutes", type=float, help="budget in minutes")
-    parser.add_argument("--steps", type=int, help="budget in steps")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the run")
+    parser.add_argument("--minutes", type=above_zero, help="budget in minutes")
+    parser.add_argument("--steps", type=whole_number(1), help="budget in steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--stage", type=int, help="go on in this stage of the curriculum (from 0)")
     parser.add_argument("--start", type=Path, help="folder of a saved model to start from, with new optimizer states")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
     parser.add_argument("--real-text", type=Path, help="file in SQuAD format whose paragraphs are mixed in")
-    parser.add_argument("--seed", type=int, default=TrainSettings().seed)
+    parser.add_argument("--seed", type=whole_number(0), default=TrainSettings().seed)
     parser.add_argument(
         "--peak", type=float, default=TrainSettings().peak, help="share of the learning rates to begin with"
     )
     parser.add_argument(
         "--decay-from", type=float, default=TrainSettings().decay_from, help="share of the budget after which they fall"
     )
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    parser.add_argument("--threads", type=whole_number(1), help="threads of torch on the CPU")
     options = parser.parse_args(arguments)
     if options.minutes is None and options.steps is None:
         parser.error("give a budget: --minutes or --steps")
-    if min(one for one in (options.minutes, options.steps) if one is not None) <= 0:
-        parser.error("--minutes and --steps must be above 0")
     if options.stage is not None and not 0 <= options.stage < len(curriculum()):
         parser.error(f"--stage must lie between 0 and {len(curriculum()) - 1}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focus_rag.embedded import names, world
+from focus_rag.embedded.arguments import folder, whole_number
 from focus_rag.embedded.real_reader.pack import Pack, Ragged, begin_pack
 from focus_rag.embedded.real_reader.sources import Asked, Sources, holds
 from focus_rag.embedded.real_text import fillings, sentence_ranges
@@ -232,9 +233,13 @@ def main(arguments: list[str] | None = None) -> None:
     vocabulary.add_argument(
         "--tokenizer", type=Path, help="folder of the saved reader that the training is to begin from (--start)"
     )
-    parser.add_argument("--hard", type=int, default=8, help="hard distractors found for each question that brings none")
-    parser.add_argument("--fit-questions", type=int, default=400, help="held-out questions written for `focus-rag fit`")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pack")
+    parser.add_argument(
+        "--hard", type=whole_number(0), default=8, help="hard distractors found for each question that brings none"
+    )
+    parser.add_argument(
+        "--fit-questions", type=whole_number(0), default=400, help="held-out questions written for `focus-rag fit`"
+    )
+    parser.add_argument("--out", type=folder, required=True, help="folder of the pack")
     given = parser.parse_args(arguments)
     sources = Sources()
     try:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from focus_rag.embedded.arguments import above_zero, device, folder, whole_number
 from focus_rag.embedded.optimizers import STATE, Optimizers, load_state, save_state, state_said
 from focus_rag.embedded.reader_model import ModelShape, load_weights, new_model, save
 from focus_rag.embedded.real_reader.mix import Mix, RowMaker, curriculum
@@ -455,28 +456,31 @@ def main(arguments: list[str] | None = None) -> None:
         "--minutes 9, then the same with --resume",
     )
     parser.add_argument("--pack", type=Path, required=True, help="folder of the data pack")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the training")
-    parser.add_argument("--minutes", type=float, help="stop this run after so many minutes, its start included")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the training")
+    parser.add_argument("--minutes", type=above_zero, help="stop this run after so many minutes, its start included")
     parser.add_argument(
         "--budget-minutes",
-        type=float,
+        type=above_zero,
         help="minutes of all runs together, their starts included; the learning rate follows them down to 0",
     )
-    parser.add_argument("--steps", type=int, help="stop this run after so many steps")
+    parser.add_argument("--steps", type=whole_number(1), help="stop this run after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--start", type=Path, help="folder of a saved model to begin from, with new optimizer states")
-    parser.add_argument("--scratch", type=Path, help="folder on this machine for full weights and optimizer states")
-    parser.add_argument("--device", default="cuda", help="cuda or cpu")
-    parser.add_argument("--workers", type=int, default=8, help="processes that draw rows ahead")
-    parser.add_argument("--batch-tokens", type=int, help="tokens of a step")
-    parser.add_argument("--lr-factor", type=float, default=1.0, help="factor on both learning rates")
+    parser.add_argument("--scratch", type=folder, help="folder on this machine for full weights and optimizer states")
+    parser.add_argument("--device", type=device, default="cuda", help="cuda, or cpu with --toy for a trial")
+    parser.add_argument("--workers", type=whole_number(0), default=8, help="processes that draw rows ahead")
+    parser.add_argument("--batch-tokens", type=whole_number(1), help="tokens of a step")
+    parser.add_argument("--lr-factor", type=above_zero, default=1.0, help="factor on both learning rates")
     parser.add_argument(
-        "--snapshot-minutes", type=float, default=ReaderSettings().snapshot_minutes, help="minutes between checkpoints"
+        "--snapshot-minutes",
+        type=above_zero,
+        default=ReaderSettings().snapshot_minutes,
+        help="minutes between checkpoints",
     )
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--toy", action="store_true", help="a small model and a short curriculum, for a trial on a CPU")
-    parser.add_argument("--seed", type=int, default=ReaderSettings().seed)
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    parser.add_argument("--seed", type=whole_number(0), default=ReaderSettings().seed)
+    parser.add_argument("--threads", type=whole_number(1), help="threads of torch on the CPU")
     given = parser.parse_args(arguments)
     if given.resume and given.start:
         parser.error(
@@ -489,8 +493,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     if given.threads:
         torch.set_num_threads(given.threads)
-    if given.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here: try --device cpu --toy")
     settings = toy_settings() if given.toy else ReaderSettings()
     changes: dict[str, Any] = {
         "seed": given.seed,
