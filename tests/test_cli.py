@@ -16,6 +16,7 @@ import pytest
 import focus_rag.embedded
 from focus_rag.cli import COMMANDS, build_app, main
 from focus_rag.cli.demo import read_questions
+from focus_rag.cli.eval import _require_used
 from focus_rag.cli.loading import parse_alpha
 from focus_rag.cli.output import one_line, shorten
 from focus_rag.errors import DocumentError, InvalidInputError
@@ -309,6 +310,10 @@ def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, cap
     (line,) = out.err.strip().splitlines()
     assert line.startswith("focus-rag: ") and says in line
     assert out.out == ""
+
+
+def test_documents_and_score_kind_may_be_those_of_the_dev_questions(docs):
+    _require_used(None, docs / "dev.csv", docs, 0.5, "bm25")
 
 
 def test_a_device_without_weights_is_refused(saved, docs, capsys):

@@ -120,7 +120,7 @@ def command(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
     )
-    _require_used(data, docs, rich, score_kind)
+    _require_used(data, dev, docs, rich, score_kind)
     source = _source(data, docs, rich, score_kind)
     for_dev = None if dev is None else _source(dev, docs, rich, score_kind)
     for reason, places in getattr(source, "skipped", {}).items():
@@ -154,13 +154,16 @@ def _some(places: Sequence[str], most: int = 5) -> str:
     return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _require_used(data: Path | None, docs: Path | None, rich: float, score_kind: ScoreKind | None) -> None:
+def _require_used(
+    data: Path | None, dev: Path | None, docs: Path | None, rich: float, score_kind: ScoreKind | None
+) -> None:
     """Refuse an option that the questions asked would leave unread."""
     from focus_rag.errors import InvalidInputError
 
-    if data is None and docs is not None:
+    has_files = data is not None or dev is not None
+    if docs is not None and not has_files:
         raise InvalidInputError("--docs are what the questions of --data are about; give them too, or leave it out.")
-    if data is None and score_kind is not None:
+    if score_kind is not None and not has_files:
         raise InvalidInputError("--score-kind says what the scores of --data are; give them too, or leave it out.")
     if data is not None and rich:
         raise InvalidInputError("--rich is for the generated questions; leave it out with --data.")
