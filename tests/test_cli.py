@@ -301,6 +301,8 @@ def test_broken_demo_questions_are_refused(tmp_path, content):
         (["eval", "--out", "{tmp}/out", "--score-kind", "bm25"], "--data"),
         (["eval", "--out", "{tmp}/out", "--data", "{docs}", "--rich", "0.5"], "--rich"),
         (["import", "{tmp}", "--model", "a/b", "--out", "{docs}"], "not an empty folder"),
+        (["serve", "--model", "any", "--split", "0.1"], "--profile"),
+        (["serve", "--model", "any", "--alpha", "0.2"], "--profile"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, says, docs, tmp_path, capsys):

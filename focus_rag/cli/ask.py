@@ -21,6 +21,7 @@ from focus_rag.cli.loading import (
     parse_alpha,
     parse_split,
     parse_template,
+    require_profile,
     split_at,
 )
 from focus_rag.cli.output import note, one_line, progress, quiet_libraries, shorten, write_json, write_table
@@ -76,10 +77,7 @@ def command(
         raise InvalidInputError("The question is empty: ask something in words.")
     if top_k < 1:
         raise InvalidInputError(f"--top-k must be at least 1, got {top_k}.")
-    if model is not None and profile is None and factor not in ("auto", 0.0):
-        raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
-    if not isinstance(leaning, str) and model is not None and profile is None:
-        raise InvalidInputError("--split needs the model's focus profile, whose heads it acts on: give --profile.")
+    require_profile(model, profile, factor, leaning)
     if max_new_tokens < 1:
         raise InvalidInputError(f"--max-new-tokens must be at least 1, got {max_new_tokens}.")
     if report is not None and not report.parent.is_dir():

@@ -104,6 +104,25 @@ def parse_split(text: str) -> float | Literal["auto", "off"]:
         raise InvalidInputError(f"--split is auto, off or an exponent above 0 and up to 1; got {text!r}.") from error
 
 
+def require_profile(
+    model: str | None,
+    profile: str | None,
+    alpha: float | Literal["auto"],
+    leaning: float | Literal["auto", "off"],
+) -> None:
+    """Refuse, before anything is loaded, what acts on the heads of a profile where none comes with the model.
+
+    Raises:
+        InvalidInputError: `--alpha` or `--split` needs one.
+    """
+    if model is None or profile is not None:
+        return
+    if alpha not in ("auto", 0.0):
+        raise InvalidInputError("--alpha other than 0 needs the model's focus profile: give --profile.")
+    if not isinstance(leaning, str):
+        raise InvalidInputError("--split needs the model's focus profile, whose heads it acts on: give --profile.")
+
+
 def split_at(leaning: float | Literal["auto", "off"], profile: FocusProfile | None) -> SplitSetting:
     """What `--split` means for a profile: an exponent stands in the place of its own, all else is as it was fitted."""
     from focus_rag.score_split import ScoreSplit

@@ -18,6 +18,7 @@ from focus_rag.cli.loading import (
     load_generator,
     parse_alpha,
     parse_split,
+    require_profile,
     split_at,
 )
 
@@ -54,6 +55,7 @@ def command(
     from focus_rag.errors import InvalidInputError, MissingDependencyError, first_problem
 
     factor, leaning = parse_alpha(alpha), parse_split(split)
+    require_profile(model, profile, factor, leaning)
     try:
         import uvicorn
 

@@ -18,8 +18,7 @@ def embedded_model_folder() -> Path:
     folder = _HERE / "model"
     if not (folder / "model.safetensors").is_file():
         raise InvalidInputError(
-            f"The embedded model is missing from {folder}: reinstall focus_rag, or train it with "
-            "`python -m focus_rag.embedded.train --out DIR --minutes 75`."
+            f"The embedded model is missing from {folder}: reinstall focus_rag, or name a model of your own."
         )
     return folder
 
