@@ -25,6 +25,11 @@ _SCHEMA = (
 )
 
 
+def question_key(question: str) -> str:
+    """A hash of a question, whatever its white space."""
+    return hashlib.sha256(" ".join(question.split()).encode("utf-8", "replace")).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A question, what answers it, and what was retrieved for it.
@@ -47,7 +52,7 @@ class Example:
     @property
     def key(self) -> str:
         """A hash of the question: the same wherever the example stands, so splits never depend on order."""
-        return hashlib.sha256(" ".join(self.question.split()).encode("utf-8", "replace")).hexdigest()
+        return question_key(self.question)
 
     def best_first(self) -> list[int]:
         """Indices of the passages by their scores, the best first."""

@@ -68,7 +68,9 @@ class Fingerprint(BaseModel):
         found = []
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name != "model_id" and mine is not None and theirs is not None and mine != theirs:
+            if name == "model_id" or mine is None or theirs is None or mine == theirs:
+                continue
+            if name != "rope" or not _is_same_rope(mine, theirs):
                 found.append(f"{name}: profile {mine}, model {theirs}")
         return found
 
@@ -79,6 +81,14 @@ def _rope_of(config: Any) -> str | None:
         theta = getattr(config, "rope_theta", None)
         return None if theta is None else json.dumps({"rope_theta": theta})
     return json.dumps(parameters, sort_keys=True, default=str)
+
+
+def _is_same_rope(one: str, other: str) -> bool:
+    """Whether two descriptions say the same: files write 10000 and 10000.0."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

@@ -14,6 +14,7 @@ from focus_rag.fitting.alpha_fitting import best_single_alpha, fit_policy, poole
 from focus_rag.fitting.alpha_sweep import Sweep
 from focus_rag.fitting.asking import without_gold
 from focus_rag.fitting.estimate import Estimate
+from focus_rag.fitting.more_than_chance import contributions, more_than_chance
 from focus_rag.passages import Passage, RetrievalSignal
 
 GRID = (0.0, 0.25, 0.5, 1.0)
@@ -120,17 +121,22 @@ def test_the_chosen_alphas_are_the_mildest_within_a_standard_error_of_the_best_t
                 ]
             )
 
+        added = [
+            contributions([(one.keys, one.differences(alpha, 0.0)) for one, alpha in zip(sweeps, path, strict=True)])
+            for path in every
+        ]
+        certain = {path for path, verdict in zip(every, more_than_chance(added), strict=True) if verdict}
         found = tuple(fit_policy(sweeps).by_count.values())
-        best = max(unharmed, key=lambda path: gain(path).low)
-        if gain(best).low <= 0:
+        if not certain.intersection(unharmed):
             assert found == (0.0, 0.0, 0.0)
             continue
+        best = max(certain.intersection(unharmed), key=lambda path: gain(path).low)
         behind = gain(best, found)
-        assert found in unharmed and gain(found).low > 0
+        assert found in unharmed and found in certain
         assert behind.mean <= (behind.mean - behind.low) / 1.96 + 1e-9
         for path in unharmed:
             ahead = gain(best, path)
-            if sum(path) < sum(found) and gain(path).low > 0:
+            if sum(path) < sum(found) and path in certain:
                 assert ahead.mean > (ahead.mean - ahead.low) / 1.96
         milder += sum(found) < sum(best)
     assert milder

@@ -16,6 +16,7 @@ from focus_rag.evaluation import pictures
 from focus_rag.evaluation.answering import Task, _record
 from focus_rag.evaluation.bench import PLAIN, bench
 from focus_rag.evaluation.cases import Cell, EmbeddedCases, FileCases, case_of
+from focus_rag.evaluation.datasets import load_cases
 from focus_rag.evaluation.engine import Answered, Engine
 from focus_rag.evaluation.methods import every_name, methods_named
 from focus_rag.evaluation.methods.context_aware import ContextAware
@@ -25,11 +26,13 @@ from focus_rag.evaluation.methods.scalars import QueryTemperature, SinkBias
 from focus_rag.evaluation.methods.span_rivals import InstABoost, Pasta, SpotLight
 from focus_rag.evaluation.methods.split import FixedSplit, GoldSplit
 from focus_rag.evaluation.methods.weight_edit import key_bias, target_share
+from focus_rag.evaluation.questions import Screen, _first
 from focus_rag.evaluation.report import _sections, verdict, write_report
 from focus_rag.evaluation.results import Evaluation
 from focus_rag.evaluation.runner import evaluate
 from focus_rag.evaluation.settings import EvalSettings
 from focus_rag.evaluation.workers import check_workers
+from focus_rag.examples import question_key
 from focus_rag.generator import FocusGenerator
 from focus_rag.passages import Passage
 from focus_rag.prompt_layout import PromptLayout
@@ -731,3 +734,43 @@ def test_looking_at_gold_counts_only_where_there_is_something_else_to_look_at(ge
              "gold alone": (gold, (1.0,), None), "gold cut off": (none, (0.5, 0.5), False)}  # fmt: skip
     for one, shares, expected in shown.values():
         assert _record(task, case, Answered(one, "x", 0.0, 1, 1, shares), "contains")["source_correct"] is expected
+
+
+def test_a_small_limit_finds_the_few_questions_of_a_file_that_are_wanted() -> None:
+    """Sixteen draws in vain say nothing of a file, whose end is known."""
+    some = cases(200).all
+    wanted = some[150].example.key
+    found = _first(FileCases("made", some, {}), Cell(), 1, 2, lambda case: case.example.key == wanted)
+    assert [case.example.key for case in found] == [wanted]
+
+
+@pytest.mark.parametrize("method", ["top 3 only", "score cut-off"])
+def test_leaving_passages_out_turns_no_scores_round(method: str) -> None:
+    scores = [5.0, 9.0, 4.0, 8.0, 7.0, 3.0, 9.5, 2.0]  # in an order that says nothing, and the best of them rise
+    passages = [{"text": f"Passage {i}.", "score": score, "is_gold": i == 1} for i, score in enumerate(scores)]
+    case = case_of({"question": "Which?", "answers": ["Passage 1"], "passages": passages})
+    shown = methods_named([method])[0].ask(None, case).shown.example
+    assert len(shown.passages) < 8 and {passage.score for passage in shown.passages} == {None}
+
+
+def test_what_a_file_asks_in_other_words_is_left_out_where_the_profile_was_fitted_on_it(generator, tmp_path) -> None:
+    ranked = {"qid": "1", "query": "Who built the mill?", "ctxs": [
+        {"id": i, "text": f"Passage {i} of the archive.", "title": "", "label": float(i == 2)} for i in range(4)
+    ]}  # fmt: skip
+    file = tmp_path / "rerank.jsonl"
+    file.write_text(json.dumps(ranked) + "\n")
+    (case,) = load_cases(file).all
+    assert case.example.question != "Who built the mill?"
+    engine = Engine(generator, max_new_tokens=3)
+    assert Screen(engine).admits(case)
+    fitted_on = generator.profile.replace(provenance={"chosen_on": [question_key("Who built the mill?")[:12]]})
+    engine = Engine(FocusGenerator(generator.model, generator.tokenizer, fitted_on), max_new_tokens=3)
+    assert not Screen(engine).admits(case)
+
+
+def test_what_nobody_can_know_is_marked_in_every_table(generator, tmp_path) -> None:
+    evaluation = evaluate(generator, cases(), tmp_path, settings(methods=("bare", "gold only", "auto", "alpha=0.5")))
+    assert evaluation.bounds == {"gold only", "per-question best alpha"}
+    write_report(evaluation, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("| per-question best alpha * |") == 2 == text.count("| gold only * |")

@@ -91,6 +91,8 @@ def test_a_model_that_answers_few_is_fitted_on_those(tmp_path: Path, monkeypatch
     )
     profile = fit(examples, tmp_path, answerable_among=40, min_answered=0.5)
     assert profile.provenance["examples"]["dev"] == 4
+    # What the model could not answer has chosen as well: an evaluation would report on nothing else.
+    assert profile.provenance["chosen_on"] == sorted(one.key[:12] for one in examples)
 
 
 def test_directions_that_do_not_say_what_they_were_trained_on_are_warned_of(tmp_path: Path) -> None:

@@ -419,7 +419,7 @@ def test_a_step_is_computed_once_and_whole(tmp_path: Path) -> None:
     assert FitSteps(tmp_path, "x").step("a", lambda: pytest.fail("computed again")) == [0.1]
 
 
-def test_a_fit_of_the_same_weights_that_would_answer_otherwise_is_another_one() -> None:
+def test_a_fit_of_the_same_weights_that_would_answer_otherwise_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(change: Any) -> str:
         model, tokenizer = small_model(), tiny_tokenizer()
         change(model, tokenizer)
@@ -433,6 +433,9 @@ def test_a_fit_of_the_same_weights_that_would_answer_otherwise_is_another_one() 
     )
     assert len({digest(change) for change in changes}) == len(changes)
     assert digest(changes[0]) == digest(changes[0])
+    before = digest(changes[0])
+    monkeypatch.setattr("focus_rag.__version__", "99.0")
+    assert digest(changes[0]) != before
 
 
 @pytest.mark.parametrize("damage", ["{", '{"unknown": 1}'])

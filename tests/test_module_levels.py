@@ -18,6 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "abstention",
         "search.bm25",
         "fitting.estimate",
+        "fitting.more_than_chance",
         "attention.attention_call",
         "errors",
         "fitting.head_inputs",

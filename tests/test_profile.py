@@ -110,6 +110,14 @@ def test_every_mismatch_is_named(profile, change, named):
         profile.check(tiny_model("llama", **change))
 
 
+def test_numbers_that_are_written_in_another_way_are_the_same_rope(profile):
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    known = profile.replace(fingerprint=Fingerprint.of(tiny_model("llama", rope_parameters=rope)))
+    known.check(tiny_model("llama", rope_parameters={**rope, "rope_theta": 10000}))
+    with pytest.raises(ProfileMismatchError, match="rope"):
+        known.check(tiny_model("llama", rope_parameters={**rope, "rope_theta": 10001}))
+
+
 def test_family_and_tokenizer_are_compared(profile, model):
     profile.check(model, tiny_tokenizer())
     with pytest.raises(ProfileMismatchError, match="family: profile llama, model qwen2"):

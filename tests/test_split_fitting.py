@@ -180,5 +180,5 @@ def test_of_equals_the_mildest_is_taken():
     surely, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.7 + 0.2 * (split.tau == 0.03))
     assert surely is not None and surely.split.tau == 0.03
     # One that gains nothing for certain is no equal, however mild.
-    sure, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.42 + 0.05 * (split.tau == 0.03))
+    sure, _ = fitted([cell(0.3, 0.4)], lambda split, _: 0.42 + 0.15 * (split.tau == 0.03))
     assert sure is not None and sure.split.tau == 0.03

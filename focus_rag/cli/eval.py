@@ -210,7 +210,7 @@ def _show(evaluation: Evaluation) -> None:
             difference = evaluation.difference(cell, method, BARE)
             rows.append(
                 [
-                    f"{method} *" if method in evaluation.oracles else method,
+                    f"{method} *" if method in evaluation.bounds else method,
                     str(interval.n),
                     f"{interval.mean:.1%}",
                     f"{interval.low:.1%} to {interval.high:.1%}",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focus_rag.errors import InvalidInputError
 from focus_rag.evaluation.metrics import normalised_answer
-from focus_rag.examples import Example, example_of, holds_answer
+from focus_rag.examples import Example, example_of, holds_answer, question_key
 from focus_rag.fitting.calm_examples import easy_passages
 from focus_rag.passages import Passage
 from focus_rag.score_order import ScoreKind
@@ -27,11 +27,18 @@ class Case:
         id: Unique within its source.
         example: Question, accepted answers, passages in the order shown, and which of them are gold.
         wrong_answers: Answers that misleading passages support.
+        query: What the question asks to be found, where that stands in it by itself.
     """
 
     id: str
     example: Example
     wrong_answers: tuple[str, ...] = ()
+    query: str | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of its question, and of the query by itself where it is part of that (`question_key`)."""
+        return (self.example.key, *([] if self.query is None else [question_key(self.query)]))
 
     @property
     def abstain(self) -> bool:
@@ -41,6 +48,10 @@ class Case:
     def with_passages(self, indices: Sequence[int]) -> Case:
         """The same question with these passages, in this order."""
         return replace(self, example=self.example.with_passages(indices))
+
+    def of_these(self, indices: Sequence[int]) -> Case:
+        """The same question with fewer passages, of whose scores all tell which end is the better one."""
+        return replace(self, example=self.example.of_these(indices))
 
 
 class Cell(BaseModel):
@@ -179,7 +190,13 @@ def case_of(row: Mapping[str, Any], *, score_kind: ScoreKind | None = None) -> C
     wrong = tuple(
         one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, str) and normalised_answer(one)
     )
-    return Case(str(row.get("id") or example.key[:16]), replace(example, passages=passages), wrong)
+    query = row.get("query")
+    return Case(
+        str(row.get("id") or example.key[:16]),
+        replace(example, passages=passages),
+        wrong,
+        query if isinstance(query, str) else None,
+    )
 
 
 def arrange(case: Case, cell: Cell, pool: Sequence[Passage], seed: int) -> Case | None:

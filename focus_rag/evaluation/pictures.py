@@ -53,7 +53,7 @@ def _every_method(evaluation: Evaluation) -> bytes | None:
     found = {name: one for name in evaluation.reported_methods if (one := evaluation.interval(cell, name)).n}
     if len(found) < 2:
         return None
-    bounds = {*evaluation.oracles, BEST_OF_ALPHAS}
+    bounds = evaluation.bounds
     names = sorted(found, key=lambda name: found[name].mean)
     figure, axes = _canvas(height=0.6 + 0.17 * len(names))
     for place, name in enumerate(names):

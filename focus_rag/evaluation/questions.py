@@ -51,7 +51,7 @@ class Screen:
         key = case.example.key
         if key not in self._reasons:
             # A profile names an example by the first twelve digits of its key.
-            is_known = key[:12] in self._fitted_on
+            is_known = any(one[:12] in self._fitted_on for one in case.keys)
             self._reasons[key] = FITTED_ON if is_known else None if self._engine.fits(case) else TOO_LONG
         return self._reasons[key] is None
 
@@ -101,7 +101,8 @@ def _first(
         drawn = source.cases(cell, None if limit is None else factor * limit, seed)
         found = tuple(case for case in drawn if is_wanted(case))
         keys = {case.example.key for case in drawn}
-        is_vain = not found and factor >= _VAIN_DRAWS  # a source may draw new ones without end
+        # Generated questions are new ones without end.
+        is_vain = not found and factor >= _VAIN_DRAWS and not isinstance(source, FileCases)
         if limit is None or len(found) >= limit or len(found) == len(drawn) or keys == known or is_vain:
             return found[:limit]
         factor, known = 2 * factor, keys

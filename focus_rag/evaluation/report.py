@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from focus_rag.evaluation.pictures import BY_COUNT, EVERY_METHOD, pictures
-from focus_rag.evaluation.results import AUTO, BARE, BEST_OF_ALPHAS, RANDOM_HEADS, THRESHOLDS, Evaluation
+from focus_rag.evaluation.results import AUTO, BARE, RANDOM_HEADS, THRESHOLDS, Evaluation
 from focus_rag.evaluation.statistics import Difference
 from focus_rag.fitting.grading import Grading
 from focus_rag.json_files import finite
@@ -136,10 +136,9 @@ def _main_table(evaluation: Evaluation, cell: str) -> Table:
         difference = evaluation.difference(cell, method, BARE)
         is_alone = method == BARE or not difference.n
         recovered, alpha = evaluation.recovered(cell, method), evaluation.mean(cell, method, "alpha")
-        marked = method in evaluation.oracles or method == BEST_OF_ALPHAS
         rows.append(
             [
-                f"{method} *" if marked else method,
+                _marked(evaluation, method),
                 str(interval.n),
                 f"{_share(interval.mean)} [{_share(interval.low)}, {_share(interval.high)}]",
                 "" if is_alone else _difference(difference),
@@ -197,6 +196,10 @@ def verdict(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def _marked(evaluation: Evaluation, method: str) -> str:
+    return f"{method} *" if method in evaluation.bounds else method
+
+
 def _cells_table(evaluation: Evaluation) -> Table:
     most = {cell: evaluation.most_questions(cell) for cell in evaluation.cells}
 
@@ -204,7 +207,10 @@ def _cells_table(evaluation: Evaluation) -> Table:
         interval = evaluation.interval(cell, method)
         return _share(interval.mean) + (f" (n={interval.n})" if 0 < interval.n < most[cell] else "")
 
-    rows = [[method, *(shown(cell, method) for cell in evaluation.cells)] for method in evaluation.reported_methods]
+    rows = [
+        [_marked(evaluation, method), *(shown(cell, method) for cell in evaluation.cells)]
+        for method in evaluation.reported_methods
+    ]
     counts = ["questions", *(str(n) for n in most.values())]
     return ["method", *evaluation.cells], [counts, *rows]
 

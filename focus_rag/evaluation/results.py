@@ -150,6 +150,11 @@ class Evaluation:
         own = [AUTO, BEST_OF_ALPHAS, *self.alpha_methods]
         return [name for name in self.methods if name not in own and name not in self.oracles]
 
+    @property
+    def bounds(self) -> frozenset[str]:
+        """Methods that know what nobody knows: which passages are gold, or which alpha will turn out best."""
+        return self.oracles | {BEST_OF_ALPHAS}
+
     def most_questions(self, cell: str) -> int:
         """Questions of a cell that the method with most of them answered."""
         return max((self.interval(cell, method).n for method in self.reported_methods), default=0)

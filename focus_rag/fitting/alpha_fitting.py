@@ -1,12 +1,12 @@
 """Fit the alpha policy of a model to a sweep: take what helps, leave the rest alone.
 
 What counts is the paired gain over the bare model, in all cells of passage count and noise together. Of all sequences
-of alphas that never fall with the count the best has the highest lower confidence limit of its total gain, and the
-mildest is taken whose gain lies within one standard error of the best one's: which of two alphas that do as well comes
-out ahead is chance, and the milder one does less where it does harm. A cell with few questions thus borrows strength
-from the others, and alpha stays 0 where nothing can be told from chance. An alpha that loses in a cell beyond the
-interval is not used at its count, however much it gains elsewhere. How this rule fares against others stands in
-`docs/fit-notes.md`.
+of alphas that never fall with the count, and that gain by more than the best of all would by chance, the best has the
+highest lower confidence limit of its total gain, and the mildest is taken whose gain lies within one standard error of
+the best one's: which of two alphas that do as well comes out ahead is chance, and the milder one does less where it
+does harm. A cell with few questions thus borrows strength from the others, and alpha stays 0 where nothing can be told
+from chance. An alpha that loses in a cell beyond the interval is not used at its count, however much it gains
+elsewhere. How this rule fares against others stands in `docs/fit-notes.md`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from focus_rag.alpha import AlphaPolicy, FittedAlpha
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_sweep import Sweep
-from focus_rag.fitting.estimate import Z_95, Estimate
+from focus_rag.fitting.estimate import SAME, Z_95, Estimate, unseen_share
+from focus_rag.fitting.more_than_chance import contributions, more_than_chance
 from focus_rag.noise import signal_of
 from focus_rag.passages import Passage
 
@@ -50,7 +51,7 @@ class PolicyFit:
 
 def pooled(cells: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Estimate:
     """Mean over cells of the mean of each, with an interval in which a question counts once, however many cells it
-    stands in.
+    stands in. Values that are all the same rule nothing out by their spread (see `Estimate.of`).
 
     Args:
         cells: For each cell the names of its questions and one value for each.
@@ -65,7 +66,10 @@ def pooled(cells: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Estimate:
     n = len(influence)
     if n < 2:
         return Estimate(total, -1.0, 1.0, n)
-    half = Z_95 * math.sqrt(sum(value * value for value in influence.values()) * n / (n - 1))
+    if all(max(values) - min(values) <= SAME for _, values in cells):
+        half = unseen_share(n)
+    else:
+        half = Z_95 * math.sqrt(sum(value * value for value in influence.values()) * n / (n - 1))
     return Estimate(total, total - half, total + half, n)
 
 
@@ -114,17 +118,23 @@ def _mildest_of_the_best(counts: Sequence[int], sweeps: Sequence[Sweep]) -> dict
     allowed = {count: {alpha for alpha in grid if _is_harmless(alpha, count, sweeps)} for count in counts}
     present = [sweep for sweep in sweeps if not sweep.gold_missing]
 
+    def differences(alphas: Mapping[int, float], over: Mapping[int, float]) -> list[tuple[Sequence[str], list[float]]]:
+        return [(one.keys, one.differences(alphas[one.count], over[one.count])) for one in present]
+
     def gain(alphas: Mapping[int, float], over: Mapping[int, float]) -> Estimate:
-        return pooled([(one.keys, one.differences(alphas[one.count], over[one.count])) for one in present])
+        return pooled(differences(alphas, over))
 
     bare = dict.fromkeys(counts, 0.0)
-    paths = (
+    paths = [
         dict(zip(counts, path, strict=True)) for path in itertools.combinations_with_replacement(grid, len(counts))
-    )
-    gains = [
-        (path, gain(path, bare)) for path in paths if all(alpha in allowed[count] for count, alpha in path.items())
     ]
-    worth_it = [(path, found) for path, found in gains if found.low > 0]
+    # All of them are candidates of the test, those that lose somewhere too: that they do is seen on the same questions.
+    certain = more_than_chance([contributions(differences(path, bare)) for path in paths])
+    worth_it = [
+        (path, gain(path, bare))
+        for path, is_certain in zip(paths, certain, strict=True)
+        if is_certain and all(alpha in allowed[count] for count, alpha in path.items())
+    ]
     if not worth_it:
         return bare
     best, _ = max(worth_it, key=lambda one: one[1].low)

@@ -65,11 +65,11 @@ class FitContext:
         self.train = list(train[: settings.train_examples])
         if settings.training_order == "shuffled":
             self.train = [one.shuffled(settings.seed) for one in self.train]
-        asked = dev[: settings.answerable_among or settings.dev_questions]
-        self.answers = FitAnswers(model, tokenizer, asked, settings, work)
+        self.asked = list(dev[: settings.answerable_among or settings.dev_questions])
+        self.answers = FitAnswers(model, tokenizer, self.asked, settings, work)
         if settings.answerable_among is None:
             self.answers.refuse_silent_model()
-            self.dev = list(asked)
+            self.dev = self.asked
         else:
             self.dev = self.answers.answerable()[: settings.dev_questions]
         self.enough = max(min(settings.min_examples // 2, len(self.dev)), 1)

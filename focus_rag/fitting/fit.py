@@ -139,7 +139,7 @@ def fit_profile(
     }
     provenance = {
         **provenance,
-        _CHOSEN_ON: sorted({*provenance.get(_CHOSEN_ON, ()), *(_name(one) for one in fit.dev)}),
+        _CHOSEN_ON: sorted({*provenance.get(_CHOSEN_ON, ()), *(_name(one) for one in fit.asked)}),
         "source": _SOURCE,
         "version": focus_rag.__version__,
         "digest": digest,

@@ -2,20 +2,22 @@
 many, and whether the words that passages share with the question count too.
 
 A split takes the place of the directions wherever scores tell passages apart, so it has to gain over them, all cells of
-passage count and noise together, by more than chance; and it may answer worse than the bare model, beyond the interval,
-in no cell. Of those that are not told from the best the mildest is taken: the harder a split leans, the more it costs
-where scores are wrong.
+passage count and noise together, by more than the best of all that are tried would by chance; and it may answer worse
+than the bare model, beyond the interval, in no cell. Of those that are not told from the best the mildest is taken: the
+harder a split leans, the more it costs where scores are wrong.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from focus_rag.examples import Example
 from focus_rag.fitting.alpha_fitting import pooled
 from focus_rag.fitting.estimate import Estimate
+from focus_rag.fitting.more_than_chance import contributions, more_than_chance
 from focus_rag.fitting.sweep_cells import SweepCell
 from focus_rag.passage_ranking import Signal
 from focus_rag.score_split import ScoreSplit
@@ -48,6 +50,7 @@ class SplitTrial:
         in_use: The same, with smaller cells left to the directions.
         gain: Over the directions, all cells with gold together.
         loses: Names of the cells in which it is worse than the bare model beyond the interval.
+        is_certain: Whether it gains by more than chance, those tried beside it considered.
     """
 
     split: ScoreSplit
@@ -55,11 +58,12 @@ class SplitTrial:
     in_use: tuple[Sequence[float], ...]
     gain: Estimate
     loses: tuple[str, ...]
+    is_certain: bool = False
 
     @property
     def is_worth_it(self) -> bool:
         """Whether it gains by more than chance and is nowhere worse than the bare model beyond it."""
-        return not self.loses and self.gain.low > 0
+        return not self.loses and self.is_certain
 
     def to_dict(self, cells: Sequence[Unsplit]) -> dict[str, Any]:
         """Plain JSON types."""
@@ -102,7 +106,6 @@ def fit_split(
         The best split, None where none is worth it, and everything that was tried. Where neither scores nor words tell
         passages apart nothing is.
     """
-    tried: list[SplitTrial] = []
     largest = max(
         (one.cell for one in cells if not one.cell.gold_missing),
         key=lambda cell: (cell.count, cell.noise),
@@ -110,22 +113,24 @@ def fit_split(
     )
     by = None if largest is None or not reaches else _signal(largest.questions, reaches[0])
     if by is None:
-        return None, tried
+        return None, []
     first, *others = reaches
     # Among fewer passages than were measured nothing is known, and nothing is done.
     starts = sorted({max(one.cell.count, 2) for one in cells})
+    measured: list[SplitTrial] = []
 
     def measure(reach: float, tau: float) -> None:
         split = ScoreSplit(reach=reach, tau=tau, by=by)
         columns = tuple(grades(split, one.cell) for one in cells)
-        tried.append(max((_from(fewest, split, cells, columns) for fewest in starts), key=_worth))
-        progress(len(tried), len(taus) + len(others))
+        measured.extend(_from(fewest, split, cells, columns) for fewest in starts)
+        progress(len(measured) // len(starts), len(taus) + len(others))
 
     for tau in taus:
         measure(first, tau)
-    chosen = _mildest_of_the_best(tried, cells)
+    chosen = _mildest_of_the_best(_best_starts(measured, cells), cells)
     for reach in others:
         measure(reach, chosen.split.tau)
+    tried = _best_starts(measured, cells)
     chosen = _mildest_of_the_best(tried, cells)
     return (chosen if chosen.is_worth_it else None), tried
 
@@ -140,7 +145,8 @@ def by_words_alone(split: ScoreSplit, cells: Sequence[Unsplit], grades: Grades) 
         grades: Grades of a cell's questions under a split.
     """
     split = split.model_copy(update={"without_scores": True})
-    return _from(split.fewest, split, cells, tuple(grades(split, one.cell) for one in cells))
+    alone = _from(split.fewest, split, cells, tuple(grades(split, one.cell) for one in cells))
+    return _judged([alone], cells)[0]
 
 
 def gold_shares(by: Signal, reach: float, questions: Sequence[Example]) -> list[float]:
@@ -178,6 +184,19 @@ def _from(fewest: int, split: ScoreSplit, cells: Sequence[Unsplit], columns: tup
     return SplitTrial(split.model_copy(update={"fewest": fewest}), columns, in_use, gain, loses)
 
 
+def _best_starts(measured: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> list[SplitTrial]:
+    """Each split from the number of passages on at which it is best, of all that were measured at every one."""
+    groups = itertools.groupby(_judged(measured, cells), key=lambda one: (one.split.reach, one.split.tau))
+    return [max(group, key=_worth) for _, group in groups]
+
+
+def _judged(measured: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> list[SplitTrial]:
+    """With the verdict whether each gains by more than chance, all of them considered."""
+    before = [one.directions for one in cells]
+    certain = more_than_chance([contributions(_gains(one.in_use, before, cells)) for one in measured])
+    return [replace(one, is_certain=verdict) for one, verdict in zip(measured, certain, strict=True)]
+
+
 def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) -> SplitTrial:
     best = max(tried, key=_worth)
     equals = [one for one in tried if one.is_worth_it and _gain(best.in_use, one.in_use, cells).low <= 0]
@@ -186,14 +205,18 @@ def _mildest_of_the_best(tried: Sequence[SplitTrial], cells: Sequence[Unsplit]) 
 
 def _gain(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], cells: Sequence[Unsplit]) -> Estimate:
     """Of one list of columns over another, the cells with gold together."""
-    rows = zip(cells, after, before, strict=True)
-    return pooled(
-        [
-            ([each.key for each in one.cell.questions], _differences(new, old))
-            for one, new, old in rows
-            if not one.cell.gold_missing
-        ]
-    )
+    return pooled(_gains(after, before, cells))
+
+
+def _gains(
+    after: Sequence[Sequence[float]], before: Sequence[Sequence[float]], cells: Sequence[Unsplit]
+) -> list[tuple[list[str], list[float]]]:
+    """Of one list of columns over another, for each cell with gold the names of its questions and their gains."""
+    return [
+        ([each.key for each in one.cell.questions], _differences(new, old))
+        for one, new, old in zip(cells, after, before, strict=True)
+        if not one.cell.gold_missing
+    ]
 
 
 def _signal(questions: Sequence[Example], reach: float) -> Signal | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+import focus_rag
 from focus_rag.errors import InvalidInputError
 from focus_rag.examples import Example
 from focus_rag.fingerprint import Fingerprint
@@ -54,10 +55,10 @@ def fit_digest(
     settings: FitSettings,
     directions_of: FocusProfile | None = None,
 ) -> str:
-    """Name of all that a fit depends on: weights (sampled) and their dtype, tokenizer and chat template, the model's
-    own generation settings, examples, settings, and the profile whose directions it takes.
+    """Name of all that a fit depends on: the version of this library, weights (sampled) and their dtype, tokenizer and
+    chat template, the model's own generation settings, examples, settings, and the profile whose directions it takes.
     """
-    found = hashlib.sha256()
+    found = hashlib.sha256(focus_rag.__version__.encode())
     found.update(fingerprint.model_dump_json().encode())
     found.update(settings.model_dump_json(exclude={"keep_work"}).encode())
     for example in sorted(examples, key=lambda one: one.key):

@@ -50,6 +50,7 @@ def reranking_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": row.get("id") or row.get("qid"),
         "question": f"Which passage answers this query best? Answer with its ID. {row['query']}",
+        "query": row["query"],
         "answers": answers,
         "passages": passages,
     }

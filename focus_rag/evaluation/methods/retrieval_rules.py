@@ -53,7 +53,7 @@ class TopM(_Rule):
         return f"The bare model with the {self.m} best scored passages."
 
     def ask(self, engine: Engine, case: Case) -> Ask:
-        return Ask(case.with_passages(sorted(case.example.best_first()[: self.m])))
+        return Ask(case.of_these(sorted(case.example.best_first()[: self.m])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class ScoreCutOff(_Rule):
         kept = [
             index for index, score in zip(order, scores, strict=True) if score is not None and sign * score >= limit
         ]
-        return case.with_passages(sorted(kept))
+        return case.of_these(sorted(kept))
 
 
 @dataclass(frozen=True, slots=True)
