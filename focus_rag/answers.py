@@ -150,6 +150,8 @@ class Request:
                     "keep_best chooses the passages that a question is laid out with; messages and prompts hold "
                     "theirs already."
                 )
+        if self.settings is not None and not isinstance(self.settings, GenerationSettings):
+            raise InvalidInputError(f"settings must be GenerationSettings; got {type(self.settings).__name__}.")
         if self.query is not None and not isinstance(self.query, str):
             raise InvalidInputError(f"query must be a string; got {type(self.query).__name__}.")
         if not isinstance(self.passages, Iterable) or isinstance(self.passages, (str, Mapping)):

@@ -102,9 +102,14 @@ def _alpha(setting: AlphaSetting, signal: RetrievalSignal, profile: FocusProfile
             return AlphaChoice(0.0, "no profile: the model is left as it is")
         return profile.policy.choose(signal)
     if isinstance(setting, Real) and not isinstance(setting, bool):
-        setting = float(setting)  # numbers of numpy's too, which have a method `choose`
-    if isinstance(setting, bool) or (not isinstance(setting, float) and not hasattr(setting, "choose")):
-        raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {setting!r}.")
+        try:
+            setting = float(setting)
+        except OverflowError as error:
+            raise InvalidInputError("alpha must be finite; got a whole number beyond all floats.") from error
+    # Arrays of numpy have a method `choose`, too.
+    is_policy = hasattr(setting, "choose") and not hasattr(setting, "dtype")
+    if isinstance(setting, bool) or not (isinstance(setting, float) or is_policy):
+        raise InvalidInputError(f"alpha must be a number, 'auto' or an alpha policy; got {setting!r:.80}.")
     if isinstance(setting, float):
         if setting != setting or abs(setting) == float("inf"):
             raise InvalidInputError(f"alpha must be finite; got {setting!r}.")

@@ -17,6 +17,7 @@ _WINDOW_WORDS = 8
 _LONGEST_GROWTH = 1.5
 _SHORTEST_PART = 3  # characters of a word that is cut
 _LEAST_COPY = 0.5  # of a passage
+_LONGEST_INSERTION = 48  # characters that are said within a passage and are not of it: a line's number, a page's head
 _MOST_TRIED = 64  # places that hold the inside of a window, but not its first and last word
 
 
@@ -134,7 +135,7 @@ class _Searched:
         # Of these, the ones with nothing of another passage between them.
         start, end, _ = min(near, key=lambda one: abs(one[0] - one[2] - begin))
         before, after = self._free_around(start, end)
-        near = [one for one in near if before <= one[0] and one[1] <= after]
+        near = _longest_run([one for one in near if before <= one[0] and one[1] <= after])
         start, _, position = min(near)
         begun, end, last = max(near)
         start -= _length_alike(whole[:position][::-1], self._collapsed[before:start][::-1])
@@ -212,6 +213,22 @@ class _Searched:
     def _in_collapsed(self, position: int) -> int:
         word = bisect.bisect_right(self._origins, position) - 1
         return self._starts[word] + min(position - self._origins[word], len(self._words[word])) if word >= 0 else 0
+
+
+def _longest_run(windows: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The longest of the stretches between which a text has much more than the passage: the parts of one that stands in
+    two places, in two turns of a conversation, say, are not joined over what is said in between.
+
+    Args:
+        windows: Where each stands in the text, where it ends, and where it stands in the passage.
+    """
+    runs: list[list[tuple[int, int, int]]] = []
+    for window in sorted(windows):
+        before = runs[-1][-1] if runs else None
+        if before is None or (window[0] - before[0]) - (window[2] - before[2]) > _LONGEST_INSERTION:
+            runs.append([])
+        runs[-1].append(window)
+    return max(runs, key=lambda run: run[-1][1] - run[0][0])
 
 
 def _length_alike(one: str, other: str) -> int:

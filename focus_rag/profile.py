@@ -21,7 +21,7 @@ from torch import Tensor
 
 from focus_rag.alpha import AlphaPolicy, RetrievalAlpha
 from focus_rag.confidence import Confidence
-from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError
+from focus_rag.errors import InvalidInputError, ProfileError, ProfileMismatchError, first_problem
 from focus_rag.fingerprint import Fingerprint, refuse_baked
 from focus_rag.model_layout import Site
 from focus_rag.prompt_layout import PromptLayout
@@ -274,7 +274,10 @@ class FocusProfile:
         try:
             manifest = _Manifest.model_validate_json(manifest_file.read_text(encoding="utf-8"))
             tensors = load_file(tensor_file)
-        except (ValidationError, SafetensorError, UnicodeDecodeError, OSError) as error:
+        except ValidationError as error:
+            problem = first_problem(error.errors())
+            raise ProfileError(f"{folder} holds a profile that cannot be read: {problem}.") from error
+        except (SafetensorError, UnicodeDecodeError, OSError) as error:
             raise ProfileError(f"{folder} holds a profile that cannot be read: {error}") from error
         if "query_directions" not in tensors:
             raise ProfileError(f"{tensor_file} has no tensor 'query_directions'.")

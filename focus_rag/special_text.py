@@ -104,5 +104,7 @@ def _turn_markers(conversation: str, special: set[str]) -> set[str]:
     """Plain-text strings a chat template puts between turns, such as `[INST]` or `### User:`."""
     for known in sorted(special, key=len, reverse=True):
         conversation = conversation.replace(known, "\n")
-    pieces = (piece.strip() for piece in re.split("|".join([*_PROBE.values(), r"\n"]), conversation))
-    return {piece for piece in pieces if len(piece) >= 3 and re.search(r"[^\w\s]", piece)}
+    pieces = {piece.strip() for piece in re.split("|".join([*_PROBE.values(), r"\n"]), conversation)} - {""}
+    # What follows another one there marks by itself as well, as the `<<SYS>>` of `[INST] <<SYS>>` does.
+    rests = {rest.strip() for piece in pieces for other in pieces if other != piece for rest in piece.split(other)}
+    return {piece for piece in pieces | rests if len(piece) >= 3 and re.search(r"[^\w\s]", piece)}

@@ -159,3 +159,13 @@ def test_the_same_text_under_titles_of_other_lengths_takes_its_occurrences_in_or
     assert spans == [(10, 10 + len(LONG)), (text.rindex(LONG), text.rindex(LONG) + len(LONG))]
     text = f"X\n\nmill: {LONG}\n\n{LONG}"
     assert found(text, Passage(LONG, title="mill"), Passage(LONG, title="Long mill history")) == [f"mill: {LONG}", LONG]
+
+
+def test_parts_of_a_passage_are_not_joined_over_what_is_said_between_them() -> None:
+    words = [f"word{number}" for number in range(60)]
+    first, second = " ".join(words[:40]), " ".join(words[40:])
+    between = "Who built the mill, and when was it? It was built by somebody else, who says so here."
+    (span,) = locate_passages(f"{first}\n\n{between}\n\n{second}", [Passage(f"{first} {second}")])
+    assert span == (0, len(first))
+    (span,) = locate_passages(f"{first}\n[page 12 of 40]\n{second}", [Passage(f"{first} {second}")])
+    assert span == (0, len(first) + len("\n[page 12 of 40]\n") + len(second))
