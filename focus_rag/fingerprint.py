@@ -60,7 +60,7 @@ class Fingerprint(BaseModel):
             key_heads=layout.key_heads,
             head_dim=layout.head_dim,
             rope=_rope_of(text_config),
-            tokenizer=_tokenizer_hash(tokenizer) if tokenizer is not None else None,
+            tokenizer=vocabulary_digest(tokenizer) if tokenizer is not None else None,
         )
 
     def mismatches(self, other: Fingerprint) -> list[str]:
@@ -91,6 +91,7 @@ def _is_same_rope(one: str, other: str) -> bool:
         return False
 
 
-def _tokenizer_hash(tokenizer: Any) -> str:
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Sixteen hexadecimal digits that tell a tokenizer's tokens and their ids from others."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]

@@ -13,9 +13,9 @@ content, and the runs only rank who may have retrieved them:
 `lookup` looks among the passages of the run and its ancestors, nearest first (*lineage*); if none of them stands in the
 prompt, among all recent ones (*registry*), where a text that several queries retrieved gets the scores of the query
 that stands in the prompt, where passages of a query that does not stand there have neither scores nor a question, and
-where a few words of a text, as an answer quotes them, do not count. Calls inside a gate (a
-reranker that asks the model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or
-told apart are withheld, never guessed.
+where a few words of a text, as an answer quotes them, do not count. Calls inside a gate (a reranker that asks the
+model, a query rewriter inside a retriever) get no passages. Scores that cannot be compared or told apart are withheld,
+never guessed.
 
 Thread-safe; all memory is bounded, the least recently used goes first.
 """

@@ -9,7 +9,6 @@ and one seed gives the same weights each time.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import time
@@ -214,8 +213,9 @@ class Trainer:
             )
 
     def _tokens(self) -> str:
-        """Tells vocabularies apart."""
-        return hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()
+        from focus_rag.fingerprint import vocabulary_digest
+
+        return vocabulary_digest(self.tokenizer)
 
     def _require_its_tokens(self) -> None:
         """A vocabulary of the same size with other words in it would fit the weights and scramble them."""

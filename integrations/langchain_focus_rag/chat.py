@@ -35,8 +35,8 @@ class ChatFocus(LangChainSettings, BaseChatModel):
     got.
 
     `with_structured_output` holds answers to a schema (extra `[structured]`). It calls no tools (`bind_tools` says so)
-    and, as a loaded model cannot be written down, is not serialised by `dumpd`. A cache answers by
-    prompt and settings; the scores of captured passages are not part of its key.
+    and, as a loaded model cannot be written down, is not serialised by `dumpd`. A cache answers by prompt and settings;
+    the scores of captured passages are not part of its key.
 
     Example:
         ```python
